@@ -1,0 +1,1 @@
+//! Home of the example programs; see the `.rs` files beside this folder.
