@@ -1,0 +1,293 @@
+//! Convolution with weights packed once.
+
+use crate::epilogue::{Activation, Residual};
+use crate::error::{Error, check_at_least, check_len, product};
+use crate::layout::{Blocked, View, ViewMut};
+use crate::pool::Window;
+use crate::reference::Parameters;
+use crate::shape::ConvShape;
+use crate::simd::{Dispatch, Simd};
+use crate::threads::Pool;
+
+mod direct;
+mod pack;
+mod plan;
+mod planar;
+mod winograd;
+
+pub use plan::{Algorithm, Plan, Precision, Site};
+
+use pack::Panels;
+use winograd::{Extent, F2, F4, S2};
+
+/// What a convolution reads.
+#[derive(Clone, Copy, Debug)]
+pub enum Input<'a> {
+    /// `[N, C, H, W]` without a halo, for [`Algorithm::Planar`].
+    Planar {
+        /// `[N, C, H, W]`.
+        dims: [usize; 4],
+        /// N × C × H × W elements.
+        data: &'a [f32],
+    },
+    /// Blocked, for all other algorithms. Direct ones read the padding from the halo, which must be at least as wide and
+    /// hold zeros; Winograd needs none.
+    Blocked(View<'a>),
+}
+
+/// What follows the sum of products.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Finish {
+    /// Applied after bias and residual.
+    pub activation: Activation,
+    /// A max-pooling fused behind the activation, for [`Algorithm::Planar`] without residual: its input never
+    /// reaches memory.
+    pub max_pool: Option<Window>,
+}
+
+/// A convolution, ready to run on any batch and image size, from any number of threads at once.
+///
+/// Infinities and NaN reach every output that depends on them, as in a direct sum, with two differences. Winograd may turn
+/// an infinity into NaN and spread either over its tile of up to 4 × 4 outputs. And channels that share a block of 16 with
+/// those of other groups, or with padding, are multiplied by zero weights, which turns non-finite inputs into NaN there.
+#[derive(Clone, Debug)]
+pub struct PackedConv {
+    shape: ConvShape,
+    plan: Plan,
+    finish: Finish,
+    panels: Panels,
+}
+
+/// A checked call.
+struct Call<'a> {
+    conv: &'a PackedConv,
+    residual: Residual<'a>,
+    output: ViewMut<'a>,
+    scratch: &'a mut [f32],
+    pool: &'a Pool,
+}
+
+impl PackedConv {
+    /// Packs weights `[c_out, c_in / groups, kernel height, kernel width]` for `plan`.
+    ///
+    /// Errors: a bad shape, slices of the wrong length, an algorithm that cannot compute the shape or the finish.
+    pub fn new(shape: ConvShape, plan: Plan, params: Parameters, finish: Finish) -> Result<Self, Error> {
+        check_len("weights", params.weights.len(), shape.weight_len()?)?;
+        check_len("bias", params.bias.map_or(shape.c_out, <[f32]>::len), shape.c_out)?;
+        plan.algorithm.supports(&shape)?;
+        if let Some(window) = &finish.max_pool {
+            window.check()?;
+            if plan.algorithm != Algorithm::Planar {
+                return Err(Error::Algorithm {
+                    algorithm: plan.algorithm.name(),
+                    why: "a fused max-pooling",
+                });
+            }
+        }
+        let panels = plan.isa.dispatch(Pack { shape: &shape, algorithm: plan.algorithm, params });
+        Ok(Self { shape, plan, finish, panels })
+    }
+
+    /// The shape it was made from.
+    pub fn shape(&self) -> &ConvShape {
+        &self.shape
+    }
+
+    /// The plan it was packed for.
+    pub fn plan(&self) -> Plan {
+        self.plan
+    }
+
+    /// `{algorithm}-f32-{channels}x{pixels}-{isa}` of the register tile, such as `winograd4-f32-64x6-avx512`.
+    pub fn kernel_name(&self) -> String {
+        let blocks = self.panels.list.first().map_or(1, |panel| panel.blocks);
+        let pixels = self.plan.isa.dispatch(TilePixels(blocks));
+        format!("{}-f32-{}x{pixels}-{}", self.plan.algorithm.name(), blocks * 16, self.plan.isa.name())
+    }
+
+    /// Bytes held: packed weights and bias.
+    pub fn bytes(&self) -> usize {
+        (self.panels.weights.len() + self.panels.bias.len()) * size_of::<f32>()
+    }
+
+    /// The halo that the input needs, `[vertical, horizontal]` pixels.
+    pub fn input_halo(&self) -> [usize; 2] {
+        match self.plan.algorithm {
+            Algorithm::Direct | Algorithm::Pointwise => self.shape.padding,
+            _ => [0, 0],
+        }
+    }
+
+    /// `[N, C, H, W]` of the output, after a fused pooling. Errors: wrong channels, an input too small for the kernel.
+    pub fn output_dims(&self, input: [usize; 4]) -> Result<[usize; 4], Error> {
+        let [n, c, h, w] = input;
+        if c != self.shape.c_in {
+            return Err(Error::Shape { what: "input", found: input, expected: [n, self.shape.c_in, h, w] });
+        }
+        let mut hw = self.shape.output_hw([h, w])?;
+        if let Some(window) = &self.finish.max_pool {
+            hw = window.output_hw(hw)?;
+        }
+        Ok([n, self.shape.c_out, hw[0], hw[1]])
+    }
+
+    /// Elements of scratch memory that [`PackedConv::run`] needs for an input `[N, C, H, W]` on `threads` threads.
+    pub fn scratch_len(&self, input: [usize; 4], threads: usize) -> Result<usize, Error> {
+        let output = self.output_dims(input)?;
+        product("activation length", &input)?;
+        product("activation length", &output)?;
+        self.plan.isa.dispatch(ScratchLen { conv: self, input, output, threads })
+    }
+
+    /// `output = activation(convolution(input) + bias + residual)`. Allocates nothing.
+    ///
+    /// `scratch` is at least [`PackedConv::scratch_len`] long and may hold anything. The result does not depend on the
+    /// number of threads. Errors: shapes, halo or lengths that do not fit.
+    pub fn run(
+        &self,
+        input: Input,
+        residual: Residual,
+        output: ViewMut,
+        scratch: &mut [f32],
+        pool: &Pool,
+    ) -> Result<(), Error> {
+        let dims = match &input {
+            Input::Planar { dims, .. } => *dims,
+            Input::Blocked(view) => view.layout.dims(),
+        };
+        output.check("output", self.output_dims(dims)?)?;
+        residual.check(&output.layout)?;
+        check_at_least("scratch", scratch.len(), self.scratch_len(dims, pool.threads())?)?;
+        let call = Call { conv: self, residual, output, scratch, pool };
+        let planar = self.plan.algorithm == Algorithm::Planar;
+        match input {
+            Input::Planar { dims, data } if planar => {
+                check_len("input", data.len(), product("input length", &dims)?)?;
+                if !matches!(call.residual, Residual::None) && self.finish.max_pool.is_some() {
+                    return Err(Error::Algorithm {
+                        algorithm: "planar",
+                        why: "a residual before a fused max-pooling",
+                    });
+                }
+                self.plan.isa.dispatch(RunPlanar { call, dims, data });
+            }
+            Input::Blocked(view) if !planar => {
+                view.check("input", dims)?;
+                let (found, expected) = (view.layout.halo, self.input_halo());
+                if found[0] < expected[0] || found[1] < expected[1] {
+                    return Err(Error::Halo { found, expected });
+                }
+                self.plan.isa.dispatch(RunBlocked { call, view });
+            }
+            Input::Planar { .. } => return Err(Error::InputKind { found: "planar", expected: "blocked" }),
+            Input::Blocked(_) => return Err(Error::InputKind { found: "blocked", expected: "planar" }),
+        }
+        Ok(())
+    }
+}
+
+struct Pack<'a> {
+    shape: &'a ConvShape,
+    algorithm: Algorithm,
+    params: Parameters<'a>,
+}
+
+impl Dispatch for Pack<'_> {
+    type Output = Panels;
+
+    fn run<S: Simd>(self, _: S) -> Panels {
+        match self.algorithm {
+            Algorithm::Planar => Panels::planar::<S>(self.shape, self.params),
+            Algorithm::Pointwise | Algorithm::Direct => Panels::direct::<S>(self.shape, self.params),
+            Algorithm::Winograd2 => winograd::pack::<S, F2, F2, 4, 2, 4, 2>(self.shape, self.params),
+            Algorithm::Winograd2x4 => winograd::pack::<S, F2, F4, 4, 2, 6, 4>(self.shape, self.params),
+            Algorithm::Winograd4 => winograd::pack::<S, F4, F4, 6, 4, 6, 4>(self.shape, self.params),
+            Algorithm::WinogradStrided => winograd::pack::<S, S2, S2, 5, 2, 5, 2>(self.shape, self.params),
+        }
+    }
+}
+
+struct TilePixels(usize);
+
+impl Dispatch for TilePixels {
+    type Output = usize;
+
+    fn run<S: Simd>(self, _: S) -> usize {
+        S::PIXELS[self.0 - 1]
+    }
+}
+
+struct ScratchLen<'a> {
+    conv: &'a PackedConv,
+    input: [usize; 4],
+    output: [usize; 4],
+    threads: usize,
+}
+
+impl Dispatch for ScratchLen<'_> {
+    type Output = Result<usize, Error>;
+
+    fn run<S: Simd>(self, _: S) -> Result<usize, Error> {
+        let Self { conv, input, output, threads } = self;
+        match conv.plan.algorithm {
+            Algorithm::Pointwise | Algorithm::Direct => Ok(0),
+            Algorithm::Planar => planar::scratch_len(conv, input, output, threads),
+            Algorithm::Winograd2 => {
+                winograd::scratch_len(Extent::of::<F2, F2, 4, 2, 4, 2>(), conv, output, threads)
+            }
+            Algorithm::Winograd2x4 => {
+                winograd::scratch_len(Extent::of::<F2, F4, 4, 2, 6, 4>(), conv, output, threads)
+            }
+            Algorithm::Winograd4 => {
+                winograd::scratch_len(Extent::of::<F4, F4, 6, 4, 6, 4>(), conv, output, threads)
+            }
+            Algorithm::WinogradStrided => {
+                winograd::scratch_len(Extent::of::<S2, S2, 5, 2, 5, 2>(), conv, output, threads)
+            }
+        }
+    }
+}
+
+struct RunPlanar<'a> {
+    call: Call<'a>,
+    dims: [usize; 4],
+    data: &'a [f32],
+}
+
+impl Dispatch for RunPlanar<'_> {
+    type Output = ();
+
+    fn run<S: Simd>(self, simd: S) {
+        planar::run(simd, self.call, self.dims, self.data);
+    }
+}
+
+struct RunBlocked<'a> {
+    call: Call<'a>,
+    view: View<'a>,
+}
+
+impl Dispatch for RunBlocked<'_> {
+    type Output = ();
+
+    fn run<S: Simd>(self, simd: S) {
+        match self.call.conv.plan.algorithm {
+            Algorithm::Planar | Algorithm::Pointwise | Algorithm::Direct => {
+                direct::run(simd, self.call, self.view)
+            }
+            Algorithm::Winograd2 => winograd::run::<S, F2, F2, 4, 2, 4, 2>(simd, self.call, self.view),
+            Algorithm::Winograd2x4 => winograd::run::<S, F2, F4, 4, 2, 6, 4>(simd, self.call, self.view),
+            Algorithm::Winograd4 => winograd::run::<S, F4, F4, 6, 4, 6, 4>(simd, self.call, self.view),
+            Algorithm::WinogradStrided => winograd::run::<S, S2, S2, 5, 2, 5, 2>(simd, self.call, self.view),
+        }
+    }
+}
+
+/// Blocked layout without halo of an output known to be checked.
+fn dense(dims: [usize; 4]) -> Blocked {
+    let [n, c, h, w] = dims;
+    Blocked { n, c, h, w, halo: [0, 0] }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,227 @@
+//! Direct convolution over a blocked input, 1×1 included: a sum over input blocks and taps, all of it in registers.
+
+use std::ops::Range;
+
+use super::pack::Panel;
+use super::{Call, PackedConv};
+use crate::epilogue::{Activation, Residual};
+use crate::layout::{Blocked, LANES, View};
+use crate::simd::Simd;
+use crate::simd::tile::{Addend, MAX_PIXELS, Reduction, Tile, next_pixels};
+use crate::threads::{Cut, Share};
+
+/// Bytes of input that a task passes over once per panel: they should stay in the second-level cache.
+const STRIP_BYTES: usize = 256 << 10;
+
+/// Bytes of weights that all pixels of a task pass over before the next ones come: with the input, they should stay in
+/// the second-level cache. A longer sum is continued from the output.
+const WEIGHT_BYTES: usize = 320 << 10;
+
+/// Tasks per thread that keep all threads busy to the end.
+const TASKS_PER_THREAD: usize = 4;
+
+/// Fewer pixels than this per task cost more in weights than they give in balance.
+const LEAST_PIXELS: usize = 36;
+
+/// How the output is cut: images, rows and panels per task.
+#[derive(Debug, PartialEq, Eq)]
+struct Split {
+    images: usize,
+    rows: usize,
+    panels: usize,
+}
+
+impl Split {
+    fn choose(output: &Blocked, panels: usize, row_bytes: usize, threads: usize) -> Self {
+        let mut rows = (STRIP_BYTES / row_bytes.max(1)).clamp(1, output.h);
+        let images = if rows < output.h { 1 } else { STRIP_BYTES / (row_bytes * output.h).max(1) };
+        let images = images.clamp(1, output.n);
+        if threads == 1 {
+            rows = output.h.div_ceil(output.h.div_ceil(rows));
+            return Self { images, rows, panels };
+        }
+        let wanted = TASKS_PER_THREAD * threads;
+        let least = LEAST_PIXELS.div_ceil(output.w).clamp(1, output.h);
+        let images = images.min(output.n.div_ceil(threads));
+        let strips = |images: usize, rows: usize| output.n.div_ceil(images) * output.h.div_ceil(rows);
+        let mut group = panels;
+        while group > 1 && strips(images, rows) * panels.div_ceil(group) < wanted {
+            group = group.div_ceil(2);
+        }
+        while rows > least && images == 1 && strips(images, rows) * panels.div_ceil(group) < wanted {
+            rows = rows.div_ceil(2).max(least);
+        }
+        rows = output.h.div_ceil(output.h.div_ceil(rows));
+        Self { images, rows, panels: group }
+    }
+}
+
+pub(super) fn run<S: Simd>(simd: S, call: Call, input: View) {
+    let Call { conv, residual, output, pool, .. } = call;
+    let (shape, panels) = (&conv.shape, &conv.panels);
+    let (from, to) = (input.layout, output.layout);
+    let row_bytes = from.blocks() * from.row_len() * shape.stride[0] * size_of::<f32>();
+    let split = Split::choose(&to, panels.list.len(), row_bytes, pool.threads());
+    let cut = rows_cut(&to, &panels.bounds, split.panels, split.images, split.rows);
+    let job = Job { simd, conv, residual: &residual, input, to };
+    pool.run_shares(output.data, &cut, |_, mut share| {
+        for panel in &panels.list[share.groups.clone()] {
+            let taps = shape.kernel[0] * shape.kernel[1] * LANES;
+            let block_len = taps * panel.blocks * LANES;
+            let step = (WEIGHT_BYTES / size_of::<f32>() / block_len).max(1);
+            let step = panel.depth.div_ceil(panel.depth.div_ceil(step));
+            for first in (0..panel.depth).step_by(step) {
+                let depth = step.min(panel.depth - first);
+                job.chunk(panel, first..first + depth, block_len, &mut share);
+            }
+        }
+    });
+}
+
+struct Job<'a, S> {
+    simd: S,
+    conv: &'a PackedConv,
+    residual: &'a Residual<'a>,
+    input: View<'a>,
+    to: Blocked,
+}
+
+impl<S: Simd> Job<'_, S> {
+    /// Adds up the products of the input blocks `depths` of a panel, for all pixels of a share. The sums of the blocks
+    /// before are in the output; `block_len` is the number of weights per block.
+    fn chunk(&self, panel: &Panel, depths: Range<usize>, block_len: usize, share: &mut Share) {
+        let Self { conv, to, .. } = self;
+        let (shape, from) = (&conv.shape, self.input.layout);
+        let (first, last) = (depths.start == 0, depths.end == panel.depth);
+        let reduction = Reduction::new(
+            [depths.len(), shape.kernel[0], shape.kernel[1]],
+            [from.plane_len(), shape.dilation[0] * from.row_len(), shape.dilation[1] * LANES],
+            LANES,
+        );
+        let mut ahead = conv.panels.ahead(panel.start + depths.end * block_len, depths.len() * block_len);
+        for image in share.outer.clone() {
+            let start = image * from.image_len() + (panel.from + depths.start) * from.plane_len();
+            let (addend, addend_layout) = match first {
+                true => addend(self.residual, image, panel.block),
+                false => addend(&Residual::InPlace, image, panel.block),
+            };
+            let mut tile = Tile {
+                weights: &conv.panels.weights(panel)[depths.start * block_len..],
+                input: &self.input.data[start..],
+                reduction: &reduction,
+                pixels: 0,
+                from: [0; MAX_PIXELS],
+                to: [0; MAX_PIXELS],
+                bias: first.then_some(conv.panels.bias(panel)),
+                addend,
+                relu: last && conv.finish.activation == Activation::Relu,
+                ahead: &[],
+            };
+            let rows = owned_rows(share, to);
+            let mut pixels = Pixels::new(rows.start, to.w, rows.len());
+            let mut target = share.target(image, panel.block, panel.blocks);
+            while pixels.left > 0 {
+                tile.ahead = ahead.next(&reduction, panel.blocks);
+                tile.pixels = next_pixels::<S>(panel.blocks, pixels.left);
+                for p in 0..tile.pixels {
+                    let (y, x) = pixels.next();
+                    // The halo is at least the padding.
+                    let top = y * shape.stride[0] + from.halo[0] - shape.padding[0];
+                    let left = x * shape.stride[1] + from.halo[1] - shape.padding[1];
+                    tile.from[p] = top * from.row_len() + left * LANES;
+                    tile.to[p] = to.pixel(y, x);
+                    if let Addend::Blocks { at, .. } = &mut tile.addend {
+                        at[p] = addend_layout.pixel(y, x);
+                    }
+                }
+                self.simd.tile(&tile, panel.blocks, &mut target);
+            }
+        }
+    }
+}
+
+/// The residual's part for an image and the output blocks from `block` on, and how its pixels lie.
+pub(super) fn addend<'a>(residual: &Residual<'a>, image: usize, block: usize) -> (Addend<'a>, Blocked) {
+    match residual {
+        Residual::None => (Addend::None, super::dense([0; 4])),
+        Residual::InPlace => (Addend::Target, super::dense([0; 4])),
+        Residual::Add(view) => {
+            let layout = view.layout;
+            let data = &view.data[image * layout.image_len() + block * layout.plane_len()..];
+            (Addend::Blocks { data, stride: layout.plane_len(), at: [0; MAX_PIXELS] }, layout)
+        }
+    }
+}
+
+/// Cuts a blocked output by images, rows and panels; the halo belongs to nobody.
+pub(super) fn rows_cut<'a>(
+    to: &Blocked,
+    bounds: &'a [usize],
+    panels: usize,
+    images: usize,
+    rows: usize,
+) -> Cut<'a> {
+    let (row, above) = (to.row_len(), to.halo[0]);
+    Cut {
+        outer: (to.n, images),
+        outer_stride: to.image_len(),
+        inner_bounds: bounds,
+        inner_group: panels,
+        inner_stride: to.plane_len(),
+        run: (above * row..(above + to.h) * row, rows * row),
+    }
+}
+
+/// The output rows, counted without the halo, that a share made by [`rows_cut`] owns.
+pub(super) fn owned_rows(share: &Share, to: &Blocked) -> std::ops::Range<usize> {
+    let row = to.row_len();
+    share.run.start / row - to.halo[0]..share.run.end / row - to.halo[0]
+}
+
+/// Walks over pixels row by row; a tile may begin in one row and end in another.
+struct Pixels {
+    y: usize,
+    x: usize,
+    width: usize,
+    left: usize,
+}
+
+impl Pixels {
+    fn new(first_row: usize, width: usize, rows: usize) -> Self {
+        Self { y: first_row, x: 0, width, left: width * rows }
+    }
+
+    #[inline]
+    fn next(&mut self) -> (usize, usize) {
+        let at = (self.y, self.x);
+        self.left -= 1;
+        self.x += 1;
+        if self.x == self.width {
+            self.x = 0;
+            self.y += 1;
+        }
+        at
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn splits_keep_threads_busy_and_caches_full() {
+        let check = |n, size: usize, channels: usize, panels, threads, expected: [usize; 3]| {
+            let output = super::super::dense([n, panels * 64, size, size]);
+            let row_bytes = channels * size * 4;
+            let split = Split::choose(&output, panels, row_bytes, threads);
+            let [images, rows, panels] = expected;
+            assert_eq!(split, Split { images, rows, panels });
+        };
+        check(1, 56, 64, 4, 1, [1, 14, 4]);
+        check(1, 7, 512, 32, 1, [1, 7, 32]);
+        check(1, 7, 512, 32, 2, [1, 7, 4]);
+        check(1, 56, 256, 1, 2, [1, 4, 1]);
+        check(8, 7, 512, 32, 1, [2, 7, 32]);
+        check(1, 56, 64, 1, 2, [1, 5, 1]);
+    }
+}

@@ -1,0 +1,197 @@
+//! Weights in the order in which the register tiles consume them.
+
+use crate::layout::LANES;
+use crate::reference::Parameters;
+use crate::shape::ConvShape;
+use crate::simd::Aligned;
+use crate::simd::Simd;
+use crate::simd::tile::{Reduction, lines_ahead};
+
+/// Output channels that one register tile computes together, and their weights.
+#[derive(Clone, Debug)]
+pub(super) struct Panel {
+    /// First block of output channels.
+    pub block: usize,
+    /// Number of output blocks.
+    pub blocks: usize,
+    /// First block of input channels that any of the outputs depends on.
+    pub from: usize,
+    /// Number of input blocks.
+    pub depth: usize,
+    /// Where the panel's weights start.
+    pub start: usize,
+    /// Their number.
+    pub len: usize,
+}
+
+/// All panels of a convolution, in the order of their output channels.
+#[derive(Clone, Debug)]
+pub(super) struct Panels {
+    pub list: Vec<Panel>,
+    /// First output block of every panel, and the end of the last.
+    pub bounds: Vec<usize>,
+    pub weights: Aligned,
+    /// `[blocks × 16]`, zero where the convolution has none.
+    pub bias: Aligned,
+}
+
+impl Panels {
+    /// Cuts the output channels into panels; `products` is the number of weights per pair of padded channels.
+    fn cut<S: Simd>(shape: &ConvShape, bias: Option<&[f32]>, products: usize, planar: bool) -> Self {
+        let blocks = shape.c_out.div_ceil(LANES);
+        let mut list: Vec<Panel> = Vec::new();
+        let (mut block, mut start) = (0, 0);
+        while block < blocks {
+            let size = panel_blocks::<S>(shape, block, blocks, planar);
+            let (from, depth) = inputs(shape, block, size);
+            let channels = if planar { shape.c_in } else { depth * LANES };
+            let len = size * LANES * channels * products;
+            list.push(Panel { block, blocks: size, from, depth, start, len });
+            block += size;
+            start += len;
+        }
+        let mut bounds: Vec<usize> = list.iter().map(|panel| panel.block).collect();
+        bounds.push(blocks);
+        let mut padded = Aligned::zeroed(blocks * LANES);
+        padded[..shape.c_out].copy_from_slice(bias.unwrap_or(&vec![0.0; shape.c_out]));
+        Self { list, bounds, weights: Aligned::zeroed(start), bias: padded }
+    }
+
+    pub(super) fn weights(&self, panel: &Panel) -> &[f32] {
+        &self.weights[panel.start..][..panel.len]
+    }
+
+    pub(super) fn bias(&self, panel: &Panel) -> &[f32] {
+        &self.bias[panel.block * LANES..][..panel.blocks * LANES]
+    }
+
+    /// `len` weights from `start` on, or as many as there are, to be fetched while those before them are used.
+    pub(super) fn ahead(&self, start: usize, len: usize) -> Ahead<'_> {
+        let from = self.weights.get(start..).unwrap_or_default();
+        Ahead(&from[..len.min(from.len())])
+    }
+
+    /// `[input block][kernel height][kernel width][16][blocks × 16]` for each panel.
+    pub(super) fn direct<S: Simd>(shape: &ConvShape, params: Parameters) -> Self {
+        let taps = shape.kernel[0] * shape.kernel[1];
+        let mut panels = Self::cut::<S>(shape, params.bias, taps, false);
+        let (ig, og) = (shape.c_in / shape.groups, shape.c_out / shape.groups);
+        for panel in &panels.list {
+            let width = panel.blocks * LANES;
+            let packed = &mut panels.weights[panel.start..][..panel.len];
+            for column in 0..width.min(shape.c_out - panel.block * LANES) {
+                let oc = panel.block * LANES + column;
+                for ic in 0..ig {
+                    let channel = oc / og * ig + ic - panel.from * LANES;
+                    let source = &params.weights[(oc * ig + ic) * taps..][..taps];
+                    for (tap, weight) in source.iter().enumerate() {
+                        let row = (channel / LANES * taps + tap) * LANES + channel % LANES;
+                        packed[row * width + column] = *weight;
+                    }
+                }
+            }
+        }
+        panels
+    }
+
+    /// `[c_in][kernel height][kernel width][blocks × 16]` for each panel.
+    pub(super) fn planar<S: Simd>(shape: &ConvShape, params: Parameters) -> Self {
+        let taps = shape.kernel[0] * shape.kernel[1];
+        let mut panels = Self::cut::<S>(shape, params.bias, taps, true);
+        let rows = shape.c_in * taps;
+        for panel in &panels.list {
+            let width = panel.blocks * LANES;
+            let packed = &mut panels.weights[panel.start..][..panel.len];
+            for column in 0..width.min(shape.c_out - panel.block * LANES) {
+                let source = &params.weights[(panel.block * LANES + column) * rows..][..rows];
+                for (row, weight) in source.iter().enumerate() {
+                    packed[row * width + column] = *weight;
+                }
+            }
+        }
+        panels
+    }
+
+    /// `[A × B][c_in][blocks × 16]` for each panel: `P·g·Qᵀ` of every kernel `g`, computed in `f64`.
+    pub(super) fn winograd<S: Simd, const A: usize, const B: usize>(
+        shape: &ConvShape,
+        params: Parameters,
+        p: [[f64; 3]; A],
+        q: [[f64; 3]; B],
+    ) -> Self {
+        let mut panels = Self::cut::<S>(shape, params.bias, A * B, false);
+        for panel in &panels.list {
+            let width = panel.blocks * LANES;
+            let packed = &mut panels.weights[panel.start..][..panel.len];
+            let columns = width.min(shape.c_out - panel.block * LANES);
+            for ic in 0..shape.c_in {
+                for block in 0..columns.div_ceil(LANES) {
+                    let lanes = (columns - block * LANES).min(LANES);
+                    let mut kernels = [[[0.0f64; LANES]; 3]; 3];
+                    for (tap, values) in kernels.as_flattened_mut().iter_mut().enumerate() {
+                        for (lane, value) in values[..lanes].iter_mut().enumerate() {
+                            let oc = (panel.block + block) * LANES + lane;
+                            *value = f64::from(params.weights[(oc * shape.c_in + ic) * 9 + tap]);
+                        }
+                    }
+                    for (alpha, values) in transform_kernels(&kernels, &p, &q).iter().flatten().enumerate() {
+                        let row = alpha * panel.depth * LANES + ic;
+                        let to = &mut packed[row * width + block * LANES..][..LANES];
+                        to.iter_mut().zip(values).for_each(|(to, value)| *to = *value as f32);
+                    }
+                }
+            }
+        }
+        panels
+    }
+}
+
+/// Weights that are next in line. The tiles that share the present weights fetch one piece each.
+pub(super) struct Ahead<'a>(&'a [f32]);
+
+impl<'a> Ahead<'a> {
+    /// The piece for the next tile with this reduction; empty when the weights after these are all fetched.
+    pub(super) fn next(&mut self, reduction: &Reduction, blocks: usize) -> &'a [f32] {
+        let piece = reduction.len() * lines_ahead(blocks) * LANES;
+        let (now, later) = self.0.split_at(piece.min(self.0.len()));
+        self.0 = later;
+        now
+    }
+}
+
+/// `P·g·Qᵀ` for 16 kernels side by side.
+fn transform_kernels<const A: usize, const B: usize>(
+    kernels: &[[[f64; LANES]; 3]; 3],
+    p: &[[f64; 3]; A],
+    q: &[[f64; 3]; B],
+) -> [[[f64; LANES]; B]; A] {
+    let combine = |rows: [&[f64; LANES]; 3], by: &[f64; 3]| -> [f64; LANES] {
+        std::array::from_fn(|lane| rows[0][lane] * by[0] + rows[1][lane] * by[1] + rows[2][lane] * by[2])
+    };
+    p.map(|by| {
+        let half: [[f64; LANES]; 3] =
+            std::array::from_fn(|x| combine([&kernels[0][x], &kernels[1][x], &kernels[2][x]], &by));
+        std::array::from_fn(|j| combine([&half[0], &half[1], &half[2]], &q[j]))
+    })
+}
+
+/// Blocks of the panel that starts at `block`: as many as the registers take, but where groups make wide panels
+/// multiply zeros, as few as waste least.
+fn panel_blocks<S: Simd>(shape: &ConvShape, block: usize, blocks: usize, planar: bool) -> usize {
+    let left = blocks - block;
+    let most = S::PIXELS.len().min(left);
+    if planar || shape.groups == 1 {
+        return left.div_ceil(left.div_ceil(S::PIXELS.len()));
+    }
+    (1..=most).rev().min_by_key(|size| inputs(shape, block, *size).1).unwrap_or(1)
+}
+
+/// First and number of the input blocks that `size` output blocks from `block` on depend on.
+fn inputs(shape: &ConvShape, block: usize, size: usize) -> (usize, usize) {
+    let (ig, og) = (shape.c_in / shape.groups, shape.c_out / shape.groups);
+    let first = block * LANES / og * ig;
+    let last = ((block + size) * LANES).min(shape.c_out) - 1;
+    let end = (last / og + 1) * ig;
+    let from = first / LANES;
+    (from, end.div_ceil(LANES) - from)
+}

@@ -1,0 +1,193 @@
+use crate::error::Error;
+use crate::layout::LANES;
+use crate::shape::ConvShape;
+use crate::simd::Isa;
+
+/// How far the result may be from that of a direct sum.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Precision {
+    /// Winograd where it is faster: relative error about 5e-7, two to three times that of a direct sum.
+    #[default]
+    F32,
+    /// Direct sums only.
+    Exact,
+}
+
+/// A way to compute a convolution; all give the same result up to rounding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Algorithm {
+    /// Direct, reading a planar `[N, C, H, W]` input: for few input channels, where blocks of 16 would be mostly padding.
+    Planar,
+    /// 1×1: a matrix product over the pixels of a blocked input.
+    Pointwise,
+    /// Direct over a blocked input: any kernel, stride, padding, dilation and groups.
+    Direct,
+    /// Winograd F(2×2, 3×3): 2.25 times fewer products, 1.8 times the weights.
+    Winograd2,
+    /// Winograd F(4×4, 3×3) with points 0, ±5/8, ±3/2, ∞: 4 times fewer products, 4 times the weights.
+    Winograd4,
+    /// Winograd F(2, 3) down and F(4, 3) across: 3 times fewer products, 2.7 times the weights.
+    Winograd2x4,
+    /// 3×3 with stride 2, by Winograd on the even inputs of 2 × 2 outputs: 1.44 times fewer products, 2.8 times the weights.
+    WinogradStrided,
+}
+
+impl Algorithm {
+    /// All of them.
+    pub const ALL: [Self; 7] = [
+        Self::Planar,
+        Self::Pointwise,
+        Self::Direct,
+        Self::Winograd2,
+        Self::Winograd2x4,
+        Self::Winograd4,
+        Self::WinogradStrided,
+    ];
+}
+
+/// What is known about the input when a plan is chosen. It decides what is fast, not what is possible: a packed
+/// convolution takes any batch and any size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Site {
+    /// Images per call.
+    pub batch: usize,
+    /// Input `[height, width]` in pixels.
+    pub input: [usize; 2],
+}
+
+/// The choice of an algorithm and an instruction set for one convolution.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Plan {
+    /// How.
+    pub algorithm: Algorithm,
+    /// With which instructions.
+    pub isa: Isa,
+}
+
+impl Plan {
+    /// The fastest plan for a shape that keeps to `precision`. Pure: the only place that knows which is fastest.
+    pub fn choose(shape: &ConvShape, site: Site, isa: Isa, precision: Precision) -> Self {
+        let algorithm = if shape.groups == 1 && shape.c_in < LANES {
+            Algorithm::Planar
+        } else if shape.kernel == [1, 1] && shape.padding == [0, 0] && shape.groups == 1 {
+            Algorithm::Pointwise
+        } else if precision == Precision::F32 {
+            cheapest(shape, site)
+        } else {
+            Algorithm::Direct
+        };
+        Self { algorithm, isa }
+    }
+}
+
+/// Measured on Zen 4: what a byte of weights from memory costs in multiply-adds, and from which size on weights do not
+/// survive in the cache until the next image.
+const MACS_PER_BYTE: f64 = 1.2;
+const CACHED_BYTES: f64 = 6e6;
+
+/// The cheapest way to compute a convolution over a blocked input.
+fn cheapest(shape: &ConvShape, site: Site) -> Algorithm {
+    let Ok(output) = shape.output_hw(site.input) else { return Algorithm::Direct };
+    let channels = (shape.c_in * shape.c_out) as f64;
+    // The transforms cost a constant number of operations per channel, the products one per pair of channels.
+    let transforms = 1.0 + 12.0 * (1.0 / shape.c_in as f64 + 1.0 / shape.c_out as f64);
+    let cost = |[height, width]: [usize; 2], products: usize, overhead: f64| {
+        let tiles = site.batch * output[0].div_ceil(height) * output[1].div_ceil(width);
+        let bytes = channels * products as f64 * 4.0;
+        let traffic = if bytes > CACHED_BYTES { bytes * MACS_PER_BYTE } else { 0.0 };
+        channels * (tiles * products) as f64 * overhead + traffic
+    };
+    let costs = [
+        (Algorithm::Winograd4, cost([4, 4], 36, transforms)),
+        (Algorithm::Winograd2x4, cost([2, 4], 24, transforms)),
+        (Algorithm::Winograd2, cost([2, 2], 16, transforms)),
+        (Algorithm::WinogradStrided, cost([2, 2], 25, transforms)),
+        (Algorithm::Direct, cost([1, 1], 9, 1.0)),
+    ];
+    let possible = costs.into_iter().filter(|(algorithm, _)| algorithm.supports(shape).is_ok());
+    possible.min_by(|a, b| a.1.total_cmp(&b.1)).map_or(Algorithm::Direct, |(algorithm, _)| algorithm)
+}
+
+impl Algorithm {
+    /// First part of a kernel's name.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Algorithm::Planar => "planar",
+            Algorithm::Pointwise => "pointwise",
+            Algorithm::Direct => "direct",
+            Algorithm::Winograd2 => "winograd2",
+            Algorithm::Winograd2x4 => "winograd2x4",
+            Algorithm::Winograd4 => "winograd4",
+            Algorithm::WinogradStrided => "winograds2",
+        }
+    }
+
+    /// Refuses a shape that this algorithm cannot compute.
+    pub fn supports(&self, shape: &ConvShape) -> Result<(), Error> {
+        let refuse = |why| Err(Error::Algorithm { algorithm: self.name(), why });
+        match self {
+            Algorithm::Direct => Ok(()),
+            Algorithm::Planar if shape.groups != 1 => refuse("groups"),
+            Algorithm::Planar => Ok(()),
+            Algorithm::Pointwise if shape.kernel != [1, 1] => refuse("a kernel that is not 1x1"),
+            Algorithm::Pointwise => Ok(()),
+            Algorithm::WinogradStrided => match *shape {
+                ConvShape { kernel: [3, 3], stride: [2, 2], dilation: [1, 1], groups: 1, .. } => Ok(()),
+                _ => refuse("anything but 3x3 with stride 2, dilation and groups of 1"),
+            },
+            Algorithm::Winograd2 | Algorithm::Winograd2x4 | Algorithm::Winograd4 => match *shape {
+                ConvShape { kernel: [3, 3], stride: [1, 1], dilation: [1, 1], groups: 1, .. } => Ok(()),
+                _ => refuse("anything but 3x3 with stride, dilation and groups of 1"),
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(shape: ConvShape, size: usize, batch: usize, expected: Algorithm) {
+        let site = Site { batch, input: [size, size] };
+        let plan = Plan::choose(&shape, site, Isa::best(), Precision::F32);
+        assert_eq!(plan.algorithm, expected, "{shape:?} {site:?}");
+        let exact = Plan::choose(&shape, site, Isa::best(), Precision::Exact).algorithm;
+        assert!(matches!(exact, Algorithm::Planar | Algorithm::Pointwise | Algorithm::Direct));
+        assert!(exact.supports(&shape).is_ok() && expected.supports(&shape).is_ok());
+    }
+
+    #[test]
+    fn plans_of_resnets() {
+        let k3 =
+            |c_in, c_out| ConvShape { kernel: [3, 3], padding: [1, 1], ..ConvShape::pointwise(c_in, c_out) };
+        check(
+            ConvShape { kernel: [7, 7], stride: [2, 2], padding: [3, 3], ..ConvShape::pointwise(3, 64) },
+            224,
+            1,
+            Algorithm::Planar,
+        );
+        check(k3(64, 64), 56, 1, Algorithm::Winograd4);
+        check(k3(128, 128), 28, 1, Algorithm::Winograd4);
+        check(k3(256, 256), 14, 1, Algorithm::Winograd4);
+        check(k3(512, 512), 7, 1, Algorithm::Winograd2x4);
+        check(k3(512, 512), 7, 8, Algorithm::Winograd4);
+        check(ConvShape { stride: [2, 2], ..k3(64, 128) }, 56, 1, Algorithm::WinogradStrided);
+        check(ConvShape { stride: [2, 2], ..k3(512, 512) }, 14, 1, Algorithm::Direct);
+        check(ConvShape { dilation: [2, 2], padding: [2, 2], ..k3(256, 256) }, 28, 1, Algorithm::Direct);
+        check(ConvShape { groups: 32, ..k3(128, 128) }, 56, 1, Algorithm::Direct);
+        check(ConvShape { stride: [2, 2], ..ConvShape::pointwise(64, 128) }, 56, 1, Algorithm::Pointwise);
+        check(ConvShape::pointwise(2048, 512), 7, 1, Algorithm::Pointwise);
+        check(ConvShape { padding: [1, 1], ..ConvShape::pointwise(16, 16) }, 7, 1, Algorithm::Direct);
+    }
+
+    #[test]
+    fn unsupported_shapes_are_refused() {
+        let shape = ConvShape { kernel: [3, 3], groups: 2, ..ConvShape::pointwise(32, 32) };
+        for algorithm in [Algorithm::Planar, Algorithm::Pointwise, Algorithm::Winograd2, Algorithm::Winograd4]
+        {
+            let error = algorithm.supports(&shape).unwrap_err().to_string();
+            assert!(error.starts_with(algorithm.name()), "{error}");
+        }
+        assert!(Algorithm::Direct.supports(&shape).is_ok());
+    }
+}

@@ -1,0 +1,252 @@
+//! Direct convolution over a planar input, for the stems of networks: three channels would fill three of 16 lanes.
+//!
+//! A task copies the input rows it needs into scratch, with the padding around them, and computes row by row. With a
+//! fused max-pooling the rows go into a ring that holds as many as a pooling window is high, and only the pooled
+//! rows reach memory.
+
+use super::direct::{addend, owned_rows, rows_cut};
+use super::pack::Panel;
+use super::{Call, PackedConv};
+use crate::epilogue::{Activation, Residual};
+use crate::error::{Error, product};
+use crate::layout::LANES;
+use crate::pool::{MaxRows, Window};
+use crate::simd::Simd;
+use crate::simd::tile::{Addend, MAX_PIXELS, Reduction, Tile, next_pixels};
+use crate::threads::{Share, Target};
+
+/// Output rows per task of a convolution without pooling, and with: few enough for the cache, enough to pay for the
+/// rows that neighbouring tasks both need.
+const ROWS: usize = 8;
+const POOLED_ROWS: usize = 14;
+
+/// Sizes of the private scratch of a task.
+struct Sizes {
+    /// Final output rows per task.
+    rows: usize,
+    /// Padded input: width and rows per channel.
+    width: usize,
+    input_rows: usize,
+    padded: usize,
+    /// Convolution outputs: width, rows in the ring, elements per block of channels.
+    conv_width: usize,
+    slots: usize,
+    ring_block: usize,
+    ring: usize,
+}
+
+impl Sizes {
+    fn choose(
+        conv: &PackedConv,
+        input: [usize; 4],
+        output: [usize; 4],
+        threads: usize,
+    ) -> Result<Self, Error> {
+        let what = "scratch length";
+        let shape = &conv.shape;
+        let [conv_height, conv_width] = shape.output_hw([input[2], input[3]])?;
+        let most = if conv.finish.max_pool.is_some() { POOLED_ROWS } else { ROWS };
+        // Every thread gets the same number of tasks where the image allows it.
+        let tasks = output[2].div_ceil(most).next_multiple_of(threads).min(output[2]);
+        let rows = output[2].div_ceil(tasks);
+        let (conv_rows, slots) = match &conv.finish.max_pool {
+            Some(window) => {
+                let (rows, _) = (rows - 1).saturating_mul(window.stride[0]).overflowing_add(window.kernel[0]);
+                (rows.min(conv_height), window.kernel[0].min(conv_height))
+            }
+            None => (rows, 0),
+        };
+        let width = shape.padding[1].checked_mul(2).and_then(|both| both.checked_add(input[3]));
+        let width = width.ok_or(Error::Overflow { what })?;
+        let input_rows = (conv_rows - 1) * shape.stride[0] + (shape.kernel[0] - 1) * shape.dilation[0] + 1;
+        let padded = product(what, &[shape.c_in, input_rows, width])?;
+        let ring_block = product(what, &[slots, conv_width, LANES])?;
+        let ring = product(what, &[shape.c_out.div_ceil(LANES), ring_block])?;
+        Ok(Self {
+            rows,
+            width,
+            input_rows,
+            padded: padded.next_multiple_of(LANES),
+            conv_width,
+            slots,
+            ring_block,
+            ring,
+        })
+    }
+
+    fn per_task(&self) -> usize {
+        self.padded + self.ring
+    }
+}
+
+pub(super) fn scratch_len(
+    conv: &PackedConv,
+    input: [usize; 4],
+    output: [usize; 4],
+    threads: usize,
+) -> Result<usize, Error> {
+    let sizes = Sizes::choose(conv, input, output, threads)?;
+    product("scratch length", &[sizes.per_task(), threads])
+}
+
+pub(super) fn run<S: Simd>(simd: S, call: Call, dims: [usize; 4], data: &[f32]) {
+    let Call { conv, residual, output, scratch, pool } = call;
+    let layout = output.layout;
+    // The same arguments passed when the scratch was measured.
+    let Ok(sizes) = Sizes::choose(conv, dims, layout.dims(), pool.threads()) else { return };
+    let panels = &conv.panels;
+    let cut = rows_cut(&layout, &panels.bounds, panels.list.len(), 1, sizes.rows);
+    let image_len = dims[1] * dims[2] * dims[3];
+    pool.run_shares_with(output.data, &cut, (scratch, sizes.per_task()), |private, mut share| {
+        let (padded, ring) = private.split_at_mut(sizes.padded);
+        let image = share.outer.start;
+        let rows = owned_rows(&share, &layout);
+        let task = Task { simd, conv, sizes: &sizes, dims, image: &data[image * image_len..][..image_len] };
+        match &conv.finish.max_pool {
+            None => {
+                let first = task.pad(padded, rows.start..rows.end);
+                for y in rows {
+                    let row = layout.pixel(y, 0);
+                    for panel in 0..panels.list.len() {
+                        let (block, blocks) = (panels.list[panel].block, panels.list[panel].blocks);
+                        let (mut added, added_layout) = addend(&residual, image, block);
+                        if let (Addend::Blocks { at, .. }, Residual::Add(_)) = (&mut added, &residual) {
+                            *at = [added_layout.pixel(y, 0); MAX_PIXELS];
+                        }
+                        task.row(
+                            padded,
+                            first,
+                            y,
+                            panel,
+                            added,
+                            row,
+                            &mut share.target(image, block, blocks),
+                        );
+                    }
+                }
+            }
+            Some(window) => task.pooled(window, padded, ring, rows, &mut share, &layout),
+        }
+    });
+}
+
+struct Task<'a, S> {
+    simd: S,
+    conv: &'a PackedConv,
+    sizes: &'a Sizes,
+    dims: [usize; 4],
+    /// `[C, H, W]`.
+    image: &'a [f32],
+}
+
+impl<S: Simd> Task<'_, S> {
+    /// Copies the input of convolution rows `rows` with its padding, `[C, rows, width]`; returns the first of them.
+    fn pad(&self, padded: &mut [f32], rows: std::ops::Range<usize>) -> usize {
+        let shape = &self.conv.shape;
+        let [_, _, h, w] = self.dims;
+        let above = shape.padding[0];
+        for (index, line) in
+            padded.chunks_exact_mut(self.sizes.width).take(shape.c_in * self.sizes.input_rows).enumerate()
+        {
+            let (channel, row) = (index / self.sizes.input_rows, index % self.sizes.input_rows);
+            let y = (rows.start * shape.stride[0] + row).wrapping_sub(above);
+            if y < h {
+                let (left, rest) = line.split_at_mut(shape.padding[1]);
+                left.fill(0.0);
+                rest[..w].copy_from_slice(&self.image[(channel * h + y) * w..][..w]);
+                rest[w..].fill(0.0);
+            } else {
+                line.fill(0.0);
+            }
+        }
+        rows.start
+    }
+
+    /// One row of the convolution for one panel; `to` is where the row starts in each block of the target.
+    #[expect(clippy::too_many_arguments, reason = "two callers that differ in all of them")]
+    fn row(
+        &self,
+        padded: &[f32],
+        first: usize,
+        y: usize,
+        panel: usize,
+        added: Addend,
+        to: usize,
+        target: &mut Target,
+    ) {
+        let (shape, sizes) = (&self.conv.shape, self.sizes);
+        let panel = &self.conv.panels.list[panel];
+        let (plane, line) = (sizes.input_rows * sizes.width, shape.dilation[0] * sizes.width);
+        let [kh, kw] = shape.kernel;
+        let reduction = match shape.dilation[1] {
+            1 => Reduction::new([shape.c_in, kh, 1], [plane, line, 0], kw),
+            step => Reduction::new([shape.c_in, kh, kw], [plane, line, step], 1),
+        };
+        let start = (y - first) * shape.stride[0] * sizes.width;
+        let mut tile = Tile {
+            weights: self.conv.panels.weights(panel),
+            input: padded,
+            reduction: &reduction,
+            pixels: 0,
+            from: [0; MAX_PIXELS],
+            to: [0; MAX_PIXELS],
+            bias: Some(self.conv.panels.bias(panel)),
+            addend: added,
+            relu: self.conv.finish.activation == Activation::Relu,
+            ahead: &[],
+        };
+        let mut done = 0;
+        while done < sizes.conv_width {
+            tile.pixels = next_pixels::<S>(panel.blocks, sizes.conv_width - done);
+            for p in 0..tile.pixels {
+                tile.from[p] = start + (done + p) * shape.stride[1];
+                tile.to[p] = to + (done + p) * LANES;
+                if let (Addend::Blocks { at: row, .. }, Addend::Blocks { at, .. }) =
+                    (&added, &mut tile.addend)
+                {
+                    at[p] = row[0] + (done + p) * LANES;
+                }
+            }
+            self.simd.tile(&tile, panel.blocks, target);
+            done += tile.pixels;
+        }
+    }
+
+    /// Rows of the max-pooled convolution.
+    fn pooled(
+        &self,
+        window: &Window,
+        padded: &mut [f32],
+        ring: &mut [f32],
+        rows: std::ops::Range<usize>,
+        share: &mut Share,
+        layout: &crate::layout::Blocked,
+    ) {
+        let Sizes { conv_width, slots, ring_block, .. } = *self.sizes;
+        let Ok([conv_height, _]) = self.conv.shape.output_hw([self.dims[2], self.dims[3]]) else { return };
+        let first = window.rows(rows.start, conv_height).start;
+        let last = window.rows(rows.end - 1, conv_height).end;
+        self.pad(padded, first..last);
+        let image = share.outer.start;
+        let mut next = first;
+        for y in rows {
+            let needed = window.rows(y, conv_height);
+            next = next.max(needed.start);
+            while next < needed.end {
+                for panel in 0..self.conv.panels.list.len() {
+                    let Panel { block, blocks, .. } = self.conv.panels.list[panel];
+                    let mut target = Target::from_slice(&mut ring[block * ring_block..], ring_block, blocks);
+                    let to = next % slots * conv_width * LANES;
+                    self.row(padded, first, next, panel, Addend::None, to, &mut target);
+                }
+                next += 1;
+            }
+            for block in share.inner.clone() {
+                let start = layout.pixel(y, 0);
+                let to = share.slice(image, block, start..start + layout.w * LANES);
+                let lines = &ring[block * ring_block..][..ring_block];
+                MaxRows { window, lines, slots, rows: needed.clone(), width: conv_width, to }.run(self.simd);
+            }
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! The matrices of Winograd's algorithm for the points it interpolates at.
+
+use crate::simd::Simd;
+
+/// One dimension of an algorithm that computes M outputs of three taps with A products: `y = Aᵀ[(G·g) ⊙ (Bᵀ·d)]`.
+pub(crate) trait Points<const A: usize, const M: usize>: Copy + Send + Sync {
+    /// Distance of neighbouring outputs in inputs. M outputs depend on A inputs for every algorithm here.
+    const STRIDE: usize;
+
+    /// Transforms a kernel of three taps.
+    const G: [[f64; 3]; A];
+
+    /// `Bᵀ·d`: transforms A neighbouring inputs.
+    fn input<S: Simd>(s: S, d: [S::V; A]) -> [S::V; A];
+
+    /// `Aᵀ·m`: transforms A products into M neighbouring outputs.
+    fn output<S: Simd>(s: S, m: [S::V; A]) -> [S::V; M];
+}
+
+/// F(2, 3) with the points 0, ±1, ∞.
+#[derive(Clone, Copy)]
+pub(crate) struct F2;
+
+impl Points<4, 2> for F2 {
+    const STRIDE: usize = 1;
+
+    const G: [[f64; 3]; 4] = [[1.0, 0.0, 0.0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0.0, 0.0, 1.0]];
+
+    #[inline(always)]
+    fn input<S: Simd>(s: S, d: [S::V; 4]) -> [S::V; 4] {
+        [s.sub(d[0], d[2]), s.add(d[1], d[2]), s.sub(d[2], d[1]), s.sub(d[3], d[1])]
+    }
+
+    #[inline(always)]
+    fn output<S: Simd>(s: S, m: [S::V; 4]) -> [S::V; 2] {
+        [s.add(m[0], s.add(m[1], m[2])), s.add(s.sub(m[1], m[2]), m[3])]
+    }
+}
+
+/// F(4, 3) with the points 0, ±5/8, ±3/2, ∞: the textbook's 0, ±1, ±2, ∞ lose twice as many bits.
+#[derive(Clone, Copy)]
+pub(crate) struct F4;
+
+/// The inner and the outer point, their squares and cubes, exact in `f32`.
+const P: f64 = 5.0 / 8.0;
+const Q: f64 = 3.0 / 2.0;
+
+impl Points<6, 4> for F4 {
+    const STRIDE: usize = 1;
+
+    const G: [[f64; 3]; 6] = {
+        let (zero, p, q) =
+            (1.0 / (P * P * Q * Q), 0.5 / (P * P * (P * P - Q * Q)), 0.5 / (Q * Q * (Q * Q - P * P)));
+        [
+            [zero, 0.0, 0.0],
+            [p, p * P, p * P * P],
+            [p, -p * P, p * P * P],
+            [q, q * Q, q * Q * Q],
+            [q, -q * Q, q * Q * Q],
+            [0.0, 0.0, 1.0],
+        ]
+    };
+
+    #[inline(always)]
+    fn input<S: Simd>(s: S, d: [S::V; 6]) -> [S::V; 6] {
+        let k = |x: f64| s.splat(x as f32);
+        let (product, sum) = (k(P * P * Q * Q), k(-(P * P + Q * Q)));
+        let ends = |a, b, c| s.mul_add(a, product, s.mul_add(b, sum, c));
+        let pair = |point: f64, other: f64| {
+            let even = s.mul_add(d[2], k(-other * other), d[4]);
+            let odd = s.mul_add(d[1], k(-other * other), d[3]);
+            [s.mul_add(odd, k(point), even), s.mul_add(odd, k(-point), even)]
+        };
+        let ([p, minus_p], [q, minus_q]) = (pair(P, Q), pair(Q, P));
+        [ends(d[0], d[2], d[4]), p, minus_p, q, minus_q, ends(d[1], d[3], d[5])]
+    }
+
+    #[inline(always)]
+    fn output<S: Simd>(s: S, m: [S::V; 6]) -> [S::V; 4] {
+        let k = |x: f64| s.splat(x as f32);
+        let (p_even, p_odd) = (s.add(m[1], m[2]), s.sub(m[1], m[2]));
+        let (q_even, q_odd) = (s.add(m[3], m[4]), s.sub(m[3], m[4]));
+        [
+            s.add(m[0], s.add(p_even, q_even)),
+            s.mul_add(p_odd, k(P), s.mul(q_odd, k(Q))),
+            s.mul_add(p_even, k(P * P), s.mul(q_even, k(Q * Q))),
+            s.mul_add(p_odd, k(P * P * P), s.mul_add(q_odd, k(Q * Q * Q), m[5])),
+        ]
+    }
+}
+
+/// Two outputs with stride 2: the even inputs meet two taps, F(2, 2) with the points 0, 1, ∞; the odd inputs meet the
+/// middle tap as they are. Five products instead of six.
+#[derive(Clone, Copy)]
+pub(crate) struct S2;
+
+impl Points<5, 2> for S2 {
+    const STRIDE: usize = 2;
+
+    const G: [[f64; 3]; 5] =
+        [[1.0, 0.0, 0.0], [1.0, 0.0, 1.0], [0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [0.0, 1.0, 0.0]];
+
+    #[inline(always)]
+    fn input<S: Simd>(s: S, d: [S::V; 5]) -> [S::V; 5] {
+        [s.sub(d[0], d[2]), d[2], s.sub(d[4], d[2]), d[1], d[3]]
+    }
+
+    #[inline(always)]
+    fn output<S: Simd>(s: S, m: [S::V; 5]) -> [S::V; 2] {
+        [s.add(s.add(m[0], m[1]), m[3]), s.add(s.add(m[1], m[2]), m[4])]
+    }
+}

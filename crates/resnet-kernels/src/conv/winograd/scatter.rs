@@ -1,0 +1,81 @@
+#![allow(clippy::needless_range_loop, reason = "indices into arrays of registers read like the mathematics")]
+
+use std::marker::PhantomData;
+
+use super::{Block, Extent, Points};
+use crate::conv::PackedConv;
+use crate::conv::pack::Panel;
+use crate::epilogue::{Activation, Residual};
+use crate::layout::{Blocked, LANES};
+use crate::simd::{Kernel, Simd};
+use crate::threads::Share;
+
+/// Transforms the products of a panel into output pixels, with bias, residual and activation; P works down the columns, Q
+/// along the rows.
+pub(super) struct Scatter<'a, 'b, P, Q, const A: usize, const M: usize, const B: usize, const N: usize> {
+    pub conv: &'a PackedConv,
+    pub panel: &'a Panel,
+    pub residual: &'a Residual<'a>,
+    /// `[output block][A × B][tile][16]`.
+    pub m: &'a [f32],
+    pub tiles: &'a Block,
+    pub share: &'a mut Share<'b>,
+    /// How the output lies; `share` starts at `first_image`.
+    pub layout: &'a Blocked,
+    pub first_image: usize,
+    pub points: PhantomData<(P, Q)>,
+}
+
+impl<P: Points<A, M>, Q: Points<B, N>, const A: usize, const M: usize, const B: usize, const N: usize> Kernel
+    for Scatter<'_, '_, P, Q, A, M, B, N>
+{
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let layout = self.layout;
+        let tiles = self.tiles.tiles();
+        let relu = self.conv.finish.activation == Activation::Relu;
+        let biases = self.conv.panels.bias(self.panel).as_chunks::<LANES>().0;
+        let products = self.m.chunks_exact(Extent::of::<P, Q, A, M, B, N>().block_stride(tiles));
+        for ((block, bias), m) in (self.panel.block..).zip(biases).zip(products) {
+            let m = m.as_chunks::<LANES>().0;
+            let bias = s.load(bias);
+            for (index, [image, row, column]) in self.tiles.each().enumerate() {
+                let mut half = [[s.splat(0.0); B]; M];
+                for x in 0..B {
+                    let line = P::output(s, std::array::from_fn(|y| s.load(&m[(y * B + x) * tiles + index])));
+                    for y in 0..M {
+                        half[y][x] = line[y];
+                    }
+                }
+                let (top, left) = (row * M, column * N);
+                let (height, width) = ((layout.h - top).min(M), (layout.w - left).min(N));
+                for y in 0..height {
+                    let start = layout.pixel(top + y, left);
+                    let run = start..start + width * LANES;
+                    let to =
+                        self.share.slice(image - self.first_image, block, run).as_chunks_mut::<LANES>().0;
+                    let values = Q::output(s, half[y]);
+                    let added = match self.residual {
+                        Residual::Add(view) => {
+                            let from = &view.plane(image, block)[view.layout.pixel(top + y, left)..];
+                            from[..width * LANES].as_chunks::<LANES>().0
+                        }
+                        Residual::None | Residual::InPlace => &[],
+                    };
+                    for x in 0..N {
+                        let Some(to) = to.get_mut(x) else { break };
+                        let mut value = s.add(values[x], bias);
+                        match self.residual {
+                            Residual::None => {}
+                            Residual::InPlace => value = s.add(value, s.load(to)),
+                            Residual::Add(_) => value = s.add(value, s.load(&added[x])),
+                        }
+                        s.store(to, if relu { s.relu(value) } else { value });
+                    }
+                }
+            }
+        }
+    }
+}

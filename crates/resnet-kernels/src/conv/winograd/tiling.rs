@@ -1,0 +1,215 @@
+//! How the tiles of an output are grouped into blocks that stay in cache, and tasks.
+
+use super::Points;
+use crate::conv::PackedConv;
+use crate::error::{Error, product};
+use crate::layout::LANES;
+
+/// Bytes of `V` of a block of tiles, and the least number of tiles: fewer use each weight too seldom.
+const BLOCK_BYTES: usize = 128 << 10;
+const LEAST_TILES: usize = 16;
+
+/// The same for a block that all threads work on: it lives in the shared cache, and every block costs two barriers.
+const SHARED_BYTES: usize = 1 << 20;
+
+/// Positions of a tile and outputs of a tile, `[vertical, horizontal]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::conv) struct Extent {
+    a: [usize; 2],
+    m: [usize; 2],
+}
+
+impl Extent {
+    pub(in crate::conv) const fn of<
+        P: Points<A, M>,
+        Q: Points<B, N>,
+        const A: usize,
+        const M: usize,
+        const B: usize,
+        const N: usize,
+    >() -> Self {
+        Self { a: [A, B], m: [M, N] }
+    }
+
+    fn alphas(&self) -> usize {
+        self.a[0] * self.a[1]
+    }
+
+    /// Elements from one channel block of `V` or `M` to the next. The tiles are counted once more than needed, so that the
+    /// factor is not a power of two: blocks would all fall into the same cache sets.
+    pub(super) const fn block_stride(&self, tiles: usize) -> usize {
+        (self.a[0] * self.a[1] + 1) * tiles * LANES
+    }
+}
+
+/// How many tiles there are and how they are grouped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Tiling {
+    /// Tiles across and down an image.
+    pub across: usize,
+    pub down: usize,
+    /// Images and rows of tiles that are transformed together; more than one image only with all rows.
+    pub images: usize,
+    pub rows: usize,
+    /// Whether a block is one task, with `V` of its own; otherwise all threads work on one block at a time.
+    pub private: bool,
+}
+
+impl Tiling {
+    pub(super) fn choose(extent: Extent, c_in: usize, output: [usize; 4], threads: usize) -> Self {
+        let [n, _, h, w] = output;
+        let (down, across) = (h.div_ceil(extent.m[0]), w.div_ceil(extent.m[1]));
+        let tile_bytes = extent.alphas() * c_in.next_multiple_of(LANES) * size_of::<f32>();
+        let group = |tiles: usize| {
+            let (images, rows) = match tiles / (across * down) {
+                0 => (1, (tiles / across).max(1)),
+                images => (images.min(n), down),
+            };
+            (images, down.div_ceil(down.div_ceil(rows)))
+        };
+        // The wider the layer, the more memory traffic its weights are per tile.
+        let least = LEAST_TILES.max(c_in / 16);
+        let (images, rows) = group((BLOCK_BYTES / tile_bytes).max(least));
+        let blocks = n.div_ceil(images) * down.div_ceil(rows);
+        if threads == 1 || blocks >= 3 * threads || (blocks >= threads && blocks.is_multiple_of(threads)) {
+            return Self { across, down, images, rows, private: true };
+        }
+        let (images, rows) = group((SHARED_BYTES / tile_bytes).max(least));
+        Self { across, down, images, rows, private: false }
+    }
+
+    /// Most tiles of a block.
+    pub(super) fn tiles(&self) -> usize {
+        self.images * self.rows * self.across
+    }
+
+    /// The blocks of a batch of `n` images.
+    pub(super) fn blocks(self, n: usize) -> impl Iterator<Item = Block> {
+        let Self { across, down, images, rows, .. } = self;
+        (0..n).step_by(images).flat_map(move |image| {
+            (0..down).step_by(rows).map(move |row| Block {
+                image,
+                images: images.min(n - image),
+                row,
+                rows: rows.min(down - row),
+                across,
+            })
+        })
+    }
+
+    /// Panels, images and rows of tiles per task, when several threads share a block.
+    pub(super) fn split(&self, block: &Block, panels: usize, threads: usize) -> (usize, usize, usize) {
+        // As few tiles per task as use the weights well, and about four tasks per thread.
+        let pieces = (4 * threads).div_ceil(panels).min(block.tiles() / LEAST_TILES).max(1);
+        match block.images {
+            1 => (1, 1, block.rows.div_ceil(pieces)),
+            images => (1, images.div_ceil(pieces), block.rows),
+        }
+    }
+}
+
+/// A rectangle of tiles whose `V` is, or will be, in scratch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Block {
+    /// First image, and their number.
+    pub image: usize,
+    pub images: usize,
+    /// First row of tiles, and their number.
+    pub row: usize,
+    pub rows: usize,
+    pub across: usize,
+}
+
+impl Block {
+    pub(super) fn tiles(&self) -> usize {
+        self.images * self.rows * self.across
+    }
+
+    /// Image, row and column of every tile, in the order in which they lie in `V`.
+    pub(super) fn each(&self) -> Tiles {
+        Tiles { block: *self, next: [0, 0, 0] }
+    }
+}
+
+/// A plain iterator: combinators hide the loop from the compiler, which then does not inline vector instructions into it.
+pub(super) struct Tiles {
+    block: Block,
+    next: [usize; 3],
+}
+
+impl Iterator for Tiles {
+    type Item = [usize; 3];
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<[usize; 3]> {
+        let Block { image, images, row, rows, across } = self.block;
+        let [n, y, x] = self.next;
+        self.next = match (x + 1 == across, y + 1 == rows) {
+            (false, _) => [n, y, x + 1],
+            (true, false) => [n, y + 1, 0],
+            (true, true) => [n + 1, 0, 0],
+        };
+        (n < images).then_some([image + n, row + y, x])
+    }
+}
+
+/// Elements of scratch memory for an output `[N, C, H, W]` on `threads` threads.
+pub(in crate::conv) fn scratch_len(
+    extent: Extent,
+    conv: &PackedConv,
+    output: [usize; 4],
+    threads: usize,
+) -> Result<usize, Error> {
+    let what = "scratch length";
+    let tiling = Tiling::choose(extent, conv.shape.c_in, output, threads);
+    let stride = product(what, &[extent.alphas() + 1, tiling.tiles(), LANES])?;
+    let v = product(what, &[conv.shape.c_in.div_ceil(LANES), stride])?;
+    let m = product(what, &[widest(conv), stride])?;
+    let (shared, private) = if tiling.private { (0, v.checked_add(m)) } else { (v, Some(m)) };
+    let total = private.and_then(|private| private.checked_mul(threads));
+    total.and_then(|total| total.checked_add(shared)).ok_or(Error::Overflow { what })
+}
+
+/// Most blocks of output channels in a panel.
+pub(super) fn widest(conv: &PackedConv) -> usize {
+    conv.panels.list.iter().map(|panel| panel.blocks).max().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const F4X4: Extent = Extent { a: [6, 6], m: [4, 4] };
+
+    #[test]
+    fn blocks_of_resnets() {
+        let check = |c_in, n, size: usize, threads, expected: (usize, usize, bool)| {
+            let tiling = Tiling::choose(F4X4, c_in, [n, c_in, size, size], threads);
+            assert_eq!((tiling.images, tiling.rows, tiling.private), expected, "{c_in} {n} {size} {threads}");
+        };
+        check(64, 1, 56, 1, (1, 1, true));
+        check(64, 1, 56, 2, (1, 1, true));
+        check(128, 1, 28, 1, (1, 2, true));
+        check(128, 1, 28, 2, (1, 2, true));
+        check(128, 1, 28, 3, (1, 7, false));
+        check(256, 1, 14, 2, (1, 4, false));
+        check(512, 8, 7, 1, (8, 2, true));
+    }
+
+    #[test]
+    fn every_tile_is_in_one_block_and_its_tasks() {
+        for (n, h, w, threads) in [(1, 7, 7, 2), (3, 29, 18, 4), (5, 9, 4, 3)] {
+            let tiling = Tiling::choose(F4X4, 300, [n, 16, h, w], threads);
+            let mut seen = std::collections::HashSet::new();
+            for block in tiling.blocks(n) {
+                assert!(block.tiles() <= tiling.tiles());
+                for tile in block.each() {
+                    assert!(seen.insert(tile));
+                }
+                let (panels, images, rows) = tiling.split(&block, 3, threads);
+                assert!(panels == 1 && (images == 1 || rows == block.rows));
+            }
+            assert_eq!(seen.len(), n * h.div_ceil(4) * w.div_ceil(4));
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! Fully connected layers: the head of a classifier.
+
+use crate::error::{Error, check_len, product};
+use crate::layout::LANES;
+use crate::reference::Parameters;
+use crate::simd::Aligned;
+use crate::simd::tile::{Addend, MAX_PIXELS, Reduction, Tile, next_pixels};
+use crate::simd::{Dispatch, Isa, Simd};
+use crate::threads::{Pool, Target};
+
+/// `y = W·x + b` with `W` packed once.
+#[derive(Clone, Debug)]
+pub struct PackedLinear {
+    isa: Isa,
+    features_in: usize,
+    features_out: usize,
+    /// Output blocks per panel.
+    panel: usize,
+    /// `[panel][features in][blocks × 16]`.
+    weights: Aligned,
+    bias: Aligned,
+}
+
+impl PackedLinear {
+    /// Packs weights `[features out, features in]` and a bias `[features out]`.
+    ///
+    /// Errors: no features, or slices of the wrong length.
+    pub fn new(isa: Isa, [features_out, features_in]: [usize; 2], params: Parameters) -> Result<Self, Error> {
+        for (what, size) in [("input features", features_in), ("output features", features_out)] {
+            if size == 0 {
+                return Err(Error::Zero { what });
+            }
+        }
+        check_len("weights", params.weights.len(), product("weights length", &[features_out, features_in])?)?;
+        check_len("bias", params.bias.map_or(features_out, <[f32]>::len), features_out)?;
+        let panel = isa.dispatch(PanelBlocks).min(features_out.div_ceil(LANES));
+        let width = panel * LANES;
+        let padded = features_out.next_multiple_of(width);
+        let mut weights = Aligned::zeroed(product("weights length", &[padded, features_in])?);
+        for (row, source) in params.weights.chunks_exact(features_in).enumerate() {
+            let packed = &mut weights[row / width * width * features_in..][..width * features_in];
+            let column = packed.iter_mut().skip(row % width).step_by(width);
+            column.zip(source).for_each(|(to, from)| *to = *from);
+        }
+        let mut bias = Aligned::zeroed(padded);
+        if let Some(source) = params.bias {
+            bias[..features_out].copy_from_slice(source);
+        }
+        Ok(Self { isa, features_in, features_out, panel, weights, bias })
+    }
+
+    /// `[features out, features in]`.
+    pub fn features(&self) -> [usize; 2] {
+        [self.features_out, self.features_in]
+    }
+
+    /// Bytes held: packed weights and bias.
+    pub fn bytes(&self) -> usize {
+        (self.weights.len() + self.bias.len()) * size_of::<f32>()
+    }
+
+    /// `linear-f32-{features}x{images}-{isa}` of the register tile.
+    pub fn kernel_name(&self) -> String {
+        let pixels = self.isa.dispatch(TileImages(self.panel));
+        format!("linear-f32-{}x{pixels}-{}", self.panel * LANES, self.isa.name())
+    }
+
+    /// Elements of scratch memory that [`PackedLinear::run`] needs for `batch` inputs.
+    pub fn scratch_len(&self, batch: usize) -> Result<usize, Error> {
+        product("scratch length", &[batch, self.bias.len()])
+    }
+
+    /// `x` `[N, features in]` to `y` `[N, features out]`. Errors: lengths that do not fit.
+    pub fn run(&self, x: &[f32], y: &mut [f32], scratch: &mut [f32], pool: &Pool) -> Result<(), Error> {
+        let batch = x.len() / self.features_in;
+        check_len("input", x.len(), batch * self.features_in)?;
+        check_len("output", y.len(), product("output length", &[batch, self.features_out])?)?;
+        let needed = self.scratch_len(batch)?;
+        crate::error::check_at_least("scratch", scratch.len(), needed)?;
+        if batch > 0 {
+            self.isa.dispatch(Run { linear: self, batch, x, scratch: &mut scratch[..needed], pool });
+        }
+        // Scratch is `[panel][N][blocks × 16]`: every panel writes one contiguous piece.
+        let width = self.panel * LANES;
+        for (image, y) in y.chunks_exact_mut(self.features_out).enumerate() {
+            for (panel, y) in y.chunks_mut(width).enumerate() {
+                y.copy_from_slice(&scratch[(panel * batch + image) * width..][..y.len()]);
+            }
+        }
+        Ok(())
+    }
+}
+
+struct PanelBlocks;
+
+impl Dispatch for PanelBlocks {
+    type Output = usize;
+
+    fn run<S: Simd>(self, _: S) -> usize {
+        S::PIXELS.len()
+    }
+}
+
+struct TileImages(usize);
+
+impl Dispatch for TileImages {
+    type Output = usize;
+
+    fn run<S: Simd>(self, _: S) -> usize {
+        S::PIXELS[self.0 - 1]
+    }
+}
+
+struct Run<'a> {
+    linear: &'a PackedLinear,
+    batch: usize,
+    x: &'a [f32],
+    scratch: &'a mut [f32],
+    pool: &'a Pool,
+}
+
+impl Dispatch for Run<'_> {
+    type Output = ();
+
+    fn run<S: Simd>(self, simd: S) {
+        let Self { linear, batch, x, scratch, pool } = self;
+        let width = linear.panel * LANES;
+        let reduction = Reduction::new([1, 1, 1], [0, 0, 0], linear.features_in);
+        pool.for_each_chunk(scratch, batch * width, |panel, y| {
+            let mut target = Target::from_slice(y, LANES, linear.panel);
+            let mut tile = Tile {
+                weights: &linear.weights[panel * width * linear.features_in..][..width * linear.features_in],
+                input: x,
+                reduction: &reduction,
+                pixels: 0,
+                from: [0; MAX_PIXELS],
+                to: [0; MAX_PIXELS],
+                bias: Some(&linear.bias[panel * width..][..width]),
+                addend: Addend::None,
+                relu: false,
+                ahead: &[],
+            };
+            let mut done = 0;
+            while done < batch {
+                tile.pixels = next_pixels::<S>(linear.panel, batch - done);
+                for p in 0..tile.pixels {
+                    tile.from[p] = (done + p) * linear.features_in;
+                    tile.to[p] = (done + p) * width;
+                }
+                simd.tile(&tile, linear.panel, &mut target);
+                done += tile.pixels;
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reference;
+    use crate::testing::{assert_close, random};
+
+    #[test]
+    fn matches_the_reference() {
+        for isa in Isa::available() {
+            for (batch, features_in, features_out) in
+                [(1, 2048, 1000), (2, 7, 3), (7, 33, 130), (13, 64, 64), (1, 1, 1)]
+            {
+                let weights = random(features_in * features_out, 1);
+                let (bias, x) = (random(features_out, 2), random(batch * features_in, 3));
+                let params = Parameters { weights: &weights, bias: Some(&bias) };
+                let linear = PackedLinear::new(isa, [features_out, features_in], params).unwrap();
+                let expected = reference::linear(params, features_in, &x).unwrap();
+                for threads in [1, 3] {
+                    let pool = Pool::new(threads).unwrap();
+                    let mut scratch = vec![f32::NAN; linear.scratch_len(batch).unwrap()];
+                    let mut y = vec![f32::NAN; batch * features_out];
+                    linear.run(&x, &mut y, &mut scratch, &pool).unwrap();
+                    assert_close(&linear.kernel_name(), &y, &expected, 2e-6);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn wrong_lengths_are_errors() {
+        let isa = Isa::best();
+        let params = Parameters { weights: &[0.0; 6], bias: None };
+        assert!(PackedLinear::new(isa, [0, 6], params).is_err());
+        assert!(PackedLinear::new(isa, [2, 4], params).is_err());
+        assert!(PackedLinear::new(isa, [2, 3], Parameters { bias: Some(&[0.0]), ..params }).is_err());
+        let linear = PackedLinear::new(isa, [2, 3], params).unwrap();
+        let pool = Pool::new(1).unwrap();
+        let mut scratch = vec![0.0; linear.scratch_len(2).unwrap()];
+        assert!(linear.run(&[0.0; 6], &mut [0.0; 4], &mut scratch, &pool).is_ok());
+        assert!(linear.run(&[0.0; 5], &mut [0.0; 4], &mut scratch, &pool).is_err());
+        assert!(linear.run(&[0.0; 6], &mut [0.0; 3], &mut scratch, &pool).is_err());
+        assert!(linear.run(&[0.0; 6], &mut [0.0; 4], &mut scratch[1..], &pool).is_err());
+    }
+}

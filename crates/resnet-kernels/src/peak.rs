@@ -1,0 +1,79 @@
+//! The most that the instructions can do, to compare kernels with.
+
+use std::time::{Duration, Instant};
+
+use crate::simd::{Dispatch, Isa, Kernel, Simd};
+
+/// Multiply-adds per second, as FLOP/s (two each), that one thread reaches now with independent vectors in registers.
+///
+/// The best of several short runs within about `budget`; clock frequencies drift, so compare only with what was
+/// measured side by side.
+pub fn fma_peak(isa: Isa, budget: Duration) -> f64 {
+    isa.dispatch(Peak { budget })
+}
+
+struct Peak {
+    budget: Duration,
+}
+
+impl Dispatch for Peak {
+    type Output = f64;
+
+    fn run<S: Simd>(self, simd: S) -> f64 {
+        // As many vectors as the widest tile keeps: more would leave the registers.
+        let vectors = S::PIXELS.len() * S::PIXELS.last().copied().unwrap_or(1);
+        let begin = Instant::now();
+        let mut best = 0.0f64;
+        while best == 0.0 || begin.elapsed() < self.budget {
+            let start = Instant::now();
+            match vectors {
+                24 => std::hint::black_box(simd.vectorize(Spin::<24>)),
+                6 => std::hint::black_box(simd.vectorize(Spin::<6>)),
+                _ => std::hint::black_box(simd.vectorize(Spin::<2>)),
+            };
+            let count = if vectors == 24 || vectors == 6 { vectors } else { 2 };
+            let flops = (ROUNDS * count * 16 * 2) as f64;
+            best = best.max(flops / start.elapsed().as_secs_f64());
+        }
+        best
+    }
+}
+
+const ROUNDS: usize = 20_000;
+
+struct Spin<const VECTORS: usize>;
+
+impl<const VECTORS: usize> Kernel for Spin<VECTORS> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> f32 {
+        let scale = s.splat(std::hint::black_box(0.999));
+        let shift = s.splat(std::hint::black_box(0.001));
+        // The lanes differ and all are used, or the compiler leaves registers of a vector out.
+        let lanes: [f32; 16] = std::hint::black_box(std::array::from_fn(|lane| lane as f32));
+        let mut acc: [S::V; VECTORS] = std::array::from_fn(|i| s.add(s.load(&lanes), s.splat(i as f32)));
+        for _ in 0..ROUNDS {
+            for x in &mut acc {
+                *x = s.mul_add(*x, scale, shift);
+            }
+        }
+        let mut sum = [0.0; 16];
+        let total = acc.into_iter().fold(s.splat(0.0), |total, x| s.add(total, x));
+        s.store(&mut sum, total);
+        std::hint::black_box(sum)[0]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_peak_is_a_rate() {
+        for isa in Isa::available() {
+            let peak = fma_peak(isa, Duration::from_millis(1));
+            assert!(peak > 1e8 && peak < 1e13, "{} {peak}", isa.name());
+        }
+    }
+}

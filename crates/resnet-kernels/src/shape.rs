@@ -1,0 +1,165 @@
+use crate::error::{Error, product};
+
+/// What a convolution is, apart from its weights and the size of its input; axes are `[vertical, horizontal]`.
+///
+/// ```
+/// use resnet_kernels::ConvShape;
+/// let shape = ConvShape { kernel: [3, 3], padding: [1, 1], stride: [2, 2], ..ConvShape::pointwise(64, 128) };
+/// assert_eq!(shape.output_hw([57, 56]).unwrap(), [29, 28]);
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ConvShape {
+    /// Input channels, all groups together.
+    pub c_in: usize,
+    /// Output channels, all groups together.
+    pub c_out: usize,
+    /// Kernel extent in taps.
+    pub kernel: [usize; 2],
+    /// Distance of neighbouring outputs in input pixels.
+    pub stride: [usize; 2],
+    /// Zeros on either side in pixels.
+    pub padding: [usize; 2],
+    /// Distance of neighbouring taps in input pixels.
+    pub dilation: [usize; 2],
+    /// Number of independent channel groups; 1 is an ordinary convolution, `c_in` a depthwise one.
+    pub groups: usize,
+}
+
+impl ConvShape {
+    /// A 1×1 convolution: the base that other shapes override fields of.
+    pub const fn pointwise(c_in: usize, c_out: usize) -> Self {
+        Self { c_in, c_out, kernel: [1, 1], stride: [1, 1], padding: [0, 0], dilation: [1, 1], groups: 1 }
+    }
+
+    /// Refuses zero sizes, channels that do not divide into groups, and sizes that overflow.
+    pub fn check(&self) -> Result<(), Error> {
+        let sizes = [
+            ("input channels", self.c_in),
+            ("output channels", self.c_out),
+            ("kernel height", self.kernel[0]),
+            ("kernel width", self.kernel[1]),
+            ("vertical stride", self.stride[0]),
+            ("horizontal stride", self.stride[1]),
+            ("vertical dilation", self.dilation[0]),
+            ("horizontal dilation", self.dilation[1]),
+            ("groups", self.groups),
+        ];
+        if let Some(&(what, _)) = sizes.iter().find(|(_, size)| *size == 0) {
+            return Err(Error::Zero { what });
+        }
+        for (what, channels) in [("input channels", self.c_in), ("output channels", self.c_out)] {
+            if !channels.is_multiple_of(self.groups) {
+                return Err(Error::Groups { what, channels, groups: self.groups });
+            }
+        }
+        // Packing rounds channels up to 16 and Winograd keeps 36 values per kernel: leave room for both.
+        let padded = |channels: usize| {
+            channels.checked_next_multiple_of(16).ok_or(Error::Overflow { what: "channels" })
+        };
+        product(
+            "weights length",
+            &[padded(self.c_in)?, padded(self.c_out)?, self.kernel[0], self.kernel[1], 36],
+        )?;
+        self.window(0)?;
+        self.window(1)?;
+        Ok(())
+    }
+
+    /// Number of weights, `[c_out, c_in / groups, kernel height, kernel width]`.
+    pub fn weight_len(&self) -> Result<usize, Error> {
+        self.check()?;
+        product("weights length", &[self.c_out, self.c_in / self.groups, self.kernel[0], self.kernel[1]])
+    }
+
+    /// Output height and width for an input of `[height, width]`.
+    pub fn output_hw(&self, input: [usize; 2]) -> Result<[usize; 2], Error> {
+        self.check()?;
+        let along = |axis: usize| {
+            let (window, padding) = (self.window(axis)?, self.padding[axis]);
+            let spare = padded_spare(axis, input[axis], padding, window)?;
+            Ok(spare / self.stride[axis] + 1)
+        };
+        Ok([along(0)?, along(1)?])
+    }
+
+    /// Multiply-adds for `batch` images of `[height, width]`, as a float since only rates are made of it.
+    pub fn macs(&self, batch: usize, input: [usize; 2]) -> Result<f64, Error> {
+        let [h, w] = self.output_hw(input)?;
+        Ok(batch as f64 * h as f64 * w as f64 * self.weight_len()? as f64)
+    }
+
+    /// Extent of the dilated kernel along an axis.
+    fn window(&self, axis: usize) -> Result<usize, Error> {
+        let taps = self.kernel[axis] - 1;
+        let window = self.dilation[axis].checked_mul(taps).and_then(|window| window.checked_add(1));
+        window.ok_or(Error::Overflow { what: "dilated kernel" })
+    }
+}
+
+/// Size of the padded input beyond one window.
+pub(crate) fn padded_spare(axis: usize, size: usize, padding: usize, window: usize) -> Result<usize, Error> {
+    let axis = ["height", "width"][axis];
+    if size == 0 {
+        return Err(Error::Zero { what: axis });
+    }
+    let padded = padding.checked_mul(2).and_then(|both| both.checked_add(size));
+    let padded = padded.ok_or(Error::Overflow { what: "padded input" })?;
+    padded.checked_sub(window).ok_or(Error::TooSmall { axis, size, padding, window })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const UNIT: ConvShape = ConvShape::pointwise(64, 64);
+
+    #[test]
+    fn output_sizes() {
+        let check = |shape: ConvShape, input, output| {
+            assert_eq!(shape.output_hw(input).unwrap(), output, "{shape:?}")
+        };
+        check(UNIT, [56, 57], [56, 57]);
+        check(ConvShape { kernel: [7, 7], stride: [2, 2], padding: [3, 3], ..UNIT }, [224, 225], [112, 113]);
+        check(ConvShape { kernel: [3, 3], stride: [2, 2], padding: [1, 1], ..UNIT }, [1, 2], [1, 1]);
+        check(ConvShape { kernel: [1, 7], padding: [0, 3], ..UNIT }, [17, 17], [17, 17]);
+        check(ConvShape { kernel: [3, 3], dilation: [4, 2], padding: [4, 2], ..UNIT }, [28, 28], [28, 28]);
+        check(ConvShape { kernel: [3, 3], ..UNIT }, [3, 3], [1, 1]);
+    }
+
+    #[test]
+    fn bad_shapes_name_what_is_wrong() {
+        let check = |shape: ConvShape, input, message: &str| {
+            assert_eq!(shape.output_hw(input).unwrap_err().to_string(), message, "{shape:?}");
+        };
+        check(ConvShape { stride: [0, 1], ..UNIT }, [8, 8], "vertical stride is zero, expected at least 1");
+        check(ConvShape { groups: 0, ..UNIT }, [8, 8], "groups is zero, expected at least 1");
+        check(ConvShape { groups: 3, ..UNIT }, [8, 8], "64 input channels do not divide into 3 groups");
+        check(
+            ConvShape { groups: 64, c_out: 96, ..UNIT },
+            [8, 8],
+            "96 output channels do not divide into 64 groups",
+        );
+        check(UNIT, [8, 0], "width is zero, expected at least 1");
+        check(
+            ConvShape { kernel: [7, 7], padding: [1, 1], ..UNIT },
+            [4, 9],
+            "height of 4 with padding 1 is smaller than the window of 7",
+        );
+        check(ConvShape { c_in: usize::MAX, ..UNIT }, [8, 8], "channels overflows the address space");
+        check(
+            ConvShape { c_in: 1 << 40, c_out: 1 << 40, ..UNIT },
+            [8, 8],
+            "weights length overflows the address space",
+        );
+        check(
+            ConvShape { padding: [usize::MAX, 0], ..UNIT },
+            [8, 8],
+            "padded input overflows the address space",
+        );
+        check(
+            ConvShape { kernel: [3, 3], dilation: [usize::MAX, 1], ..UNIT },
+            [8, 8],
+            "dilated kernel overflows the address space",
+        );
+    }
+}

@@ -1,0 +1,197 @@
+//! Instruction sets: what the CPU can do, as types whose values prove it.
+//!
+//! Every algorithm is written once, generic over [`Simd`]. `unsafe` stays in this folder: its wrappers check
+//! bounds once per call, and a token in hand shows that the instructions exist.
+
+use crate::error::Error;
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod memory;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+mod portable;
+pub(crate) mod tile;
+
+pub use memory::Aligned;
+
+/// An instruction set that this machine has; a value cannot be made on a machine without it.
+///
+/// ```
+/// use resnet_kernels::Isa;
+/// assert_eq!(Isa::by_name("portable").unwrap().name(), "portable");
+/// assert!(Isa::available().contains(&Isa::best()));
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Isa(Token);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Token {
+    #[cfg(target_arch = "x86_64")]
+    Avx512(avx512::Avx512),
+    #[cfg(target_arch = "x86_64")]
+    Avx2(avx2::Avx2),
+    #[cfg(target_arch = "aarch64")]
+    Neon(neon::Neon),
+    Portable(portable::Portable),
+}
+
+impl Isa {
+    /// Everything this machine has, fastest first; never empty.
+    pub fn available() -> Vec<Self> {
+        let tokens = [
+            #[cfg(target_arch = "x86_64")]
+            avx512::Avx512::new().map(Token::Avx512),
+            #[cfg(target_arch = "x86_64")]
+            avx2::Avx2::new().map(Token::Avx2),
+            #[cfg(target_arch = "aarch64")]
+            neon::Neon::new().map(Token::Neon),
+            Some(Token::Portable(portable::Portable)),
+        ];
+        tokens.into_iter().flatten().map(Isa).collect()
+    }
+
+    /// The fastest instruction set of this machine.
+    pub fn best() -> Self {
+        Self::available().first().copied().unwrap_or(Isa(Token::Portable(portable::Portable)))
+    }
+
+    /// The instruction set called `avx512`, `avx2`, `neon` or `portable`. Error: this machine does not have it.
+    pub fn by_name(name: &str) -> Result<Self, Error> {
+        let available = Self::available();
+        let found = available.iter().find(|isa| isa.name() == name).copied();
+        found.ok_or_else(|| Error::Isa {
+            name: name.into(),
+            available: available.iter().map(Isa::name).collect(),
+        })
+    }
+
+    /// The name that [`Isa::by_name`] understands.
+    pub fn name(&self) -> &'static str {
+        struct Name;
+        impl Dispatch for Name {
+            type Output = &'static str;
+            fn run<S: Simd>(self, _: S) -> &'static str {
+                S::NAME
+            }
+        }
+        self.dispatch(Name)
+    }
+
+    /// Runs `work` with the token of this instruction set.
+    pub(crate) fn dispatch<D: Dispatch>(self, work: D) -> D::Output {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Token::Avx512(token) => work.run(token),
+            #[cfg(target_arch = "x86_64")]
+            Token::Avx2(token) => work.run(token),
+            #[cfg(target_arch = "aarch64")]
+            Token::Neon(token) => work.run(token),
+            Token::Portable(token) => work.run(token),
+        }
+    }
+}
+
+/// An operation that is written for every instruction set.
+pub(crate) trait Dispatch {
+    type Output;
+
+    fn run<S: Simd>(self, simd: S) -> Self::Output;
+}
+
+/// An inner loop: its body is compiled with the instructions of the token, provided that it is `#[inline(always)]`.
+pub(crate) trait Kernel {
+    type Output;
+
+    fn run<S: Simd>(self, simd: S) -> Self::Output;
+}
+
+/// Arithmetic on vectors of 16 channels, whatever number of registers they take.
+///
+/// Only meaningful inside [`Simd::vectorize`]: elsewhere it is correct, but call by call.
+pub(crate) trait Simd: Copy + Send + Sync + 'static {
+    /// 16 values.
+    type V: Copy;
+
+    /// What [`Isa::name`] answers.
+    const NAME: &'static str;
+
+    /// `PIXELS[m - 1]`: the most pixels that a register tile of `m` channel blocks takes; as long as the largest `m`.
+    const PIXELS: &'static [usize];
+
+    fn vectorize<K: Kernel>(self, kernel: K) -> K::Output;
+
+    fn splat(self, x: f32) -> Self::V;
+    fn load(self, from: &[f32; 16]) -> Self::V;
+    fn store(self, to: &mut [f32; 16], v: Self::V);
+    fn add(self, a: Self::V, b: Self::V) -> Self::V;
+    fn sub(self, a: Self::V, b: Self::V) -> Self::V;
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a * b + c`, with one rounding where the hardware can.
+    fn mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// `max(x, 0)`; NaN stays NaN.
+    fn relu(self, x: Self::V) -> Self::V;
+    /// The larger value; NaN if either is.
+    fn max(self, a: Self::V, b: Self::V) -> Self::V;
+
+    /// Asks for the cache line at `address`, which need not be valid, to come into the second-level cache.
+    fn prefetch(self, address: *const f32);
+
+    /// A register tile: see [`tile::Tile`]. Implemented by the macro `tile::dispatch!`, since Rust cannot choose const
+    /// generics at run time.
+    fn tile(self, tile: &tile::Tile, blocks: usize, target: &mut crate::threads::Target);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_found() {
+        let available = Isa::available();
+        for isa in &available {
+            assert_eq!(Isa::by_name(isa.name()).unwrap(), *isa);
+        }
+        let error = Isa::by_name("mmx").unwrap_err().to_string();
+        assert!(
+            error.starts_with("instruction set `mmx` is not available here, expected one of ["),
+            "{error}"
+        );
+        assert!(error.contains("\"portable\""));
+    }
+
+    struct Arithmetic;
+
+    impl Dispatch for Arithmetic {
+        type Output = ();
+
+        fn run<S: Simd>(self, s: S) {
+            let a: [f32; 16] = std::array::from_fn(|i| i as f32 - 8.0);
+            let nan: [f32; 16] = std::array::from_fn(|i| if i % 3 == 0 { f32::NAN } else { 1.0 });
+            let read = |v| {
+                let mut out = [0.0; 16];
+                s.store(&mut out, v);
+                out
+            };
+            let (va, vn, two) = (s.load(&a), s.load(&nan), s.splat(2.0));
+            assert_eq!(read(s.add(va, two)), a.map(|x| x + 2.0));
+            assert_eq!(read(s.sub(va, two)), a.map(|x| x - 2.0));
+            assert_eq!(read(s.mul(va, two)), a.map(|x| x * 2.0));
+            assert_eq!(read(s.mul_add(va, two, va)), a.map(|x| x * 3.0));
+            assert_eq!(read(s.relu(va)), a.map(|x| x.max(0.0)));
+            assert!(read(s.relu(vn)).iter().zip(nan).all(|(x, n)| x.is_nan() == n.is_nan()));
+            for v in [s.max(va, vn), s.max(vn, va)] {
+                for ((x, a), n) in read(v).into_iter().zip(a).zip(nan) {
+                    assert!(if n.is_nan() { x.is_nan() } else { x == a.max(n) });
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn vectors_compute_what_scalars_do() {
+        Isa::available().into_iter().for_each(|isa| isa.dispatch(Arithmetic));
+    }
+}

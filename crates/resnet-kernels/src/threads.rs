@@ -1,0 +1,284 @@
+//! The thread pool and the sharing of one output among its threads.
+//!
+//! A layer is one call of [`Pool::run`]: tasks with numbers, claimed from a counter by the caller and the workers,
+//! with one barrier at the end. Which thread runs a task never changes what the task computes, so results do not
+//! depend on the number of threads.
+#![allow(unsafe_code)]
+
+use std::any::Any;
+use std::cell::{Cell, UnsafeCell};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crate::error::Error;
+
+mod share;
+
+pub(crate) use share::{Cut, Share, Target};
+
+/// More threads than this are refused: a typing error, not a machine.
+pub const MAX_THREADS: usize = 1024;
+
+/// How long an idle worker looks for work before it sleeps: longer than the gap between two layers, shorter than
+/// anyone would notice on the power meter.
+const SPIN: Duration = Duration::from_micros(50);
+
+/// Threads that work on one layer at a time: the caller and `threads − 1` workers, which spin shortly and then sleep.
+///
+/// One pool may be used from several threads at once: whoever finds it busy, a task that uses the pool included, runs
+/// its tasks alone, without waiting.
+pub struct Pool {
+    shared: Arc<Shared>,
+    workers: Vec<JoinHandle<()>>,
+    /// Held by the caller whose job the workers run.
+    owner: Mutex<()>,
+}
+
+impl std::fmt::Debug for Pool {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        f.debug_struct("Pool").field("threads", &self.threads()).finish()
+    }
+}
+
+/// What a job is to a worker: called once with the worker's number; returns when no task is left.
+type Job<'a> = dyn Fn(usize) + Sync + 'a;
+
+struct Shared {
+    /// `epoch << 32 | open << 31 | workers inside`. A worker enters by adding one while the job is open, and leaves by
+    /// subtracting one; the caller closes the job and waits for zero.
+    state: AtomicU64,
+    /// The job of the current epoch; written only while the state is closed and no worker is inside.
+    job: UnsafeCell<Option<&'static Job<'static>>>,
+    /// Workers that sleep or are about to.
+    sleepers: AtomicUsize,
+    gate: Mutex<Gate>,
+    wake: Condvar,
+}
+
+#[derive(Default)]
+struct Gate {
+    stop: bool,
+    panic: Option<Box<dyn Any + Send>>,
+}
+
+const OPEN: u64 = 1 << 31;
+const INSIDE: u64 = OPEN - 1;
+const EPOCH: u32 = 32;
+
+// SAFETY: `job` is the only field that is not already `Sync`. It is written by the holder of `Pool::owner` while the
+// state is closed with no worker inside, and read by workers that entered an open state; entering (acquire) follows
+// opening (release), and the next write follows the last worker's leaving (release, read with acquire).
+unsafe impl Sync for Shared {}
+// SAFETY: the reference in `job` is to a `Sync` closure, which may be called from any thread.
+unsafe impl Send for Shared {}
+
+thread_local! {
+    static IN_TASK: Cell<bool> = const { Cell::new(false) };
+}
+
+impl Pool {
+    /// A pool of `threads` threads, the caller's among them. Errors: 0 or more than [`MAX_THREADS`] threads, or a
+    /// thread that the operating system does not start.
+    pub fn new(threads: usize) -> Result<Self, Error> {
+        if threads == 0 || threads > MAX_THREADS {
+            return Err(Error::Threads { found: threads, max: MAX_THREADS });
+        }
+        let shared = Arc::new(Shared {
+            state: AtomicU64::new(0),
+            job: UnsafeCell::new(None),
+            sleepers: AtomicUsize::new(0),
+            gate: Mutex::default(),
+            wake: Condvar::new(),
+        });
+        // Built before the workers, so that `drop` stops those already started when a later one fails.
+        let mut pool = Self { shared, workers: Vec::new(), owner: Mutex::new(()) };
+        for number in 1..threads {
+            let shared = Arc::clone(&pool.shared);
+            let builder = std::thread::Builder::new().name(format!("resnet-{number}"));
+            pool.workers.push(builder.spawn(move || shared.work(number)).map_err(Error::Spawn)?);
+        }
+        Ok(pool)
+    }
+
+    /// Number of threads, the caller's included.
+    pub fn threads(&self) -> usize {
+        self.workers.len() + 1
+    }
+
+    /// Runs `task(worker, index)` for every `index` below `tasks`, each once, in any order, on any thread; returns when
+    /// all are done. `worker` is below [`Pool::threads`], and no two running tasks of this call have the same.
+    ///
+    /// A panic in a task reaches the caller, after the other threads have stopped.
+    pub fn run(&self, tasks: usize, task: impl Fn(usize, usize) + Sync) {
+        let next = AtomicUsize::new(0);
+        let job = |worker: usize| {
+            let _mark = Mark::set();
+            loop {
+                let index = next.fetch_add(1, Ordering::Relaxed);
+                if index >= tasks {
+                    break;
+                }
+                task(worker, index);
+            }
+        };
+        let owner = if tasks > 1 && !self.workers.is_empty() && !IN_TASK.get() {
+            self.owner.try_lock()
+        } else {
+            return job(0);
+        };
+        let _owner = match owner {
+            Ok(owner) => owner,
+            Err(std::sync::TryLockError::Poisoned(owner)) => owner.into_inner(),
+            Err(std::sync::TryLockError::WouldBlock) => return job(0),
+        };
+        self.shared.open(&job);
+        let mine = catch_unwind(AssertUnwindSafe(|| job(0)));
+        if mine.is_err() {
+            next.fetch_max(tasks, Ordering::Relaxed);
+        }
+        let theirs = self.shared.close();
+        if let Err(panic) = mine {
+            resume_unwind(panic);
+        }
+        if let Some(panic) = theirs {
+            resume_unwind(panic);
+        }
+    }
+
+    /// Cuts `data` into chunks of `len` (the last may be shorter) and runs `task(index, chunk)` for each.
+    pub fn for_each_chunk<T: Send>(&self, data: &mut [T], len: usize, task: impl Fn(usize, &mut [T]) + Sync) {
+        let len = len.max(1);
+        let total = data.len();
+        let data = share::Pointer(data.as_mut_ptr());
+        self.run(total.div_ceil(len), |_, index| {
+            let start = index * len;
+            // SAFETY: `run` gives every index to one task only and `index * len < total`; chunks of different indices do
+            // not overlap, all lie inside the borrowed slice, and the borrow outlives `run`.
+            let chunk =
+                unsafe { std::slice::from_raw_parts_mut(data.get().add(start), len.min(total - start)) };
+            task(index, chunk);
+        });
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.shared.lock().stop = true;
+        self.shared.wake.notify_all();
+        for worker in self.workers.drain(..) {
+            // A worker catches the panics of its tasks, so it has nothing to tell.
+            let _ = worker.join();
+        }
+    }
+}
+
+/// Marks the thread as inside a task, so that a nested call does not wait for the pool it occupies.
+struct Mark(bool);
+
+impl Mark {
+    fn set() -> Self {
+        Self(IN_TASK.replace(true))
+    }
+}
+
+impl Drop for Mark {
+    fn drop(&mut self) {
+        IN_TASK.set(self.0);
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Gate> {
+        self.gate.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets the workers in. The caller holds `Pool::owner` and calls `close` before `job` goes out of scope.
+    fn open(&self, job: &Job) {
+        // SAFETY: only the lifetime changes. Workers call the reference only while inside an open state, and `close`,
+        // which follows on every path (`run` catches panics), returns after the last of them has left.
+        let job: &'static Job<'static> = unsafe { std::mem::transmute(job) };
+        // SAFETY: the state is closed and empty (initially, and after every `close`), so nobody reads the cell, and the
+        // holder of `Pool::owner` is the only writer.
+        unsafe { *self.job.get() = Some(job) };
+        let epoch = (self.state.load(Ordering::Relaxed) >> EPOCH).wrapping_add(1);
+        // Sequentially consistent, as is the sleeper's side: either it sees the new state or we see the sleeper.
+        self.state.store(epoch << EPOCH | OPEN, Ordering::SeqCst);
+        if self.sleepers.load(Ordering::SeqCst) > 0 {
+            drop(self.lock());
+            self.wake.notify_all();
+        }
+    }
+
+    /// Shuts the workers out, waits for those inside, and returns a panic of theirs.
+    fn close(&self) -> Option<Box<dyn Any + Send>> {
+        let mut state = self.state.fetch_and(!OPEN, Ordering::AcqRel);
+        let mut spins = 0u32;
+        while state & INSIDE != 0 {
+            spins += 1;
+            if spins.is_multiple_of(1 << 12) {
+                // The worker we wait for may need this very core.
+                std::thread::yield_now();
+            }
+            std::hint::spin_loop();
+            state = self.state.load(Ordering::Acquire);
+        }
+        // An uncontended lock costs as much as the check it would save.
+        self.lock().panic.take()
+    }
+
+    fn work(&self, number: usize) {
+        let mut seen = 0;
+        while let Some(epoch) = self.enter(seen) {
+            seen = epoch;
+            // SAFETY: this worker is inside an open state, so the cell was written before and is not written now.
+            let job = unsafe { *self.job.get() };
+            if let Some(job) = job
+                && let Err(panic) = catch_unwind(AssertUnwindSafe(|| job(number)))
+            {
+                self.lock().panic = Some(panic);
+            }
+            self.state.fetch_sub(1, Ordering::Release);
+        }
+    }
+
+    /// Waits for a job later than `seen`, enters it and returns its epoch; `None` when the pool is dropped.
+    fn enter(&self, seen: u64) -> Option<u64> {
+        let mut since = Instant::now();
+        let mut spins = 0u32;
+        loop {
+            let state = self.state.load(Ordering::Acquire);
+            if state & OPEN != 0 && state >> EPOCH != seen {
+                let entered =
+                    self.state.compare_exchange_weak(state, state + 1, Ordering::AcqRel, Ordering::Relaxed);
+                if entered.is_ok() {
+                    return Some(state >> EPOCH);
+                }
+                continue;
+            }
+            spins += 1;
+            if spins.is_multiple_of(64) && since.elapsed() > SPIN {
+                self.sleep(seen)?;
+                since = Instant::now();
+            }
+            std::hint::spin_loop();
+        }
+    }
+
+    /// Sleeps until a job later than `seen` is open; `None` when the pool is dropped.
+    fn sleep(&self, seen: u64) -> Option<()> {
+        self.sleepers.fetch_add(1, Ordering::SeqCst);
+        let mut gate = self.lock();
+        let fresh = |state: u64| state & OPEN != 0 && state >> EPOCH != seen;
+        while !gate.stop && !fresh(self.state.load(Ordering::SeqCst)) {
+            gate = self.wake.wait(gate).unwrap_or_else(PoisonError::into_inner);
+        }
+        self.sleepers.fetch_sub(1, Ordering::SeqCst);
+        (!gate.stop).then_some(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

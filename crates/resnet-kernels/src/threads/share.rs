@@ -1,0 +1,176 @@
+//! One mutable buffer handed out to many tasks in pieces that cannot overlap.
+
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use super::Pool;
+
+/// A pointer that tasks may share; what makes that sound is argued where it is dereferenced.
+pub(super) struct Pointer<T>(pub(super) *mut T);
+
+// SAFETY: a pointer is a number; every dereference carries its own argument.
+unsafe impl<T: Send> Sync for Pointer<T> {}
+// SAFETY: as above.
+unsafe impl<T: Send> Send for Pointer<T> {}
+
+impl<T> Pointer<T> {
+    /// A method, so that closures capture the whole struct, which is `Sync`, and not its field.
+    pub(super) fn get(&self) -> *mut T {
+        self.0
+    }
+}
+
+/// How a buffer `[outer][inner][run]` of `outer_len × inner_len` cells is cut into tasks.
+///
+/// A task owns the product of a range of outer indices (images), a range of inner indices (channel blocks) and a range
+/// of positions in the run of each such cell (rows).
+#[derive(Clone, Debug)]
+pub(crate) struct Cut<'a> {
+    /// Number of outer indices and how many a task gets.
+    pub outer: (usize, usize),
+    /// Elements from one outer index to the next.
+    pub outer_stride: usize,
+    /// Ascending borders between which the inner range is never cut.
+    pub inner_bounds: &'a [usize],
+    /// Intervals of `inner_bounds` that a task gets.
+    pub inner_group: usize,
+    /// Elements from one inner index to the next; a run lies within.
+    pub inner_stride: usize,
+    /// The part of the run that is cut, and the length of the pieces.
+    pub run: (Range<usize>, usize),
+}
+
+/// What a task owns of the shared buffer.
+#[derive(Debug)]
+pub(crate) struct Share<'a> {
+    data: *mut f32,
+    outer_stride: usize,
+    inner_stride: usize,
+    /// Owned outer indices.
+    pub(crate) outer: Range<usize>,
+    /// Owned inner indices.
+    pub(crate) inner: Range<usize>,
+    /// The intervals of `inner_bounds` that `inner` consists of.
+    pub(crate) groups: Range<usize>,
+    /// Owned positions in the run of every owned cell.
+    pub(crate) run: Range<usize>,
+    lifetime: PhantomData<&'a mut [f32]>,
+}
+
+/// Exclusive access to the same positions of several cells in a row: what a tile kernel writes to.
+#[derive(Debug)]
+pub(crate) struct Target<'a> {
+    data: *mut f32,
+    /// Elements from one block to the next.
+    pub(crate) stride: usize,
+    /// Number of blocks.
+    pub(crate) blocks: usize,
+    /// Positions within each block that may be read and written.
+    pub(crate) run: Range<usize>,
+    lifetime: PhantomData<&'a mut [f32]>,
+}
+
+impl Cut<'_> {
+    /// Number of tasks.
+    pub(crate) fn tasks(&self) -> usize {
+        self.outer.0.div_ceil(self.outer.1) * self.groups() * self.run.0.len().div_ceil(self.run.1)
+    }
+
+    fn groups(&self) -> usize {
+        self.inner_bounds.len().saturating_sub(1).div_ceil(self.inner_group)
+    }
+
+    /// The indices and positions of a task: different tasks never share a position of a cell, since ranges of
+    /// each of the three axes are disjoint for different numbers along it.
+    fn task(&self, index: usize) -> [Range<usize>; 4] {
+        let piece =
+            |number: usize, step: usize, end: usize| (number * step).min(end)..((number + 1) * step).min(end);
+        let groups = self.groups();
+        let pieces = self.run.0.len().div_ceil(self.run.1);
+        let group = piece(index % groups, self.inner_group, self.inner_bounds.len() - 1);
+        let run = piece(index / groups % pieces, self.run.1, self.run.0.len());
+        let outer = piece(index / groups / pieces, self.outer.1, self.outer.0);
+        let inner = self.inner_bounds[group.start]..self.inner_bounds[group.end];
+        [outer, inner, group, self.run.0.start + run.start..self.run.0.start + run.end]
+    }
+
+    /// Panics unless cells are disjoint and inside a buffer of `len`; a mistake of this crate, never of its user.
+    fn assert_disjoint(&self, len: usize) {
+        assert!(self.inner_bounds.is_sorted() && self.run.0.end <= self.inner_stride);
+        let inner = self.inner_bounds.last().map_or(0, |end| end * self.inner_stride);
+        assert!(inner <= self.outer_stride && self.outer.0 * self.outer_stride <= len);
+    }
+}
+
+impl Pool {
+    /// Runs `task(worker, share)` for every task of `cut`, each with exclusive access to its share of `data`.
+    pub(crate) fn run_shares(&self, data: &mut [f32], cut: &Cut, task: impl Fn(usize, Share) + Sync) {
+        cut.assert_disjoint(data.len());
+        let (outer_stride, inner_stride) = (cut.outer_stride, cut.inner_stride);
+        let data = Pointer(data.as_mut_ptr());
+        self.run(cut.tasks(), |worker, index| {
+            let [outer, inner, groups, run] = cut.task(index);
+            let data = data.get();
+            task(
+                worker,
+                Share { data, outer_stride, inner_stride, outer, inner, groups, run, lifetime: PhantomData },
+            );
+        });
+    }
+
+    /// As [`Pool::run_shares`], with a private piece of `scratch`, `per_worker` long, for each running task.
+    pub(crate) fn run_shares_with(
+        &self,
+        data: &mut [f32],
+        cut: &Cut,
+        (scratch, per_worker): (&mut [f32], usize),
+        task: impl Fn(&mut [f32], Share) + Sync,
+    ) {
+        assert!(scratch.len() / self.threads() >= per_worker);
+        let scratch = Pointer(scratch.as_mut_ptr());
+        self.run_shares(data, cut, |worker, share| {
+            // SAFETY: `worker` is below the number of threads, so the piece lies inside the borrowed slice by the
+            // assertion; no two running tasks have the same worker number, so the piece is not aliased.
+            let private =
+                unsafe { std::slice::from_raw_parts_mut(scratch.get().add(worker * per_worker), per_worker) };
+            task(private, share);
+        });
+    }
+}
+
+impl Share<'_> {
+    /// Positions `run` of one cell. Panics unless this share owns them.
+    pub(crate) fn slice(&mut self, outer: usize, inner: usize, run: Range<usize>) -> &mut [f32] {
+        assert!(self.outer.contains(&outer) && self.inner.contains(&inner));
+        assert!(self.run.start <= run.start && run.start <= run.end && run.end <= self.run.end);
+        let start = outer * self.outer_stride + inner * self.inner_stride + run.start;
+        // SAFETY: the assertions put the positions inside this share. They are inside the buffer (`assert_disjoint`),
+        // belong to no other task (`Cut::task`), and `&mut self` keeps this task from holding them twice.
+        unsafe { std::slice::from_raw_parts_mut(self.data.add(start), run.len()) }
+    }
+
+    /// The owned positions of `blocks` cells from `inner` on. Panics unless this share owns them.
+    pub(crate) fn target(&mut self, outer: usize, inner: usize, blocks: usize) -> Target<'_> {
+        assert!(self.outer.contains(&outer) && self.inner.start <= inner && inner + blocks <= self.inner.end);
+        let start = outer * self.outer_stride + inner * self.inner_stride;
+        // SAFETY: the cell starts inside the buffer: `outer` and `inner` are in the range `assert_disjoint` checked.
+        let data = unsafe { self.data.add(start) };
+        Target { data, stride: self.inner_stride, blocks, run: self.run.clone(), lifetime: PhantomData }
+    }
+}
+
+impl<'a> Target<'a> {
+    /// All of `data` as `blocks` blocks that start `stride` apart and may overlap: each ends where the last one does, or as
+    /// far before as it starts before it.
+    pub(crate) fn from_slice(data: &'a mut [f32], stride: usize, blocks: usize) -> Self {
+        let before = blocks.saturating_sub(1) * stride;
+        assert!(before <= data.len());
+        Self { run: 0..data.len() - before, data: data.as_mut_ptr(), stride, blocks, lifetime: PhantomData }
+    }
+
+    /// Start of the first block. Position `p` of block `b`, at `b * stride + p`, may be read and written through it for
+    /// `b < blocks` and `p` in `run`, as long as `self` is borrowed.
+    pub(crate) fn as_mut_ptr(&mut self) -> *mut f32 {
+        self.data
+    }
+}

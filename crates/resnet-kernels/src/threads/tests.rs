@@ -1,0 +1,122 @@
+use super::*;
+use std::sync::atomic::AtomicBool;
+
+#[test]
+fn every_task_runs_once() {
+    for threads in [1, 2, 5] {
+        let pool = Pool::new(threads).unwrap();
+        for tasks in [0, 1, 2, 7, 1000] {
+            let counts: Vec<AtomicUsize> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
+            let busy: Vec<AtomicBool> = (0..threads).map(|_| AtomicBool::new(false)).collect();
+            pool.run(tasks, |worker, index| {
+                assert!(!busy[worker].swap(true, Ordering::SeqCst));
+                counts[index].fetch_add(1, Ordering::SeqCst);
+                busy[worker].store(false, Ordering::SeqCst);
+            });
+            assert!(counts.iter().all(|count| count.load(Ordering::SeqCst) == 1));
+        }
+    }
+}
+
+#[test]
+fn sleeping_workers_wake() {
+    let pool = Pool::new(3).unwrap();
+    for _ in 0..20 {
+        std::thread::sleep(SPIN * 4);
+        let sum = AtomicUsize::new(0);
+        pool.run(100, |_, index| {
+            sum.fetch_add(index, Ordering::Relaxed);
+        });
+        assert_eq!(sum.into_inner(), 4950);
+    }
+}
+
+#[test]
+fn a_panic_reaches_the_caller_and_the_pool_goes_on() {
+    let pool = Pool::new(2).unwrap();
+    for bad in [0, 3, 63] {
+        let result = catch_unwind(AssertUnwindSafe(|| {
+            pool.run(64, |_, index| assert_ne!(index, bad, "task {bad}"));
+        }));
+        let panic = result.unwrap_err();
+        assert!(panic.downcast_ref::<String>().unwrap().contains(&format!("task {bad}")));
+        let sum = AtomicUsize::new(0);
+        pool.run(10, |_, index| {
+            sum.fetch_add(index, Ordering::Relaxed);
+        });
+        assert_eq!(sum.into_inner(), 45);
+    }
+}
+
+#[test]
+fn callers_and_nested_calls_do_not_deadlock() {
+    let pool = Pool::new(3).unwrap();
+    let sum = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..200 {
+                    pool.run(8, |_, _| {
+                        pool.run(4, |worker, _| {
+                            assert_eq!(worker, 0);
+                            sum.fetch_add(1, Ordering::Relaxed);
+                        });
+                    });
+                }
+            });
+        }
+    });
+    assert_eq!(sum.into_inner(), 4 * 200 * 8 * 4);
+}
+
+#[test]
+fn shares_cover_the_cut_once() {
+    let pool = Pool::new(2).unwrap();
+    let (outer_stride, inner_stride) = (5 * 12 + 3, 12);
+    for (outer_step, inner_group, run_step) in [(1, 1, 4), (2, 2, 3), (3, 9, 100)] {
+        let cut = Cut {
+            outer: (3, outer_step),
+            outer_stride,
+            inner_bounds: &[0, 2, 3, 5],
+            inner_group,
+            inner_stride,
+            run: (1..11, run_step),
+        };
+        let mut data = vec![0.0; 3 * outer_stride];
+        pool.run_shares(&mut data, &cut, |_, mut share| {
+            let (inner, run) = (share.inner.clone(), share.run.clone());
+            for (outer, inner) in share.outer.clone().flat_map(|o| inner.clone().map(move |i| (o, i))) {
+                share.slice(outer, inner, run.clone()).iter_mut().for_each(|x| *x += 1.0);
+            }
+        });
+        for (index, x) in data.iter().enumerate() {
+            let (cell, position) = (index % outer_stride / inner_stride, index % outer_stride % inner_stride);
+            let owned = cell < 5 && (1..11).contains(&position);
+            assert_eq!(*x, if owned { 1.0 } else { 0.0 }, "{index}");
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "assertion failed")]
+fn a_share_gives_nothing_away_that_it_does_not_own() {
+    let pool = Pool::new(1).unwrap();
+    let cut = Cut {
+        outer: (1, 1),
+        outer_stride: 8,
+        inner_bounds: &[0, 1, 2],
+        inner_group: 1,
+        inner_stride: 4,
+        run: (0..4, 4),
+    };
+    pool.run_shares(&mut [0.0; 8], &cut, |_, mut share| {
+        let foreign = 1 - share.inner.start;
+        share.slice(0, foreign, 0..4);
+    });
+}
+
+#[test]
+fn thread_counts_are_bounded() {
+    assert_eq!(Pool::new(0).unwrap_err().to_string(), "0 threads asked for, expected 1 to 1024");
+    assert!(Pool::new(MAX_THREADS + 1).is_err());
+}
