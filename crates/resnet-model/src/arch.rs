@@ -1,0 +1,191 @@
+//! Which network: plain data that can be compared, stored and printed.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::graph::{Graph, Node, Op};
+use crate::{Error, Result, families, zoo};
+
+mod inception;
+pub(crate) mod options;
+mod resnet;
+mod resnet_v2;
+mod vgg;
+
+pub use inception::Inception;
+pub use options::{GlobalPool, Norm, Options};
+pub use resnet::{
+    AntiAlias, Attention, Block, PrunedStage, ResNet, Shortcut, Stage, Stem, StemPool, StrideIn,
+};
+
+pub use resnet_v2::{ProjectionV2, ResNetV2, StageV2, StemV2};
+pub use vgg::{Vgg, VggNorm, VggStage};
+
+/// An architecture.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "family", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Arch {
+    /// Residual networks and the plain networks that they are compared with (He et al. 2015, arXiv 1512.03385).
+    #[serde(rename = "resnet")]
+    ResNet(ResNet),
+    /// Pre-activation residual networks (He et al. 2016, arXiv 1603.05027) and BiT.
+    #[serde(rename = "resnet_v2")]
+    ResNetV2(ResNetV2),
+    /// VGG (arXiv 1409.1556).
+    Vgg(Vgg),
+    /// Inception-v3 (arXiv 1512.00567), without its auxiliary head.
+    InceptionV3(Inception),
+    /// Inception-v4 (arXiv 1602.07261).
+    InceptionV4(Inception),
+    /// Inception-ResNet-v2 (arXiv 1602.07261).
+    #[serde(rename = "inception_resnet_v2")]
+    InceptionResNetV2(Inception),
+}
+
+/// The settings that a family has; `None` for those it has not.
+struct Settings<'a> {
+    num_classes: &'a mut usize,
+    in_channels: &'a mut usize,
+    pool: Option<&'a mut GlobalPool>,
+    output_stride: Option<&'a mut Option<usize>>,
+}
+
+impl Arch {
+    /// The operations of this architecture. Fails on sizes that no network has.
+    pub fn graph(&self) -> Result<Graph> {
+        let graph = match self {
+            Arch::ResNet(net) => families::resnet::graph(net),
+            Arch::ResNetV2(net) => families::resnet_v2::graph(net),
+            Arch::Vgg(net) => families::vgg::graph(net),
+            Arch::InceptionV3(net) => families::inception::v3::graph(net),
+            Arch::InceptionV4(net) => families::inception::v4::graph(net),
+            Arch::InceptionResNetV2(net) => families::inception::resnet_v2::graph(net),
+        }?;
+        let odd =
+            |node: &&Node| matches!(&node.op, Op::GroupNorm(n) if !node.channels.is_multiple_of(n.groups));
+        match graph.nodes().iter().find(odd) {
+            Some(Node { name, channels, .. }) => {
+                Err(Error::Arch(format!("the {channels} channels of `{name}` do not make equal groups")))
+            }
+            None => Ok(graph),
+        }
+    }
+
+    fn settings(&mut self) -> Settings<'_> {
+        match self {
+            Arch::ResNet(net) => Settings {
+                num_classes: &mut net.num_classes,
+                in_channels: &mut net.in_channels,
+                pool: Some(&mut net.pool),
+                output_stride: Some(&mut net.output_stride),
+            },
+            Arch::ResNetV2(net) => Settings {
+                num_classes: &mut net.num_classes,
+                in_channels: &mut net.in_channels,
+                pool: Some(&mut net.pool),
+                output_stride: Some(&mut net.output_stride),
+            },
+            Arch::Vgg(net) => Settings {
+                num_classes: &mut net.num_classes,
+                in_channels: &mut net.in_channels,
+                pool: None,
+                output_stride: None,
+            },
+            Arch::InceptionV3(net) | Arch::InceptionV4(net) | Arch::InceptionResNetV2(net) => Settings {
+                num_classes: &mut net.num_classes,
+                in_channels: &mut net.in_channels,
+                pool: Some(&mut net.pool),
+                output_stride: None,
+            },
+        }
+    }
+
+    /// Number of classes `K`; `None` without a classification head.
+    pub fn classes(&self) -> Option<usize> {
+        let classes = match self {
+            Arch::ResNet(net) => net.num_classes,
+            Arch::ResNetV2(net) => net.num_classes,
+            Arch::Vgg(net) => net.num_classes,
+            Arch::InceptionV3(net) | Arch::InceptionV4(net) | Arch::InceptionResNetV2(net) => net.num_classes,
+        };
+        (classes > 0).then_some(classes)
+    }
+
+    /// Channels of the input.
+    pub fn in_channels(&self) -> usize {
+        match self {
+            Arch::ResNet(net) => net.in_channels,
+            Arch::ResNetV2(net) => net.in_channels,
+            Arch::Vgg(net) => net.in_channels,
+            Arch::InceptionV3(net) | Arch::InceptionV4(net) | Arch::InceptionResNetV2(net) => net.in_channels,
+        }
+    }
+
+    /// The same architecture for another number of classes; 0 removes the head.
+    pub fn with_classes(mut self, classes: usize) -> Arch {
+        *self.settings().num_classes = classes;
+        self
+    }
+
+    /// The same architecture for another number of input channels.
+    pub fn with_in_channels(mut self, channels: usize) -> Arch {
+        *self.settings().in_channels = channels;
+        self
+    }
+
+    /// The same architecture with other settings. Fails if the family has no such setting.
+    pub fn with(mut self, options: Options) -> Result<Arch> {
+        let missing = |what| Err(Error::Arch(format!("this family has no {what}")));
+        let settings = self.settings();
+        if let Some(classes) = options.num_classes {
+            *settings.num_classes = classes;
+        }
+        if let Some(channels) = options.in_channels {
+            *settings.in_channels = channels;
+        }
+        if let Some(pool) = options.pool {
+            match settings.pool {
+                Some(setting) => *setting = pool,
+                None => return missing("global pool to choose"),
+            }
+        }
+        if let Some(stride) = options.output_stride {
+            match settings.output_stride {
+                Some(setting) => *setting = Some(stride),
+                None => return missing("output stride to choose"),
+            }
+        }
+        Ok(self)
+    }
+
+    /// The architecture with 3 input channels, no head and default settings: what variants of equal weights share.
+    pub(crate) fn bare(&self) -> Arch {
+        let mut bare = self.clone();
+        let settings = bare.settings();
+        (*settings.num_classes, *settings.in_channels) = (0, 3);
+        if let Some(pool) = settings.pool {
+            *pool = GlobalPool::default();
+        }
+        if let Some(stride) = settings.output_stride {
+            *stride = None;
+        }
+        bare
+    }
+}
+
+/// The zoo's name where there is one, else a short description.
+impl fmt::Display for Arch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (zoo::name_of(self), self) {
+            (Some(name), _) => f.write_str(name),
+            (None, Arch::ResNet(net)) => net.describe(f),
+            (None, Arch::ResNetV2(net)) => net.describe(f),
+            (None, Arch::Vgg(net)) => net.describe(f),
+            (None, Arch::InceptionV3(_)) => f.write_str("an Inception-v3"),
+            (None, Arch::InceptionV4(_)) => f.write_str("an Inception-v4"),
+            (None, Arch::InceptionResNetV2(_)) => f.write_str("an Inception-ResNet-v2"),
+        }
+    }
+}

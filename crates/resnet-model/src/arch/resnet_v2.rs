@@ -1,0 +1,196 @@
+//! Residual networks with the norm before the convolution (pre-activation).
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::options::{
+    EPS, check_ends, check_eps, check_output_stride, default_eps, is_default, is_default_eps, within,
+};
+use super::{Block, GlobalPool, Norm, StrideIn};
+use crate::Result;
+
+/// A pre-activation residual network (He et al. 2016, arXiv 1603.05027) and BiT (arXiv 1912.11370), as timm's
+/// `resnetv2.py` writes them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ResNetV2 {
+    /// What comes before the first stage.
+    pub stem: StemV2,
+    /// The kind of all blocks.
+    pub block: Block,
+    /// The stages; each but the first halves height and width.
+    pub stages: Vec<StageV2>,
+    /// What the shortcut is in the first block of a stage.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub projection: ProjectionV2,
+    /// Where a bottleneck block that halves the size does so.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub stride_in: StrideIn,
+    /// What normalises the channels.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub norm: Norm,
+    /// What the norms add to the variance.
+    #[serde(default = "default_eps", skip_serializing_if = "is_default_eps")]
+    pub norm_eps: f64,
+    /// What is added to the variance of standardised weights (BiT); weights are used as they are without.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub standardize: Option<f64>,
+    /// How all pixels become one, before the head.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub pool: GlobalPool,
+    /// Input pixels per pixel of the last stage, if that is limited: stages beyond it are dilated instead.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output_stride: Option<usize>,
+    /// Channels of the input.
+    pub in_channels: usize,
+    /// Number of classes; 0 = no head, the result is the pooled features.
+    pub num_classes: usize,
+}
+
+/// Blocks of equal width.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StageV2 {
+    /// Number of blocks.
+    pub depth: usize,
+    /// Channels of the stage's result; the inner convolutions of bottleneck blocks have a quarter.
+    pub channels: usize,
+}
+
+/// What comes before the first stage. Its result is not normalised: the first block does that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+#[non_exhaustive]
+pub enum StemV2 {
+    /// 7×7 convolution with stride 2, then 3×3 max-pool with stride 2.
+    Conv7 {
+        /// Channels of the convolution.
+        width: usize,
+    },
+    /// As [`StemV2::Conv7`], but the pool's padding is zeros, which can win (timm's `fixed`, BiT).
+    Conv7ZeroPadded {
+        /// Channels of the convolution.
+        width: usize,
+    },
+    /// Three 3×3 convolutions, the first with stride 2, then 3×3 max-pool with stride 2.
+    Deep {
+        /// Channels of the convolutions.
+        widths: [usize; 3],
+    },
+    /// 3×3 convolution with stride 1, no pooling: the paper's CIFAR networks.
+    Conv3 {
+        /// Channels of the convolution.
+        width: usize,
+    },
+}
+
+impl StemV2 {
+    /// Input pixels per pixel of the first stage, along each axis.
+    pub const fn stride(self) -> usize {
+        match self {
+            StemV2::Conv3 { .. } => 1,
+            _ => 4,
+        }
+    }
+
+    /// Channels of all convolutions.
+    pub(crate) fn widths(self) -> Vec<usize> {
+        match self {
+            StemV2::Conv7 { width } | StemV2::Conv7ZeroPadded { width } | StemV2::Conv3 { width } => {
+                vec![width]
+            }
+            StemV2::Deep { widths } => widths.to_vec(),
+        }
+    }
+}
+
+/// What the shortcut is in the first block of a stage. It starts from the normalised input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum ProjectionV2 {
+    /// A 1×1 convolution.
+    #[default]
+    Conv,
+    /// A 2×2 mean where the size is halved, then a 1×1 convolution.
+    AvgConv,
+}
+
+impl ResNetV2 {
+    /// timm's ResNet-v2 with `depths` blocks per stage: 7×7 stem of width 64, batch norm, 3 input channels, 1000 classes.
+    pub fn imagenet(block: Block, depths: &[usize]) -> ResNetV2 {
+        let stage = |(i, &depth): (usize, &usize)| StageV2 { depth, channels: (64 * block.expansion()) << i };
+        ResNetV2 {
+            stem: StemV2::Conv7 { width: 64 },
+            block,
+            stages: depths.iter().enumerate().map(stage).collect(),
+            projection: ProjectionV2::Conv,
+            stride_in: StrideIn::Conv3x3,
+            norm: Norm::Batch,
+            norm_eps: EPS,
+            standardize: None,
+            pool: GlobalPool::Avg,
+            output_stride: None,
+            in_channels: 3,
+            num_classes: 1000,
+        }
+    }
+
+    /// BiT: `width` times as wide, standardised weights, group norm, zero-padded max-pool.
+    pub fn bit(depths: &[usize], width: usize) -> ResNetV2 {
+        let mut net = ResNetV2::imagenet(Block::Bottleneck, depths);
+        net.stages.iter_mut().for_each(|stage| stage.channels *= width);
+        let stem = StemV2::Conv7ZeroPadded { width: 64 * width };
+        ResNetV2 { stem, norm: Norm::Group, standardize: Some(1e-8), ..net }
+    }
+
+    /// The paper's bottleneck network for CIFAR-10: 9n + 2 layers, widths 64, 128 and 256, stride in the first 1×1
+    /// convolution, 3 input channels, 10 classes. `None` unless `depth` is 9n + 2 with n ≥ 1.
+    pub fn cifar(depth: usize) -> Option<ResNetV2> {
+        let n = depth.checked_sub(2)?;
+        if n == 0 || n % 9 != 0 {
+            return None;
+        }
+        Some(ResNetV2 {
+            stem: StemV2::Conv3 { width: 16 },
+            stages: [64, 128, 256].map(|channels| StageV2 { depth: n / 9, channels }).to_vec(),
+            stride_in: StrideIn::Conv1x1,
+            num_classes: 10,
+            ..ResNetV2::imagenet(Block::Bottleneck, &[])
+        })
+    }
+
+    /// Layers with weights, counted as the paper does: convolutions on the main path and the head.
+    pub fn layers(&self) -> usize {
+        2 + self.stages.iter().map(|s| s.depth * self.block.layers()).sum::<usize>()
+    }
+
+    pub(super) fn describe(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a {}-layer pre-activation ResNet (", self.layers())?;
+        for (i, s) in self.stages.iter().enumerate() {
+            write!(f, "{}{}×{}", if i > 0 { ", " } else { "" }, s.depth, s.channels)?;
+        }
+        f.write_str(")")
+    }
+
+    /// Refuses sizes that no network has, so that a hostile description cannot ask for unbounded memory.
+    pub(crate) fn validate(&self) -> Result<()> {
+        within("number of stages", self.stages.len(), 16)?;
+        for stage in &self.stages {
+            within("depth of a stage", stage.depth, 1000)?;
+            within("channels of a stage", stage.channels, 1 << 16)?;
+            within("inner width of a block", self.inner_width(*stage), 1 << 16)?;
+        }
+        self.stem.widths().into_iter().try_for_each(|width| within("stem width", width, 1 << 14))?;
+        check_ends(self.in_channels, self.num_classes)?;
+        check_eps(self.norm_eps)?;
+        self.standardize.map_or(Ok(()), check_eps)?;
+        check_output_stride(self.output_stride)
+    }
+
+    /// Channels between the convolutions of a stage's blocks.
+    pub(crate) fn inner_width(&self, stage: StageV2) -> usize {
+        stage.channels / self.block.expansion()
+    }
+}

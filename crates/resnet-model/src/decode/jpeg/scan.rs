@@ -1,0 +1,278 @@
+//! The blocks of a scan.
+
+use super::huffman::{Bits, Table};
+use super::idct::{Block, idct};
+use super::{Component, Corrupt, Frame, corrupt};
+
+/// Where the coefficient at each place of the zigzag lies in natural order.
+#[rustfmt::skip]
+pub(super) const ZIGZAG: [u8; 64] = [
+     0,  1,  8, 16,  9,  2,  3, 10, 17, 24, 32, 25, 18, 11,  4,  5,
+    12, 19, 26, 33, 40, 48, 41, 34, 27, 20, 13,  6,  7, 14, 21, 28,
+    35, 42, 49, 56, 57, 50, 43, 36, 29, 22, 15, 23, 30, 37, 44, 51,
+    58, 59, 52, 45, 38, 31, 39, 46, 53, 60, 61, 54, 47, 55, 62, 63,
+];
+
+/// What a scan's header says.
+pub(super) struct Scan {
+    pub(super) members: Vec<Member>,
+    /// First and last coefficient in zigzag order.
+    pub(super) band: (usize, usize),
+    /// Bit of the coefficients that was sent before; 0 if none was.
+    pub(super) high: u32,
+    /// Lowest bit sent now.
+    pub(super) low: u32,
+    /// MCUs between restart markers; 0 for none.
+    pub(super) restart: usize,
+}
+
+/// A component of a scan.
+pub(super) struct Member {
+    /// Index into the frame's components.
+    pub(super) component: usize,
+    pub(super) dc: Option<Table>,
+    pub(super) ac: Option<Table>,
+}
+
+/// What is kept from block to block until a restart.
+#[derive(Default)]
+struct State {
+    /// The last DC value of each member.
+    dc: [i32; 4],
+    /// Blocks left, this one included, that have no further non-zero coefficient in this scan.
+    end_of_band: u32,
+}
+
+impl Scan {
+    /// Reads the scan at `start` into the frame; returns where the next marker's code stands.
+    pub(super) fn read(&self, frame: &mut Frame, data: &[u8], start: usize) -> Result<usize, Corrupt> {
+        let mut bits = Bits::new(data, start);
+        let mut state = State::default();
+        let grid = self.grid(frame);
+        let mut restarts = (0..8u8).cycle();
+        let mut until_restart = self.restart;
+        for y in 0..grid.1 {
+            for x in 0..grid.0 {
+                if self.restart > 0 {
+                    if until_restart == 0 {
+                        bits.restart(restarts.next().unwrap_or(0))?;
+                        state = State::default();
+                        until_restart = self.restart;
+                    }
+                    until_restart -= 1;
+                }
+                self.mcu(frame, &mut bits, &mut state, (x, y))?;
+            }
+        }
+        bits.next_marker()
+    }
+
+    /// How many MCUs the scan has, across and down.
+    pub(super) fn grid(&self, frame: &Frame) -> (usize, usize) {
+        match self.members[..] {
+            [Member { component, .. }] => {
+                let plane = &frame.components[component].plane;
+                (plane.width.div_ceil(8), plane.height.div_ceil(8))
+            }
+            _ => frame.mcus,
+        }
+    }
+
+    fn mcu(
+        &self,
+        frame: &mut Frame,
+        bits: &mut Bits,
+        state: &mut State,
+        at: (usize, usize),
+    ) -> Result<(), Corrupt> {
+        let alone = self.members.len() == 1;
+        let progressive = frame.progressive;
+        for (index, member) in self.members.iter().enumerate() {
+            let component = &mut frame.components[member.component];
+            let (across, down) = if alone { (1, 1) } else { component.plane.sampling };
+            for v in 0..down {
+                for h in 0..across {
+                    let (x, y) = (at.0 * across + h, at.1 * down + v);
+                    let last = &mut state.dc[index];
+                    if progressive {
+                        let block = component.block(x, y)?;
+                        match (self.band.0, self.high) {
+                            (0, 0) => {
+                                let dc = member.dc_value(bits, last)?;
+                                block[0] = (dc << self.low) as i16;
+                            }
+                            (0, _) => block[0] |= (bits.take(1)? << self.low) as i16,
+                            (_, 0) => self.first_ac(member, bits, &mut state.end_of_band, block)?,
+                            _ => self.refine_ac(member, bits, &mut state.end_of_band, block)?,
+                        }
+                    } else if component.blocks.is_empty() {
+                        let mut block = [0; 64];
+                        member.sequential(bits, last, &mut block)?;
+                        component.put(x, y, &block);
+                    } else {
+                        member.sequential(bits, last, component.block(x, y)?)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn first_ac(
+        &self,
+        member: &Member,
+        bits: &mut Bits,
+        end: &mut u32,
+        block: &mut Block,
+    ) -> Result<(), Corrupt> {
+        if *end > 0 {
+            *end -= 1;
+            return Ok(());
+        }
+        let table = member.ac()?;
+        let mut k = self.band.0;
+        while k <= self.band.1 {
+            let (run, size) = split(bits.symbol(table)?);
+            if size == 0 {
+                if run < 15 {
+                    *end = (1 << run) + bits.take(run)? - 1;
+                    break;
+                }
+                k += 16;
+                continue;
+            }
+            k += run as usize;
+            if k > self.band.1 {
+                return corrupt("a run of zeros leaves its block");
+            }
+            block[usize::from(ZIGZAG[k])] = (bits.signed(size)? << self.low) as i16;
+            k += 1;
+        }
+        Ok(())
+    }
+
+    fn refine_ac(
+        &self,
+        member: &Member,
+        bits: &mut Bits,
+        end: &mut u32,
+        block: &mut Block,
+    ) -> Result<(), Corrupt> {
+        let table = member.ac()?;
+        let one = 1i16 << self.low;
+        // A coefficient that is not zero takes one more bit.
+        let refine = |bits: &mut Bits, c: &mut i16| -> Result<(), Corrupt> {
+            if bits.take(1)? == 1 && *c & one == 0 {
+                *c = if *c > 0 { c.wrapping_add(one) } else { c.wrapping_sub(one) };
+            }
+            Ok(())
+        };
+        let mut k = self.band.0;
+        if *end == 0 {
+            while k <= self.band.1 {
+                let (mut run, size) = split(bits.symbol(table)?);
+                let value = match size {
+                    0 if run < 15 => {
+                        *end = (1 << run) + bits.take(run)?;
+                        break;
+                    }
+                    0 => 0,
+                    1 if bits.take(1)? == 1 => one,
+                    1 => -one,
+                    _ => return corrupt("a refinement changes more than one bit"),
+                };
+                while k <= self.band.1 {
+                    let c = &mut block[usize::from(ZIGZAG[k])];
+                    if *c != 0 {
+                        refine(bits, c)?;
+                    } else if run == 0 {
+                        *c = value;
+                        break;
+                    } else {
+                        run -= 1;
+                    }
+                    k += 1;
+                }
+                k += 1;
+            }
+        }
+        if *end > 0 {
+            while k <= self.band.1 {
+                let c = &mut block[usize::from(ZIGZAG[k])];
+                if *c != 0 {
+                    refine(bits, c)?;
+                }
+                k += 1;
+            }
+            *end -= 1;
+        }
+        Ok(())
+    }
+}
+
+impl Member {
+    fn ac(&self) -> Result<&Table, Corrupt> {
+        self.ac.as_ref().ok_or(Corrupt("a scan names a Huffman table that is not there"))
+    }
+
+    #[inline]
+    fn dc_value(&self, bits: &mut Bits, last: &mut i32) -> Result<i32, Corrupt> {
+        let table = self.dc.as_ref().ok_or(Corrupt("a scan names a Huffman table that is not there"))?;
+        let size = bits.symbol(table)?;
+        *last = last.wrapping_add(bits.signed(u32::from(size))?);
+        Ok(*last)
+    }
+
+    fn sequential(&self, bits: &mut Bits, last: &mut i32, block: &mut Block) -> Result<(), Corrupt> {
+        block[0] = self.dc_value(bits, last)? as i16;
+        let table = self.ac()?;
+        let mut k = 1;
+        while k < 64 {
+            let (run, size) = split(bits.symbol(table)?);
+            if size == 0 {
+                if run < 15 {
+                    break;
+                }
+                k += 16;
+                continue;
+            }
+            k += run as usize;
+            let Some(&natural) = ZIGZAG.get(k) else {
+                return corrupt("a run of zeros leaves its block");
+            };
+            block[usize::from(natural)] = bits.signed(size)? as i16;
+            k += 1;
+        }
+        Ok(())
+    }
+}
+
+/// Run of zeros and size of the coefficient after it.
+#[inline(always)]
+fn split(symbol: u8) -> (u32, u32) {
+    (u32::from(symbol >> 4), u32::from(symbol & 15))
+}
+
+impl Component {
+    /// The kept coefficients of the block at column `x` and row `y`.
+    fn block(&mut self, x: usize, y: usize) -> Result<&mut Block, Corrupt> {
+        self.blocks.get_mut(y * self.across + x).ok_or(Corrupt("a scan leaves the image"))
+    }
+
+    /// Writes the samples of a block.
+    fn put(&mut self, x: usize, y: usize, block: &Block) {
+        let stride = self.plane.stride;
+        let start = 8 * (y * stride + x);
+        if let Some(out) = self.plane.samples.get_mut(start..) {
+            idct(block, &self.quantisation, out, stride);
+        }
+    }
+
+    /// Writes the samples of all kept blocks.
+    pub(super) fn finish(&mut self) {
+        let blocks = std::mem::take(&mut self.blocks);
+        for (i, block) in blocks.iter().enumerate() {
+            self.put(i % self.across, i / self.across, block);
+        }
+    }
+}

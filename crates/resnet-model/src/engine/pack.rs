@@ -1,0 +1,249 @@
+//! The program: steps with their kernels and packed weights.
+
+use std::sync::{Mutex, PoisonError};
+
+use candle_core::{DType, Device};
+use resnet_kernels::reference::Parameters;
+use resnet_kernels::{
+    Activation, Algorithm, AvgPool, ConvShape, Finish, LANES, PackedConv, PackedLinear, Plan, Pool, Site,
+    Window,
+};
+
+use super::fuse::{FusedConv, FusedMap, Kind, Step, fuse};
+use super::map::{Affine, First, Map};
+use super::{Options, StepInfo};
+use crate::cost::{self, Cost};
+use crate::fold::{Folded, fold};
+use crate::graph::{self, Conv, Divisor, Graph, NodeId, Op, Rounding};
+use crate::network::{self, Layer};
+use crate::{Checkpoint, Error, Result};
+
+/// Steps in execution order, and what their results must look like.
+#[derive(Debug)]
+pub(super) struct Program {
+    pub(super) graph: Graph,
+    pub(super) steps: Vec<Compiled>,
+    /// The zero border that readers of a node's result need around it, in pixels; by node.
+    pub(super) halos: Vec<[usize; 2]>,
+    /// Whether a step reads the network's input in blocks of channels, so that it must be repacked first.
+    pub(super) packs_input: bool,
+    pub(super) isa: resnet_kernels::Isa,
+}
+
+/// A step with its kernel.
+#[derive(Debug)]
+pub(super) struct Compiled {
+    pub(super) step: Step,
+    pub(super) kernel: Kernel,
+}
+
+#[derive(Debug)]
+pub(super) enum Kernel {
+    Conv(Box<PackedConv>),
+    Linear(Box<PackedLinear>),
+    MaxPool(Window),
+    AvgPool(AvgPool),
+    GlobalAvgPool,
+    Map(Map),
+    Concat,
+    /// Relu and sigmoid on `[N, C]`.
+    Dense(fn(f32) -> f32),
+    /// Whatever has no kernel of its own is computed by candle.
+    Candle(Box<Layer>),
+}
+
+impl Kernel {
+    pub(super) fn name(&self) -> String {
+        match self {
+            Kernel::Conv(conv) => conv.kernel_name(),
+            Kernel::Linear(linear) => linear.kernel_name(),
+            Kernel::MaxPool(_) => "max-pool".into(),
+            Kernel::GlobalAvgPool => "global-avg-pool".into(),
+            Kernel::AvgPool(_) => "avg-pool".into(),
+            Kernel::Map(_) => "map".into(),
+            Kernel::Concat => "concat".into(),
+            Kernel::Dense(_) => "dense".into(),
+            Kernel::Candle(_) => "candle".into(),
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        match self {
+            Kernel::Conv(conv) => conv.bytes(),
+            Kernel::Linear(linear) => linear.bytes(),
+            _ => 0,
+        }
+    }
+}
+
+impl Program {
+    pub(super) fn new(checkpoint: &Checkpoint, options: &Options, pool: &Pool) -> Result<Program> {
+        let folded = fold(checkpoint.graph());
+        let graph = folded.graph().clone();
+        let [height, width] = options.input.unwrap_or(checkpoint.meta().preprocess.crop);
+        let costs = cost::list(&graph, height, width)?;
+        let packer = Packer { checkpoint, folded: &folded, graph: &graph, options, costs };
+        let steps = fuse(&graph);
+        let packed: Vec<Mutex<Option<Result<Kernel>>>> = steps.iter().map(|_| Mutex::new(None)).collect();
+        pool.run(steps.len(), |_, i| {
+            *packed[i].lock().unwrap_or_else(PoisonError::into_inner) = Some(packer.kernel(&steps[i]));
+        });
+        let kernels = packed.into_iter().zip(&steps).map(|(kernel, step)| {
+            let kernel = kernel.into_inner().unwrap_or_else(PoisonError::into_inner);
+            kernel.unwrap_or_else(|| Err(Error::Missing(graph.node(step.node).name.clone())))
+        });
+        let kernels = kernels.collect::<Result<Vec<_>>>()?;
+        let steps: Vec<Compiled> =
+            steps.into_iter().zip(kernels).map(|(step, kernel)| Compiled { step, kernel }).collect();
+
+        let mut halos = vec![[0; 2]; graph.nodes().len()];
+        let mut packs_input = false;
+        for Compiled { step, kernel } in &steps {
+            let reads_input = step.inputs.iter().any(|i| i.index() == 0);
+            match kernel {
+                Kernel::Conv(conv) => {
+                    let halo = &mut halos[step.inputs[0].index()];
+                    let needed = conv.input_halo();
+                    *halo = [halo[0].max(needed[0]), halo[1].max(needed[1])];
+                    packs_input |= reads_input && conv.plan().algorithm != Algorithm::Planar;
+                }
+                Kernel::Candle(_) => {}
+                _ => packs_input |= reads_input,
+            }
+        }
+        Ok(Program { graph, steps, halos, packs_input, isa: options.isa })
+    }
+
+    pub(super) fn weight_bytes(&self) -> usize {
+        self.steps.iter().map(|s| s.kernel.bytes()).sum()
+    }
+
+    pub(super) fn steps(&self, height: usize, width: usize) -> Result<Vec<StepInfo>> {
+        let costs = cost::list(&self.graph, height, width)?;
+        let info = |Compiled { step, kernel }: &Compiled| {
+            let main = match &step.kind {
+                Kind::Conv(fused) => fused.conv,
+                Kind::Map(fused) => fused.first,
+                Kind::Plain => step.node,
+            };
+            StepInfo {
+                name: self.graph.node(main).name.clone(),
+                kernel: kernel.name(),
+                macs: costs[main.index()].macs,
+                shape: costs[step.node.index()].shape.clone(),
+            }
+        };
+        Ok(self.steps.iter().map(info).collect())
+    }
+}
+
+/// Everything that the packing of one step needs to know.
+struct Packer<'a> {
+    checkpoint: &'a Checkpoint,
+    folded: &'a Folded,
+    graph: &'a Graph,
+    options: &'a Options,
+    /// At the size that the kernels are chosen for.
+    costs: Vec<Cost>,
+}
+
+impl Packer<'_> {
+    fn kernel(&self, step: &Step) -> Result<Kernel> {
+        let node = self.graph.node(step.node);
+        let pixels = self.costs[step.inputs[0].index()].shape.len() == 3;
+        match (&step.kind, &node.op) {
+            (Kind::Conv(fused), _) => self.conv(fused),
+            (Kind::Plain, Op::Linear(linear)) => {
+                let weights = self.checkpoint.values(&format!("{}.weight", node.name))?;
+                let bias = self.checkpoint.values(&format!("{}.bias", node.name))?;
+                let params = Parameters { weights: &weights, bias: Some(&bias) };
+                let features = [linear.out_features, linear.in_features];
+                Ok(Kernel::Linear(Box::new(PackedLinear::new(self.options.isa, features, params)?)))
+            }
+            (Kind::Plain, Op::MaxPool(pool)) => Ok(Kernel::MaxPool(window(pool))),
+            (Kind::Plain, Op::GlobalAvgPool) => Ok(Kernel::GlobalAvgPool),
+            (Kind::Map(fused), _) => self.map(fused),
+            (Kind::Plain, Op::AvgPool(pool)) => Ok(Kernel::AvgPool(avg_pool(pool))),
+            (Kind::Plain, Op::Concat) if pixels => Ok(Kernel::Concat),
+            (Kind::Plain, Op::Relu) => Ok(Kernel::Dense(|v| if v < 0.0 { 0.0 } else { v })),
+            (Kind::Plain, Op::Sigmoid) if !pixels => Ok(Kernel::Dense(|v| 1.0 / (1.0 + (-v).exp()))),
+            (Kind::Plain, _) => {
+                let vb = network::var_builder(self.checkpoint, None, DType::F32, &Device::Cpu);
+                Ok(Kernel::Candle(Box::new(network::layer(node, vb.pp(&node.name))?)))
+            }
+        }
+    }
+
+    fn conv(&self, fused: &FusedConv) -> Result<Kernel> {
+        let node = self.graph.node(fused.conv);
+        let Op::Conv(conv) = &node.op else { return Err(Error::Missing(node.name.clone())) };
+        let shape = shape(conv);
+        let plan = self.plan(fused.conv, &shape);
+        let finish = Finish {
+            activation: if fused.relu { Activation::Relu } else { Activation::None },
+            max_pool: fused.pool.as_ref().map(window),
+        };
+        let values = self.folded.conv(node, self.checkpoint)?;
+        let params = Parameters { weights: &values.weight, bias: conv.bias.then_some(&values.bias) };
+        Ok(Kernel::Conv(Box::new(PackedConv::new(shape, plan, params, finish)?)))
+    }
+
+    fn map(&self, fused: &FusedMap) -> Result<Kernel> {
+        let node = self.graph.node(fused.first);
+        let part = |suffix: &str| self.checkpoint.values(&format!("{}.{suffix}", node.name));
+        let first = match node.op {
+            Op::BatchNorm(norm) => {
+                let (weight, bias, mean, var) =
+                    (part("weight")?, part("bias")?, part("running_mean")?, part("running_var")?);
+                let coefficient = |c: usize| {
+                    let scale = f64::from(weight[c]) / (f64::from(var[c]) + norm.eps).sqrt();
+                    (scale as f32, (f64::from(bias[c]) - f64::from(mean[c]) * scale) as f32)
+                };
+                let (scale, shift) = (0..node.channels).map(coefficient).unzip();
+                First::Affine(Affine { scale, shift })
+            }
+            Op::GroupNorm(norm) => {
+                let affine = Affine { scale: part("weight")?, shift: part("bias")? };
+                First::Group { groups: norm.groups, eps: norm.eps, affine }
+            }
+            Op::Scale => First::Gate,
+            Op::Multiply(m) => First::Factor(m.factor as f32),
+            _ => First::Identity,
+        };
+        Ok(Kernel::Map(Map { first, residual: fused.residual, relu: fused.relu }))
+    }
+
+    /// The kernels' choice, but for one thing that only the program knows: whether the input is planar.
+    fn plan(&self, conv: NodeId, shape: &ConvShape) -> Plan {
+        let input = self.graph.node(conv).inputs[0];
+        let size = &self.costs[input.index()].shape;
+        let site = Site { batch: self.options.batch, input: [size[1], size[2]] };
+        let choose = |shape: &ConvShape| Plan::choose(shape, site, self.options.isa, self.options.precision);
+        let plan = choose(shape);
+        if plan.algorithm == Algorithm::Planar && self.graph.node(input).op != Op::Input {
+            return choose(&ConvShape { c_in: shape.c_in.max(LANES), ..*shape });
+        }
+        plan
+    }
+}
+
+fn shape(conv: &Conv) -> ConvShape {
+    ConvShape {
+        c_in: conv.in_channels,
+        c_out: conv.out_channels,
+        kernel: conv.kernel,
+        stride: conv.stride,
+        padding: conv.padding,
+        dilation: conv.dilation,
+        groups: conv.groups,
+    }
+}
+
+fn window(pool: &graph::Pool) -> Window {
+    Window { kernel: pool.kernel, stride: pool.stride, padding: pool.padding, ceil_mode: false }
+}
+
+fn avg_pool(pool: &graph::AvgPool) -> AvgPool {
+    let window = Window { ceil_mode: pool.rounding == Rounding::Ceil, ..window(&pool.window) };
+    AvgPool { window, count_include_pad: pool.divisor == Divisor::Window }
+}

@@ -1,0 +1,274 @@
+//! What can go wrong in this crate.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+/// A result with this crate's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What went wrong, with the file, tensor or field it is about, what was found and what was expected.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Something went wrong with the file at `path`.
+    #[error("`{}`: {source}", path.display())]
+    At {
+        /// The file.
+        path: PathBuf,
+        /// What was wrong with it.
+        #[source]
+        source: Box<Error>,
+    },
+    /// The operating system refused to read or write.
+    #[error("{0}")]
+    Io(#[from] std::io::Error),
+    /// The bytes are no valid safetensors file.
+    #[error("not a valid safetensors file: {0}")]
+    Safetensors(String),
+    /// A safetensors file without our metadata: it does not say what it is.
+    #[error("the safetensors file does not describe itself (no `resnet` entry in its metadata)")]
+    NoMeta,
+    /// The metadata of a checkpoint is not what this version can read.
+    #[error("the checkpoint's metadata: {0}")]
+    Meta(String),
+    /// An architecture that cannot be built.
+    #[error("architecture: {0}")]
+    Arch(String),
+    /// A model name that the zoo does not know.
+    #[error("unknown model `{name}`{}", suggest(nearest))]
+    UnknownModel {
+        /// The name that was asked for.
+        name: String,
+        /// Known names that look like it, best first.
+        nearest: Vec<&'static str>,
+    },
+    /// The tensors of a checkpoint are not those of its architecture.
+    #[error("{0}")]
+    Mismatch(Mismatch),
+    /// A tensor has another shape than the one needed.
+    #[error("tensor `{name}` has shape {found:?}, expected {expected:?}")]
+    Shape {
+        /// The tensor.
+        name: String,
+        /// Its shape.
+        found: Vec<usize>,
+        /// The shape needed.
+        expected: Vec<usize>,
+    },
+    /// A tensor is missing.
+    #[error("tensor `{0}` is missing")]
+    Missing(String),
+    /// A tensor's element type cannot be used where it stands.
+    #[error("tensor `{name}` has element type {dtype}, which cannot be used as {wanted}")]
+    Dtype {
+        /// The tensor.
+        name: String,
+        /// Its element type.
+        dtype: String,
+        /// What was needed.
+        wanted: &'static str,
+    },
+    /// An input that the network cannot take.
+    #[error("input has shape {found:?}, expected {expected}")]
+    Input {
+        /// The shape given.
+        found: Vec<usize>,
+        /// The shape needed, in words.
+        expected: String,
+    },
+    /// An input so small that a layer would have no output.
+    #[error("input of {height}×{width} pixels is too small: `{layer}` would have no output")]
+    TooSmall {
+        /// The first layer that cannot be computed.
+        layer: String,
+        /// Input height in pixels.
+        height: usize,
+        /// Input width in pixels.
+        width: usize,
+    },
+    /// An input of a size at which two branches of the network differ, as they would in PyTorch.
+    #[error(
+        "input of {height}×{width} pixels does not suit this network: `{layer}` would be given {shapes:?}; \
+         try multiples of 32"
+    )]
+    Misfit {
+        /// The first layer that cannot be computed.
+        layer: String,
+        /// The shapes of its inputs, without the batch.
+        shapes: Vec<Vec<usize>>,
+        /// Input height in pixels.
+        height: usize,
+        /// Input width in pixels.
+        width: usize,
+    },
+    /// A tap that the network does not have.
+    #[error("no tap `{name}`; this network has {known}")]
+    UnknownTap {
+        /// The name that was asked for.
+        name: String,
+        /// The names that exist.
+        known: String,
+    },
+    /// An image that cannot be decoded.
+    #[error("{0}")]
+    Image(String),
+    /// A preprocessing description that cannot be used.
+    #[error("preprocessing: {0}")]
+    Preprocess(String),
+    /// A kernel refused its arguments.
+    #[error("{0}")]
+    Kernel(#[from] resnet_kernels::Error),
+    /// candle reported an error.
+    #[error("{0}")]
+    Candle(#[source] candle_core::Error),
+    /// The file to be written exists already.
+    #[error("`{}` exists already", .0.display())]
+    Exists(PathBuf),
+}
+
+impl Error {
+    /// The same error, told of the file it is about.
+    pub fn at(self, path: &Path) -> Error {
+        match self {
+            Error::At { .. } | Error::Exists(_) => self,
+            source => Error::At { path: path.to_owned(), source: Box::new(source) },
+        }
+    }
+}
+
+/// Without candle's stack traces, which it writes into the message when `RUST_BACKTRACE` is set.
+impl From<candle_core::Error> for Error {
+    fn from(error: candle_core::Error) -> Self {
+        match error {
+            candle_core::Error::WithBacktrace { inner, .. } => Error::from(*inner),
+            candle_core::Error::Wrapped(inner) => Error::Candle(candle_core::Error::Msg(inner.to_string())),
+            other => Error::Candle(other),
+        }
+    }
+}
+
+impl From<Mismatch> for Error {
+    fn from(m: Mismatch) -> Self {
+        Error::Mismatch(m)
+    }
+}
+
+/// All differences between the tensors that an architecture needs and those that a file holds.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Mismatch {
+    /// The architecture, in words.
+    pub arch: String,
+    /// Names that the architecture has and the file lacks.
+    pub missing: Vec<String>,
+    /// Names that the file has and the architecture lacks.
+    pub unexpected: Vec<String>,
+    /// Tensors with another shape than the architecture's.
+    pub reshaped: Vec<Reshaped>,
+}
+
+/// A tensor whose shape differs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reshaped {
+    /// The tensor.
+    pub name: String,
+    /// The file's shape.
+    pub found: Vec<usize>,
+    /// The architecture's shape.
+    pub expected: Vec<usize>,
+}
+
+impl Mismatch {
+    /// Whether nothing differs.
+    pub fn is_empty(&self) -> bool {
+        self.missing.is_empty() && self.unexpected.is_empty() && self.reshaped.is_empty()
+    }
+}
+
+impl std::error::Error for Mismatch {}
+
+impl fmt::Display for Mismatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the tensors are not those of {}", self.arch)?;
+        let mut separator = ": ";
+        for (names, what) in [(&self.missing, "missing"), (&self.unexpected, "unexpected")] {
+            if !names.is_empty() {
+                write!(f, "{separator}{} {what} ({})", plural(names.len(), "tensor"), some_of(names))?;
+                separator = ", ";
+            }
+        }
+        if let Some(first) = self.reshaped.first() {
+            let others = match self.reshaped.len() - 1 {
+                0 => String::new(),
+                n => format!(" and {n} more"),
+            };
+            write!(
+                f,
+                "{separator}`{}` has shape {:?}, expected {:?}{others}",
+                escape(&first.name),
+                first.found,
+                first.expected
+            )?;
+        }
+        Ok(())
+    }
+}
+
+/// The first three names, escaped, and how many there are beyond.
+fn some_of(names: &[String]) -> String {
+    let mut shown: Vec<String> = names.iter().take(3).map(|n| escape(n)).collect();
+    if names.len() > shown.len() {
+        shown.push("…".into());
+    }
+    shown.join(", ")
+}
+
+fn plural(n: usize, noun: &str) -> String {
+    format!("{n} {noun}{}", if n == 1 { "" } else { "s" })
+}
+
+fn suggest(nearest: &[&str]) -> String {
+    match nearest {
+        [] => String::new(),
+        names => format!("; did you mean {}?", names.join(", ")),
+    }
+}
+
+/// A name from a file, made safe to print: control characters and direction marks are escaped, long names cut.
+pub fn escape(name: &str) -> String {
+    const MAX: usize = 120;
+    let mut out = String::new();
+    for c in name.chars() {
+        if out.len() > MAX {
+            out.push('…');
+            break;
+        }
+        let hidden = c.is_control()
+            || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}');
+        if hidden { out.extend(c.escape_unicode()) } else { out.push(c) }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mismatch_tells_everything_at_once() {
+        let m = Mismatch {
+            arch: "resnet50".into(),
+            missing: vec!["fc.weight".into(), "fc.bias".into()],
+            unexpected: vec!["head\u{1b}[2J".into()],
+            reshaped: vec![Reshaped {
+                name: "conv1.weight".into(),
+                found: vec![64, 1, 7, 7],
+                expected: vec![64, 3, 7, 7],
+            }],
+        };
+        assert_eq!(
+            m.to_string(),
+            "the tensors are not those of resnet50: 2 tensors missing (fc.weight, fc.bias), \
+             1 tensor unexpected (head\\u{1b}[2J), `conv1.weight` has shape [64, 1, 7, 7], expected [64, 3, 7, 7]"
+        );
+    }
+}

@@ -1,0 +1,57 @@
+//! What several families are made of.
+
+use crate::arch::options::NORM_GROUPS;
+use crate::arch::{Attention, Norm};
+use crate::graph::{AvgPool, Builder, Divisor, GroupNorm, NodeId, Pad, Pool, Rounding};
+
+/// The norm of a network, by PyTorch's name.
+pub(super) fn norm(g: &mut Builder, name: &str, x: NodeId, norm: Norm, eps: f64) -> NodeId {
+    match norm {
+        Norm::Batch => g.batch_norm(name, x, eps),
+        Norm::Group => g.group_norm(name, x, GroupNorm { groups: NORM_GROUPS, eps }),
+    }
+}
+
+/// `x` weighted channel by channel. `channels` are those of the unpruned stage, which the sizes follow from.
+pub(super) fn attention(
+    g: &mut Builder,
+    name: &str,
+    x: NodeId,
+    attention: Attention,
+    channels: usize,
+) -> NodeId {
+    let gate = match attention {
+        Attention::None => return x,
+        Attention::Se { reduction } => {
+            let hidden = Attention::hidden(channels, reduction);
+            let y = g.global_avg_pool(format!("{name}.mean"), x);
+            let y = g.pointwise(format!("{name}.fc1"), y, hidden);
+            let y = g.relu(format!("{name}.act"), y);
+            let out = g.channels(x);
+            g.pointwise(format!("{name}.fc2"), y, out)
+        }
+        Attention::Eca => {
+            let y = g.global_avg_pool(format!("{name}.mean"), x);
+            g.channel_conv(format!("{name}.conv"), y, Attention::kernel(channels))
+        }
+    };
+    let gate = g.sigmoid(format!("{name}.gate"), gate);
+    g.scale(format!("{name}.scale"), x, gate)
+}
+
+/// The mean of 2×2 pixels, odd ones dropped.
+pub(super) const fn mean_2x2() -> AvgPool {
+    AvgPool { window: Pool::square(2, 2), rounding: Rounding::Floor, divisor: Divisor::Window }
+}
+
+/// The mean of 2×2 pixels, or of what is left of them at an odd border.
+pub(super) const fn mean_2x2_ceil() -> AvgPool {
+    AvgPool { window: Pool::square(2, 2), rounding: Rounding::Ceil, divisor: Divisor::Pixels }
+}
+
+/// The mean of 2×2 pixels at every pixel, one row and column of zeros behind the last (timm's `AvgPool2dSame`).
+pub(super) fn mean_2x2_same(g: &mut Builder, name: &str, x: NodeId) -> NodeId {
+    let x = g.pad(format!("{name}.pad"), x, Pad { before: [0; 2], after: [1; 2] });
+    let window = Pool::square(2, 1);
+    g.avg_pool(name, x, AvgPool { window, rounding: Rounding::Floor, divisor: Divisor::Window })
+}

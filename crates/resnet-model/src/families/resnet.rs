@@ -1,0 +1,204 @@
+//! Residual networks (He et al. 2015, arXiv 1512.03385), named as torchvision's and timm's `resnet.py` name them, and
+//! the plain networks of the same layers.
+
+use super::head::{Head, head};
+use super::parts::{attention, mean_2x2, mean_2x2_ceil, mean_2x2_same, norm};
+use crate::Result;
+use crate::arch::{AntiAlias, Block, ResNet, Shortcut, Stage, Stem, StemPool, StrideIn};
+use crate::graph::{Builder, Conv, Graph, NodeId, PadChannels, Pool};
+
+/// Stem, stages of blocks, mean over the pixels, linear head. Taps: `stem`, `layer1` …, `pooled` and, with a head,
+/// `logits`.
+pub(crate) fn graph(net: &ResNet) -> Result<Graph> {
+    net.validate()?;
+    let (mut g, input) = Builder::new(net.in_channels);
+    let mut x = stem(&mut g, net, input);
+    g.tap("stem", x);
+    let mut image_stride = net.stem.stride();
+    let (mut dilation, mut previous_dilation) = (1, 1);
+    for (i, &stage) in net.stages.iter().enumerate() {
+        let mut stage_stride = if i > 0 { 2 } else { 1 };
+        // Beyond the output stride, what was to be skipped lies between the taps of the kernels instead.
+        if net.output_stride.is_some_and(|limit| image_stride >= limit) {
+            dilation *= stage_stride;
+            stage_stride = 1;
+        }
+        image_stride *= stage_stride;
+        for j in 0..stage.depth {
+            let pruned = net.pruned.get(i);
+            let inner = net.inner_width(stage);
+            let block = BlockSpec {
+                name: format!("layer{}.{j}", i + 1),
+                stage,
+                stride: if j == 0 { stage_stride } else { 1 },
+                first_dilation: previous_dilation,
+                dilation,
+                inner: pruned.map_or([inner / net.first_reduction, inner], |p| p.inner[j]),
+                out: pruned.map_or(stage.out_channels(), |p| p.out),
+            };
+            x = residual_block(&mut g, net, x, &block);
+            previous_dilation = dilation;
+        }
+        g.tap(format!("layer{}", i + 1), x);
+    }
+    head(&mut g, x, &Head { pool: net.pool, name: "fc", classes: net.num_classes, ..Head::default() });
+    Ok(g.finish())
+}
+
+fn stem(g: &mut Builder, net: &ResNet, x: NodeId) -> NodeId {
+    let x = match net.stem {
+        Stem::Conv7 { width } => {
+            g.conv("conv1", x, Conv { stride: [2; 2], ..Conv::square(net.in_channels, width, 7) })
+        }
+        Stem::Conv3 { width } => g.conv("conv1", x, Conv::square(net.in_channels, width, 3)),
+        Stem::Deep { widths: [first, second, third] } => {
+            let x = g.conv("conv1.0", x, Conv { stride: [2; 2], ..Conv::square(net.in_channels, first, 3) });
+            let x = norm(g, "conv1.1", x, net.norm, net.norm_eps);
+            let x = g.relu("conv1.2", x);
+            let x = g.conv("conv1.3", x, Conv::square(first, second, 3));
+            let x = norm(g, "conv1.4", x, net.norm, net.norm_eps);
+            let x = g.relu("conv1.5", x);
+            g.conv("conv1.6", x, Conv::square(second, third, 3))
+        }
+    };
+    let x = norm(g, "bn1", x, net.norm, net.norm_eps);
+    let x = g.relu("relu", x);
+    match (net.stem, net.stem_pool, net.anti_alias) {
+        (Stem::Conv3 { .. }, _, _) => x,
+        (_, StemPool::Conv, anti_alias) => {
+            let width = net.stem.width();
+            let stride = if anti_alias == AntiAlias::None { 2 } else { 1 };
+            let x = g.conv("maxpool.0", x, Conv { stride: [stride; 2], ..Conv::square(width, width, 3) });
+            let (x, next) = match anti_alias {
+                AntiAlias::None => (x, 1),
+                _ => (smooth(g, "maxpool.1", x, anti_alias, 2), 2),
+            };
+            let x = norm(g, &format!("maxpool.{next}"), x, net.norm, net.norm_eps);
+            g.relu(format!("maxpool.{}", next + 1), x)
+        }
+        (_, StemPool::Max, AntiAlias::None) => {
+            g.max_pool("maxpool", x, Pool { padding: [1; 2], ..Pool::square(3, 2) })
+        }
+        (_, StemPool::Max, AntiAlias::Avg) => smooth(g, "maxpool", x, AntiAlias::Avg, 2),
+        (_, StemPool::Max, AntiAlias::Blur) => {
+            let x = g.max_pool("maxpool.0", x, Pool { padding: [1; 2], ..Pool::square(3, 1) });
+            smooth(g, "maxpool.1", x, AntiAlias::Blur, 2)
+        }
+    }
+}
+
+/// What anti-aliased networks do instead of a stride.
+fn smooth(g: &mut Builder, name: &str, x: NodeId, anti_alias: AntiAlias, stride: usize) -> NodeId {
+    match (anti_alias, stride) {
+        // timm's windows are as large as the stride.
+        (AntiAlias::None, _) | (AntiAlias::Avg, 1) => x,
+        (AntiAlias::Avg, _) => g.avg_pool(name, x, mean_2x2()),
+        (AntiAlias::Blur, stride) => g.blur(name, x, stride),
+    }
+}
+
+/// One block.
+struct BlockSpec {
+    name: String,
+    stage: Stage,
+    stride: usize,
+    /// Dilation of the block's first 3×3 convolution, and of those after it.
+    first_dilation: usize,
+    dilation: usize,
+    /// Channels of the first and the second convolution; a basic block has only the first.
+    inner: [usize; 2],
+    out: usize,
+}
+
+fn residual_block(g: &mut Builder, net: &ResNet, input: NodeId, block: &BlockSpec) -> NodeId {
+    let name = &block.name;
+    let smoothed =
+        net.anti_alias != AntiAlias::None && (block.stride == 2 || block.first_dilation != block.dilation);
+    let stride = if smoothed { [1; 2] } else { [block.stride; 2] };
+    let in_channels = g.channels(input);
+    let [first, second] = block.inner;
+    let dilated = |conv: Conv, dilation| Conv { dilation: [dilation; 2], padding: [dilation; 2], ..conv };
+    // The convolutions, and after which of them a strided block is smoothed.
+    let (convs, smoothed_after) = match block.stage.block {
+        Block::Basic => {
+            let one = Conv { stride, ..Conv::square(in_channels, first, 3) };
+            let two = Conv::square(first, block.out, 3);
+            (vec![dilated(one, block.first_dilation), dilated(two, block.dilation)], 1)
+        }
+        Block::Bottleneck => {
+            let (in_first, in_second) = match net.stride_in {
+                StrideIn::Conv1x1 => (stride, [1; 2]),
+                StrideIn::Conv3x3 => ([1; 2], stride),
+            };
+            let two = Conv { stride: in_second, groups: net.groups, ..Conv::square(first, second, 3) };
+            let convs = vec![
+                Conv { stride: in_first, ..Conv::square(in_channels, first, 1) },
+                dilated(two, block.first_dilation),
+                Conv::square(second, block.out, 1),
+            ];
+            (convs, 2)
+        }
+    };
+    let mut x = input;
+    for (i, conv) in convs.iter().enumerate() {
+        let n = i + 1;
+        x = g.conv(format!("{name}.conv{n}"), x, *conv);
+        x = norm(g, &format!("{name}.bn{n}"), x, net.norm, net.norm_eps);
+        if n < convs.len() {
+            x = g.relu(format!("{name}.relu{n}"), x);
+        }
+        if n == smoothed_after && smoothed {
+            x = smooth(g, &format!("{name}.aa"), x, net.anti_alias, block.stride);
+        }
+    }
+    x = attention(g, &format!("{name}.se"), x, net.attention, block.stage.out_channels());
+    if let Some(shortcut) = shortcut(g, net, input, block) {
+        x = g.add(format!("{name}.add"), x, shortcut);
+    }
+    g.relu(format!("{name}.relu"), x)
+}
+
+/// What is added to the block's result; `None` in plain networks.
+fn shortcut(g: &mut Builder, net: &ResNet, input: NodeId, block: &BlockSpec) -> Option<NodeId> {
+    let (in_channels, out) = (g.channels(input), block.out);
+    let same = block.stride == 1 && in_channels == out;
+    let name = format!("{}.downsample", block.name);
+    let plain = Conv { stride: [block.stride; 2], ..Conv::square(in_channels, out, 1) };
+    match net.shortcut {
+        Shortcut::None => return None,
+        Shortcut::ProjectionAll => {}
+        _ if same => return Some(input),
+        _ => {}
+    }
+    let (x, conv, index) = match net.shortcut {
+        Shortcut::None => return None,
+        Shortcut::ZeroPad => {
+            let x = match block.stride {
+                1 => input,
+                stride => g.subsample(format!("{name}.subsample"), input, stride),
+            };
+            let missing = out.saturating_sub(in_channels);
+            let pad = PadChannels { before: missing / 2, after: missing - missing / 2 };
+            return Some(if missing == 0 { x } else { g.pad_channels(format!("{name}.pad"), x, pad) });
+        }
+        Shortcut::Projection | Shortcut::ProjectionAll => (input, plain, 0),
+        Shortcut::Projection3x3 if block.stride == 1 && block.dilation == 1 => (input, plain, 0),
+        Shortcut::Projection3x3 => {
+            let dilation = block.first_dilation;
+            let padding = (block.stride - 1 + 2 * dilation) / 2;
+            let conv = Conv { kernel: [3; 2], dilation: [dilation; 2], padding: [padding; 2], ..plain };
+            (input, conv, 0)
+        }
+        Shortcut::AvgProjection => {
+            let pool = format!("{name}.0");
+            let x = match (block.stride, block.dilation) {
+                (1, 1) => input,
+                (1, _) => mean_2x2_same(g, &pool, input),
+                _ => g.avg_pool(pool, input, mean_2x2_ceil()),
+            };
+            (x, Conv { stride: [1; 2], ..plain }, 1)
+        }
+    };
+    let x = g.conv(format!("{name}.{index}"), x, conv);
+    Some(norm(g, &format!("{name}.{}", index + 1), x, net.norm, net.norm_eps))
+}

@@ -1,0 +1,177 @@
+//! Batch norm folded into the convolution before it: the same function with fewer operations, for inference.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::graph::{Graph, Node, NodeId, Op};
+use crate::{Checkpoint, Result};
+
+/// A graph whose batch norms have moved into convolutions where that is possible, and how their weights follow.
+#[derive(Debug, Clone)]
+pub struct Folded {
+    graph: Graph,
+    changes: BTreeMap<String, Change>,
+}
+
+/// What becomes of a convolution's weights.
+#[derive(Debug, Clone, Default)]
+struct Change {
+    /// Weight standardisation, by its epsilon.
+    standardize: Option<f64>,
+    /// Whatever followed the convolution, in order.
+    after: Vec<After>,
+}
+
+/// An operation that a convolution has taken in.
+#[derive(Debug, Clone)]
+enum After {
+    Norm { name: String, eps: f64 },
+    Factor(f64),
+}
+
+/// A convolution's weight `[out, in / groups, height, width]` and bias `[out]`, in row-major order.
+#[derive(Debug, Clone)]
+pub struct ConvValues {
+    /// The weight.
+    pub weight: Vec<f32>,
+    /// The bias.
+    pub bias: Vec<f32>,
+}
+
+/// Folds every batch norm and every multiplication by a constant that is the only user of a convolution into it, and
+/// standardises the weights that are to be. Others stay, e.g. the norms before the convolutions of pre-activation
+/// networks.
+pub fn fold(graph: &Graph) -> Folded {
+    let uses = graph.uses();
+    let mut changes: BTreeMap<NodeId, Change> = BTreeMap::new();
+    // Which convolution computes a node, alone or together with what follows it.
+    let mut owner: BTreeMap<NodeId, NodeId> = BTreeMap::new();
+    let mut taken: BTreeSet<NodeId> = BTreeSet::new();
+    for id in graph.ids() {
+        let node = graph.node(id);
+        let after = match &node.op {
+            Op::Conv(_) => {
+                owner.insert(id, id);
+                continue;
+            }
+            Op::StdConv(std) => {
+                owner.insert(id, id);
+                changes.entry(id).or_default().standardize = Some(std.eps);
+                continue;
+            }
+            Op::BatchNorm(norm) => After::Norm { name: node.name.clone(), eps: norm.eps },
+            Op::Multiply(m) => After::Factor(m.factor),
+            _ => continue,
+        };
+        let before = node.inputs[0];
+        let alone = uses[before.index()] == 1 && graph.taps().iter().all(|t| t.node != before);
+        if let (true, Some(&conv)) = (alone, owner.get(&before)) {
+            owner.insert(id, conv);
+            changes.entry(conv).or_default().after.push(after);
+            taken.insert(id);
+        }
+    }
+    let mut by_name = BTreeMap::new();
+    let folded = graph.without(
+        |id| taken.contains(&id),
+        |id, node| {
+            let Some(change) = changes.get(&id) else { return };
+            if let Op::StdConv(std) = &node.op {
+                node.op = Op::Conv(std.conv);
+            }
+            if let (Op::Conv(conv), true) = (&mut node.op, change.after.iter().any(After::adds)) {
+                conv.bias = true;
+            }
+            by_name.insert(node.name.clone(), change.clone());
+        },
+    );
+    Folded { graph: folded, changes: by_name }
+}
+
+impl After {
+    /// Whether it gives the convolution a bias.
+    fn adds(&self) -> bool {
+        matches!(self, After::Norm { .. })
+    }
+}
+
+impl Folded {
+    /// The graph without the folded norms; convolutions that took one in have a bias.
+    pub fn graph(&self) -> &Graph {
+        &self.graph
+    }
+
+    /// The weight and bias of a convolution of [`Folded::graph`], computed in f64 from the tensors of the original: for
+    /// a batch norm `w · s` and `(b − mean) · s + shift` with `s = scale / √(var + eps)`. A convolution without bias gets
+    /// zeros.
+    pub fn conv(&self, node: &Node, checkpoint: &Checkpoint) -> Result<ConvValues> {
+        let name = &node.name;
+        let weight = checkpoint.values(&format!("{name}.weight"))?;
+        let own_bias = format!("{name}.bias");
+        let bias = match checkpoint.tensors().contains_key(&own_bias) {
+            true => checkpoint.values(&own_bias)?,
+            false => vec![0.0; node.channels],
+        };
+        let Some(change) = self.changes.get(name) else { return Ok(ConvValues { weight, bias }) };
+        // Per output channel: what the weight is multiplied by, its mean before that, and the bias.
+        let per_channel = weight.len() / node.channels;
+        let mut scale = vec![1.0f64; node.channels];
+        let mut mean = vec![0.0f64; node.channels];
+        let mut bias: Vec<f64> = bias.into_iter().map(f64::from).collect();
+        if let Some(eps) = change.standardize {
+            for (c, weights) in weight.chunks_exact(per_channel).enumerate() {
+                let n = per_channel as f64;
+                mean[c] = weights.iter().map(|&w| f64::from(w)).sum::<f64>() / n;
+                let var = weights.iter().map(|&w| (f64::from(w) - mean[c]).powi(2)).sum::<f64>() / n;
+                scale[c] = 1.0 / (var + eps).sqrt();
+            }
+        }
+        for after in &change.after {
+            match after {
+                After::Factor(factor) => {
+                    scale.iter_mut().for_each(|s| *s *= factor);
+                    bias.iter_mut().for_each(|b| *b *= factor);
+                }
+                After::Norm { name, eps } => {
+                    let part = |suffix| checkpoint.values(&format!("{name}.{suffix}"));
+                    let (factor, shift) = (part("weight")?, part("bias")?);
+                    let (running, var) = (part("running_mean")?, part("running_var")?);
+                    for c in 0..node.channels {
+                        let s = f64::from(factor[c]) / (f64::from(var[c]) + eps).sqrt();
+                        scale[c] *= s;
+                        bias[c] = (bias[c] - f64::from(running[c])) * s + f64::from(shift[c]);
+                    }
+                }
+            }
+        }
+        let folded = |(i, w): (usize, f32)| {
+            let c = i / per_channel;
+            ((f64::from(w) - mean[c]) * scale[c]) as f32
+        };
+        Ok(ConvValues {
+            weight: weight.into_iter().enumerate().map(folded).collect(),
+            bias: bias.into_iter().map(|b| b as f32).collect(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::zoo;
+
+    #[test]
+    fn every_norm_of_a_resnet_folds() {
+        for name in ["resnet18", "resnet50", "resnet20_cifar", "plain34"] {
+            let graph = zoo::arch(name).unwrap().graph().unwrap();
+            let folded = fold(&graph);
+            let count =
+                |g: &Graph, wanted: fn(&Op) -> bool| g.nodes().iter().filter(|n| wanted(&n.op)).count();
+            assert_eq!(count(folded.graph(), |op| matches!(op, Op::BatchNorm(_))), 0, "{name}");
+            assert_eq!(count(folded.graph(), |op| matches!(op, Op::Conv(c) if !c.bias)), 0, "{name}");
+            let taps = |g: &Graph| {
+                g.taps().iter().map(|t| (t.name.clone(), g.node(t.node).name.clone())).collect::<Vec<_>>()
+            };
+            assert_eq!(taps(&graph), taps(folded.graph()), "{name}");
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! Builds a graph node by node; families are written in terms of it.
+
+use super::{
+    AdaptiveAvgPool, AvgPool, BatchNorm, Blur, ChannelConv, Conv, Flatten, Graph, GroupNorm, Linear,
+    LinearForm, Multiply, Node, NodeId, Op, Pad, PadChannels, Pool, StdConv, Subsample, Tap,
+};
+
+/// Builds a [`Graph`] node by node.
+#[derive(Debug)]
+pub(crate) struct Builder {
+    nodes: Vec<Node>,
+    taps: Vec<Tap>,
+    strides: Vec<usize>,
+    places: Vec<usize>,
+    next_place: usize,
+}
+
+/// A place in the order of PyTorch's modules that has been kept free.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place(usize);
+
+impl Builder {
+    pub(crate) fn new(in_channels: usize) -> (Builder, NodeId) {
+        let input = Node { name: "input".into(), op: Op::Input, inputs: vec![], channels: in_channels };
+        let builder =
+            Builder { nodes: vec![input], taps: vec![], strides: vec![1], places: vec![0], next_place: 1 };
+        (builder, NodeId(0))
+    }
+
+    pub(crate) fn channels(&self, id: NodeId) -> usize {
+        self.nodes[id.0].channels
+    }
+
+    /// Adds an operation to the graph.
+    pub(crate) fn push(&mut self, name: impl Into<String>, op: Op, inputs: &[NodeId]) -> NodeId {
+        let first = inputs[0];
+        let before = self.strides[first.0];
+        let c = self.channels(first);
+        let (channels, stride) = match &op {
+            Op::Conv(conv) | Op::StdConv(StdConv { conv, .. }) => {
+                debug_assert_eq!(conv.in_channels, c);
+                (conv.out_channels, before * conv.stride[0])
+            }
+            Op::MaxPool(p) => (c, before * p.stride[0]),
+            Op::AvgPool(p) => (c, before * p.window.stride[0]),
+            Op::Blur(b) => (c, before * b.stride),
+            Op::Subsample(s) => (c, before * s.stride),
+            Op::PadChannels(p) => (c + p.before + p.after, before),
+            Op::Concat => (inputs.iter().map(|&i| self.channels(i)).sum(), before),
+            Op::Flatten(f) => (c * f.pixels[0] * f.pixels[1], 0),
+            Op::Linear(l) => (l.out_features, 0),
+            Op::GlobalAvgPool | Op::GlobalMaxPool | Op::AdaptiveAvgPool(_) => (c, 0),
+            Op::Input
+            | Op::BatchNorm(_)
+            | Op::GroupNorm(_)
+            | Op::Relu
+            | Op::Sigmoid
+            | Op::Add
+            | Op::Scale
+            | Op::Multiply(_)
+            | Op::Pad(_)
+            | Op::ChannelConv(_) => (c, before),
+        };
+        self.nodes.push(Node { name: name.into(), op, inputs: inputs.to_vec(), channels });
+        self.strides.push(stride);
+        self.places.push(self.next_place);
+        self.next_place += 1;
+        NodeId(self.nodes.len() - 1)
+    }
+
+    /// Keeps a place in the order of PyTorch's modules free for an operation that is executed later.
+    pub(crate) fn reserve(&mut self) -> Place {
+        self.next_place += 1;
+        Place(self.next_place - 1)
+    }
+
+    /// Puts `node` at a reserved place in the order of PyTorch's modules.
+    pub(crate) fn place(&mut self, node: NodeId, place: Place) {
+        self.places[node.0] = place.0;
+    }
+
+    /// A convolution whose input channels are those of `x`.
+    pub(crate) fn conv(&mut self, name: impl Into<String>, x: NodeId, conv: Conv) -> NodeId {
+        self.push(name, Op::Conv(conv), &[x])
+    }
+
+    pub(crate) fn batch_norm(&mut self, name: impl Into<String>, x: NodeId, eps: f64) -> NodeId {
+        self.push(name, Op::BatchNorm(BatchNorm { eps }), &[x])
+    }
+
+    pub(crate) fn group_norm(&mut self, name: impl Into<String>, x: NodeId, norm: GroupNorm) -> NodeId {
+        self.push(name, Op::GroupNorm(norm), &[x])
+    }
+
+    pub(crate) fn relu(&mut self, name: impl Into<String>, x: NodeId) -> NodeId {
+        self.push(name, Op::Relu, &[x])
+    }
+
+    pub(crate) fn sigmoid(&mut self, name: impl Into<String>, x: NodeId) -> NodeId {
+        self.push(name, Op::Sigmoid, &[x])
+    }
+
+    pub(crate) fn max_pool(&mut self, name: impl Into<String>, x: NodeId, pool: Pool) -> NodeId {
+        self.push(name, Op::MaxPool(pool), &[x])
+    }
+
+    pub(crate) fn avg_pool(&mut self, name: impl Into<String>, x: NodeId, pool: AvgPool) -> NodeId {
+        self.push(name, Op::AvgPool(pool), &[x])
+    }
+
+    pub(crate) fn adaptive_avg_pool(
+        &mut self,
+        name: impl Into<String>,
+        x: NodeId,
+        pool: AdaptiveAvgPool,
+    ) -> NodeId {
+        self.push(name, Op::AdaptiveAvgPool(pool), &[x])
+    }
+
+    pub(crate) fn blur(&mut self, name: impl Into<String>, x: NodeId, stride: usize) -> NodeId {
+        self.push(name, Op::Blur(Blur { stride }), &[x])
+    }
+
+    pub(crate) fn subsample(&mut self, name: impl Into<String>, x: NodeId, stride: usize) -> NodeId {
+        self.push(name, Op::Subsample(Subsample { stride }), &[x])
+    }
+
+    pub(crate) fn pad_channels(&mut self, name: impl Into<String>, x: NodeId, pad: PadChannels) -> NodeId {
+        self.push(name, Op::PadChannels(pad), &[x])
+    }
+
+    pub(crate) fn pad(&mut self, name: impl Into<String>, x: NodeId, pad: Pad) -> NodeId {
+        self.push(name, Op::Pad(pad), &[x])
+    }
+
+    pub(crate) fn add(&mut self, name: impl Into<String>, x: NodeId, y: NodeId) -> NodeId {
+        self.push(name, Op::Add, &[x, y])
+    }
+
+    pub(crate) fn concat(&mut self, name: impl Into<String>, inputs: &[NodeId]) -> NodeId {
+        self.push(name, Op::Concat, inputs)
+    }
+
+    /// `x` `[N, C, H, W]` times `gate` `[N, C]`.
+    pub(crate) fn scale(&mut self, name: impl Into<String>, x: NodeId, gate: NodeId) -> NodeId {
+        self.push(name, Op::Scale, &[x, gate])
+    }
+
+    pub(crate) fn multiply(&mut self, name: impl Into<String>, x: NodeId, factor: f64) -> NodeId {
+        self.push(name, Op::Multiply(Multiply { factor }), &[x])
+    }
+
+    pub(crate) fn global_avg_pool(&mut self, name: impl Into<String>, x: NodeId) -> NodeId {
+        self.push(name, Op::GlobalAvgPool, &[x])
+    }
+
+    pub(crate) fn global_max_pool(&mut self, name: impl Into<String>, x: NodeId) -> NodeId {
+        self.push(name, Op::GlobalMaxPool, &[x])
+    }
+
+    pub(crate) fn flatten(&mut self, name: impl Into<String>, x: NodeId, pixels: [usize; 2]) -> NodeId {
+        self.push(name, Op::Flatten(Flatten { pixels }), &[x])
+    }
+
+    pub(crate) fn linear(&mut self, name: impl Into<String>, x: NodeId, out_features: usize) -> NodeId {
+        let in_features = self.channels(x);
+        self.push(name, Op::Linear(Linear { in_features, out_features, form: LinearForm::Matrix }), &[x])
+    }
+
+    /// A fully connected layer whose weight is stored as that of a 1×1 convolution.
+    pub(crate) fn pointwise(&mut self, name: impl Into<String>, x: NodeId, out_features: usize) -> NodeId {
+        let in_features = self.channels(x);
+        self.push(name, Op::Linear(Linear { in_features, out_features, form: LinearForm::Pointwise }), &[x])
+    }
+
+    pub(crate) fn channel_conv(&mut self, name: impl Into<String>, x: NodeId, kernel: usize) -> NodeId {
+        self.push(name, Op::ChannelConv(ChannelConv { kernel }), &[x])
+    }
+
+    /// Names the result of `node`.
+    pub(crate) fn tap(&mut self, name: impl Into<String>, node: NodeId) {
+        self.taps.push(Tap { name: name.into(), node, stride: self.strides[node.0] });
+    }
+
+    pub(crate) fn finish(self) -> Graph {
+        let mut registered: Vec<NodeId> = (0..self.nodes.len()).map(NodeId).collect();
+        registered.sort_by_key(|id| self.places[id.0]);
+        Graph { nodes: self.nodes, taps: self.taps, registered }
+    }
+}

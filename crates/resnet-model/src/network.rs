@@ -1,0 +1,362 @@
+//! A graph with candle tensors: differentiable, on any device.
+
+use candle_core::{DType, Device, Module, ModuleT, Shape, Tensor};
+use candle_nn::var_builder::SimpleBackend;
+use candle_nn::{BatchNorm, BatchNormConfig, GroupNorm, Init, VarBuilder};
+
+use crate::cost;
+use crate::fold::{Folded, fold};
+use crate::graph::{Graph, Node, NodeId, Op, StdConv};
+use crate::{Arch, Checkpoint, Error, Result, ops};
+
+/// A network of candle tensors, for any device, for training and for evaluation.
+///
+/// The input is `[N, C, H, W]`, normalised as the checkpoint's `Preprocess` says; the result is `[N, K]` logits, or
+/// `[N, C]` pooled features for an architecture without head. Parameters have PyTorch's names.
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use candle_nn::{VarBuilder, VarMap};
+/// use resnet_model::{Network, zoo};
+///
+/// let weights = VarMap::new();
+/// let vb = VarBuilder::from_varmap(&weights, DType::F32, &Device::Cpu);
+/// let network = Network::new(&zoo::arch("resnet20_cifar")?, vb)?;
+/// let logits = network.forward(&Tensor::zeros((2, 3, 32, 32), DType::F32, &Device::Cpu)?)?;
+/// assert_eq!(logits.dims(), [2, 10]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct Network {
+    graph: Graph,
+    layers: Vec<Layer>,
+    uses: Vec<usize>,
+    dtype: DType,
+    device: Device,
+}
+
+/// The tensors of one operation.
+#[derive(Debug, Clone)]
+pub(crate) enum Layer {
+    Without,
+    Conv { weight: Tensor, bias: Option<Tensor> },
+    BatchNorm(BatchNorm),
+    GroupNorm(GroupNorm),
+    Linear { weight: Tensor, bias: Tensor },
+    ChannelConv(Tensor),
+}
+
+impl Network {
+    /// A network whose tensors are taken from `vb` by PyTorch's names. With a `VarMap` behind it, missing tensors are
+    /// initialised as torchvision does: convolutions Kaiming normal by fan-out, norms one and zero.
+    pub fn new(arch: &Arch, vb: VarBuilder) -> Result<Network> {
+        Network::of(arch.graph()?, vb)
+    }
+
+    /// The network of a checkpoint with its batch norms, in `dtype` on `device`.
+    pub fn load(checkpoint: &Checkpoint, dtype: DType, device: &Device) -> Result<Network> {
+        Network::of(checkpoint.graph().clone(), var_builder(checkpoint, None, dtype, device))
+    }
+
+    /// The network of a checkpoint for inference: batch norms folded into the convolutions.
+    pub fn load_folded(checkpoint: &Checkpoint, dtype: DType, device: &Device) -> Result<Network> {
+        let folded = fold(checkpoint.graph());
+        let graph = folded.graph().clone();
+        Network::of(graph, var_builder(checkpoint, Some(folded), dtype, device))
+    }
+
+    fn of(graph: Graph, vb: VarBuilder) -> Result<Network> {
+        let layers =
+            graph.nodes().iter().map(|node| layer(node, vb.pp(&node.name))).collect::<Result<_>>()?;
+        let mut uses = graph.uses();
+        for tap in graph.taps() {
+            uses[tap.node.index()] += 1;
+        }
+        Ok(Network { layers, uses, dtype: vb.dtype(), device: vb.device().clone(), graph })
+    }
+
+    /// The operations.
+    pub fn graph(&self) -> &Graph {
+        &self.graph
+    }
+
+    /// The element type of the tensors.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// The device of the tensors.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The logits `[N, K]` of `x` `[N, C, H, W]`, in evaluation mode; training is [`ModuleT::forward_t`].
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let mut results = self.run(x, &[self.graph.output()], false)?;
+        results.pop().ok_or_else(|| Error::Missing("output".into()))
+    }
+
+    /// This network in evaluation mode, for what takes a candle [`Module`].
+    pub fn eval(&self) -> Eval<'_> {
+        Eval(self)
+    }
+
+    /// The results named `taps`, e.g. `layer1`, in the order asked for; evaluation mode.
+    pub fn features(&self, x: &Tensor, taps: &[&str]) -> Result<Vec<Tensor>> {
+        let nodes = taps.iter().map(|&tap| Ok(self.graph.tap(tap)?.node)).collect::<Result<Vec<_>>>()?;
+        self.run(x, &nodes, false)
+    }
+
+    /// Refuses inputs that are not `[N, C, H, W]` of the right channels, or too small.
+    fn check(&self, x: &Tensor) -> Result<()> {
+        let channels = self.graph.in_channels();
+        match *x.dims() {
+            [n, c, h, w] if n > 0 && c == channels => cost::list(&self.graph, h, w).map(|_| ()),
+            _ => Err(Error::Input { found: x.dims().to_vec(), expected: format!("[N, {channels}, H, W]") }),
+        }
+    }
+
+    /// Runs the operations up to the last of `wanted`; results are dropped after their last use.
+    fn run(&self, x: &Tensor, wanted: &[NodeId], train: bool) -> Result<Vec<Tensor>> {
+        self.check(x)?;
+        let Some(last) = wanted.iter().max() else { return Ok(vec![]) };
+        let mut uses = self.uses.clone();
+        let mut results: Vec<Option<Tensor>> = vec![None; self.graph.nodes().len()];
+        for id in self.graph.ids().take(last.index() + 1) {
+            let node = self.graph.node(id);
+            let inputs: Vec<Tensor> = node
+                .inputs
+                .iter()
+                .map(|input| {
+                    let index = input.index();
+                    uses[index] -= 1;
+                    let result =
+                        if uses[index] == 0 { results[index].take() } else { results[index].clone() };
+                    result.ok_or_else(|| Error::Missing(self.graph.node(*input).name.clone()))
+                })
+                .collect::<Result<_>>()?;
+            results[id.index()] = Some(match inputs.as_slice() {
+                [] => x.clone(),
+                inputs => apply(node, &self.layers[id.index()], inputs, train)?,
+            });
+        }
+        let missing = |id: &NodeId| Error::Missing(self.graph.node(*id).name.clone());
+        wanted.iter().map(|id| results[id.index()].clone().ok_or_else(|| missing(id))).collect()
+    }
+}
+
+pub(crate) fn layer(node: &Node, vb: VarBuilder) -> Result<Layer> {
+    Ok(match node.op {
+        Op::Conv(conv) | Op::StdConv(StdConv { conv, .. }) => {
+            let [out, _, kh, kw] = conv.weight_shape();
+            let stdev = (2.0 / (out / conv.groups * kh * kw) as f64).sqrt();
+            let weight =
+                vb.get_with_hints(&conv.weight_shape(), "weight", Init::Randn { mean: 0.0, stdev })?;
+            let bias = match conv.bias {
+                true => Some(vb.get_with_hints(out, "bias", Init::Const(0.0))?),
+                false => None,
+            };
+            Layer::Conv { weight, bias }
+        }
+        Op::BatchNorm(norm) => {
+            let config = BatchNormConfig { eps: norm.eps, ..BatchNormConfig::default() };
+            Layer::BatchNorm(candle_nn::batch_norm(node.channels, config, vb)?)
+        }
+        Op::GroupNorm(norm) => {
+            Layer::GroupNorm(candle_nn::group_norm(norm.groups, node.channels, norm.eps, vb)?)
+        }
+        Op::Linear(linear) => {
+            // PyTorch's default: uniform in ±1/√C, weight and bias.
+            let bound = 1.0 / (linear.in_features as f64).sqrt();
+            let init = Init::Uniform { lo: -bound, up: bound };
+            let weight = vb.get_with_hints(linear.weight_shape(), "weight", init)?;
+            Layer::Linear { weight, bias: vb.get_with_hints(linear.out_features, "bias", init)? }
+        }
+        Op::ChannelConv(conv) => {
+            let bound = 1.0 / (conv.kernel as f64).sqrt();
+            let init = Init::Uniform { lo: -bound, up: bound };
+            Layer::ChannelConv(vb.get_with_hints((1, 1, conv.kernel), "weight", init)?)
+        }
+        _ => Layer::Without,
+    })
+}
+
+pub(crate) fn apply(node: &Node, layer: &Layer, inputs: &[Tensor], train: bool) -> Result<Tensor> {
+    let x = &inputs[0];
+    let y = match (&node.op, layer) {
+        (Op::Conv(conv), Layer::Conv { weight, bias }) => ops::conv(x, weight, bias.as_ref(), conv)?,
+        (Op::StdConv(std), Layer::Conv { weight, bias }) => {
+            ops::conv(x, &ops::standardize(weight, std.eps)?, bias.as_ref(), &std.conv)?
+        }
+        (Op::BatchNorm(_), Layer::BatchNorm(norm)) => norm.forward_t(x, train)?,
+        (Op::GroupNorm(_), Layer::GroupNorm(norm)) => norm.forward(x)?,
+        (Op::Linear(_), Layer::Linear { weight, bias }) => {
+            x.matmul(&weight.flatten_from(1)?.t()?)?.broadcast_add(bias)?
+        }
+        (Op::ChannelConv(conv), Layer::ChannelConv(weight)) => ops::channel_conv(x, weight, conv)?,
+        (Op::Relu, _) => x.relu()?,
+        (Op::Sigmoid, _) => candle_nn::ops::sigmoid(x)?,
+        (Op::MaxPool(pool), _) => ops::max_pool(x, pool)?,
+        (Op::AvgPool(pool), _) => ops::avg_pool(x, pool)?,
+        (Op::AdaptiveAvgPool(pool), _) => ops::adaptive_avg_pool(x, pool)?,
+        (Op::Blur(blur), _) => ops::blur(x, blur)?,
+        (Op::GlobalAvgPool, _) => x.flatten_from(2)?.mean(2)?,
+        (Op::GlobalMaxPool, _) => x.flatten_from(2)?.max(2)?,
+        (Op::Add, _) => (x + &inputs[1])?,
+        (Op::Concat, _) => Tensor::cat(inputs, 1)?,
+        (Op::Scale, _) => ops::scale(x, &inputs[1])?,
+        (Op::Multiply(m), _) => (x * m.factor)?,
+        (Op::Subsample(s), _) => ops::subsample(x, s)?,
+        (Op::PadChannels(p), _) => ops::pad_channels(x, p)?,
+        (Op::Pad(p), _) => ops::pad(x, p)?,
+        (Op::Flatten(_), _) => x.flatten_from(1)?,
+        (Op::Input, _) => x.clone(),
+        (
+            Op::Conv(_)
+            | Op::StdConv(_)
+            | Op::BatchNorm(_)
+            | Op::GroupNorm(_)
+            | Op::Linear(_)
+            | Op::ChannelConv(_),
+            _,
+        ) => return Err(Error::Missing(node.name.clone())),
+    };
+    Ok(y)
+}
+
+/// candle's modules return candle's errors.
+fn into_candle(error: Error) -> candle_core::Error {
+    match error {
+        Error::Candle(error) => error,
+        other => candle_core::Error::wrap(other),
+    }
+}
+
+/// A network in evaluation mode, as a candle [`Module`]; see [`Network::eval`].
+///
+/// Two types, since candle gives every `Module` a [`ModuleT`] that ignores whether it trains.
+#[derive(Debug, Clone, Copy)]
+pub struct Eval<'a>(&'a Network);
+
+impl Module for Eval<'_> {
+    fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        self.0.forward_t(x, false)
+    }
+}
+
+/// With `train`, batch norms use the batch's statistics and update the running ones.
+impl ModuleT for Network {
+    fn forward_t(&self, x: &Tensor, train: bool) -> candle_core::Result<Tensor> {
+        let mut results = self.run(x, &[self.graph.output()], train).map_err(into_candle)?;
+        results.pop().ok_or_else(|| candle_core::Error::Msg("the network has no operation".into()))
+    }
+}
+
+/// The tensors of a checkpoint by name, those of convolutions as `folded` says.
+pub(crate) fn var_builder(
+    checkpoint: &Checkpoint,
+    folded: Option<Folded>,
+    dtype: DType,
+    device: &Device,
+) -> VarBuilder<'static> {
+    let source = Source { checkpoint: checkpoint.clone(), folded };
+    VarBuilder::from_backend(Box::new(source), dtype, device.clone())
+}
+
+/// Hands a checkpoint's tensors, folded or not, to a `VarBuilder`.
+struct Source {
+    checkpoint: Checkpoint,
+    folded: Option<Folded>,
+}
+
+impl Source {
+    fn tensor(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
+        let folded = self.folded.as_ref().and_then(|folded| {
+            let (module, part) = name.rsplit_once('.')?;
+            let node = folded.graph().nodes().iter().find(|n| n.name == module)?;
+            let Op::Conv(conv) = node.op else { return None };
+            Some((folded, node, conv, part))
+        });
+        let Some((folded, node, conv, part)) = folded else {
+            return self.checkpoint.candle(name, dtype, device);
+        };
+        let values = folded.conv(node, &self.checkpoint)?;
+        let tensor = match part {
+            "bias" => Tensor::from_vec(values.bias, conv.out_channels, device)?,
+            _ => Tensor::from_vec(values.weight, &conv.weight_shape(), device)?,
+        };
+        Ok(tensor.to_dtype(dtype)?)
+    }
+}
+
+impl SimpleBackend for Source {
+    fn get(&self, s: Shape, name: &str, _: Init, dtype: DType, dev: &Device) -> candle_core::Result<Tensor> {
+        let tensor = self.get_unchecked(name, dtype, dev)?;
+        if tensor.shape() != &s {
+            let error = Error::Shape {
+                name: name.to_owned(),
+                found: tensor.dims().to_vec(),
+                expected: s.dims().to_vec(),
+            };
+            return Err(into_candle(error));
+        }
+        Ok(tensor)
+    }
+
+    fn get_unchecked(&self, name: &str, dtype: DType, dev: &Device) -> candle_core::Result<Tensor> {
+        self.tensor(name, dtype, dev).map_err(into_candle)
+    }
+
+    fn contains_tensor(&self, name: &str) -> bool {
+        self.checkpoint.tensors().contains_key(name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{synthetic, zoo};
+
+    fn input(n: usize, c: usize, side: usize) -> Tensor {
+        let values = synthetic::input(n * c * side * side);
+        Tensor::from_vec(values, (n, c, side, side), &Device::Cpu).unwrap()
+    }
+
+    fn difference(a: &Tensor, b: &Tensor) -> f32 {
+        let max = |t: &Tensor| t.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+        max(&(a - b).unwrap()) / max(b)
+    }
+
+    #[test]
+    fn folding_changes_nothing() {
+        for (name, side) in
+            [("resnet18", 64), ("resnext50_32x4d", 33), ("resnet20_cifar", 32), ("plain20_cifar", 28)]
+        {
+            let checkpoint = synthetic::checkpoint(&zoo::arch(name).unwrap()).unwrap();
+            let x = input(2, 3, side);
+            let whole = Network::load(&checkpoint, DType::F32, &Device::Cpu).unwrap().forward(&x).unwrap();
+            let folded =
+                Network::load_folded(&checkpoint, DType::F32, &Device::Cpu).unwrap().forward(&x).unwrap();
+            assert!(difference(&folded, &whole) < 1e-5, "{name}: {}", difference(&folded, &whole));
+        }
+    }
+
+    #[test]
+    fn taps_have_their_shapes() {
+        let checkpoint = synthetic::checkpoint(&zoo::arch("resnet18").unwrap()).unwrap();
+        let network = Network::load_folded(&checkpoint, DType::F32, &Device::Cpu).unwrap();
+        let taps = network.features(&input(1, 3, 64), &["layer4", "stem", "pooled", "layer4"]).unwrap();
+        let shapes: Vec<_> = taps.iter().map(|t| t.dims().to_vec()).collect();
+        assert_eq!(shapes, [vec![1, 512, 2, 2], vec![1, 64, 16, 16], vec![1, 512], vec![1, 512, 2, 2]]);
+        let error = network.features(&input(1, 3, 64), &["layer5"]).unwrap_err().to_string();
+        assert!(error.contains("no tap `layer5`; this network has stem, layer1"), "{error}");
+    }
+
+    #[test]
+    fn wrong_inputs_are_refused_with_both_shapes() {
+        let checkpoint = synthetic::checkpoint(&zoo::arch("resnet20_cifar").unwrap()).unwrap();
+        let network = Network::load(&checkpoint, DType::F32, &Device::Cpu).unwrap();
+        let error = network.forward(&input(1, 1, 32)).unwrap_err().to_string();
+        assert!(error.contains("input has shape [1, 1, 32, 32], expected [N, 3, H, W]"), "{error}");
+    }
+}

@@ -1,0 +1,57 @@
+//! A checkpoint's network where it is fastest: the engine on the CPU, candle elsewhere.
+
+use candle_core::{DType, Device, Tensor};
+
+use crate::engine::{Engine, Options};
+use crate::graph::Graph;
+use crate::{Checkpoint, Network, Result};
+
+/// A network for inference on some device.
+#[derive(Debug)]
+pub enum Runtime {
+    /// On the CPU.
+    Engine(Box<Engine>),
+    /// On any other device.
+    Network(Box<Network>),
+}
+
+impl Runtime {
+    /// The network of `checkpoint` on `device`; `options` are those of the engine, used on the CPU only.
+    pub fn new(checkpoint: &Checkpoint, device: &Device, options: Options) -> Result<Runtime> {
+        Ok(match device {
+            Device::Cpu => Runtime::Engine(Box::new(Engine::new(checkpoint, options)?)),
+            _ => Runtime::Network(Box::new(Network::load_folded(checkpoint, DType::F32, device)?)),
+        })
+    }
+
+    /// The graph that is run, batch norms folded.
+    pub fn graph(&self) -> &Graph {
+        match self {
+            Runtime::Engine(engine) => engine.graph(),
+            Runtime::Network(network) => network.graph(),
+        }
+    }
+
+    /// The results named `taps` of normalised images `x` `[N, C, H, W]`, in the order asked for.
+    pub fn features(&self, x: &Tensor, taps: &[&str]) -> Result<Vec<Tensor>> {
+        match self {
+            Runtime::Engine(engine) => engine.features(x, taps),
+            Runtime::Network(network) => network.features(&x.to_device(network.device())?, taps),
+        }
+    }
+
+    /// The network's own results `[N, K]`, one row per image, of normalised images `x` of shape `dims` `[N, C, H, W]`.
+    pub fn rows(&self, x: Vec<f32>, dims: [usize; 4]) -> Result<Vec<Vec<f32>>> {
+        match self {
+            Runtime::Engine(engine) => {
+                let outputs = engine.output(&x, dims)?;
+                let columns = outputs.values.len() / dims[0].max(1);
+                Ok(outputs.values.chunks(columns.max(1)).map(<[f32]>::to_vec).collect())
+            }
+            Runtime::Network(network) => {
+                let x = Tensor::from_vec(x, &dims, network.device())?;
+                Ok(network.forward(&x)?.to_dtype(DType::F32)?.to_vec2()?)
+            }
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! The whole zoo against timm's, torchvision's and our own PyTorch networks (`tests/golden/zoo.py`).
+
+use std::collections::BTreeMap;
+
+use candle_core::{DType, Device, Tensor};
+
+use super::*;
+use crate::arch::{GlobalPool, Options};
+use crate::{Network, cost, params, safetensors, synthetic};
+
+const PARAMS: &str = include_str!("../../../../tests/golden/zoo_params.tsv");
+
+/// Networks with more parameters run only when `RESNET_SLOW` is set.
+const FAST: u64 = 100_000_000;
+
+/// Networks whose time goes into many small groups or layers, in the slow set too.
+const SLOW: [&str; 0] = [];
+
+#[test]
+fn names_are_unique_and_found() {
+    for (name, net) in all() {
+        assert_eq!(name_of(&net), Some(name));
+        assert_eq!(name_of(&net.clone().with_classes(7).with_in_channels(1)), Some(name));
+        assert_eq!(arch(name).unwrap(), net);
+        assert_eq!(all().iter().filter(|(other, _)| *other == name).count(), 1, "{name}");
+    }
+}
+
+#[test]
+fn descriptions_are_short_and_read_back() {
+    for (name, net) in all() {
+        let json = serde_json::to_string(&net).unwrap();
+        assert_eq!(serde_json::from_str::<Arch>(&json).unwrap(), net, "{name}");
+        assert!(json.len() < 600 || name.ends_with("_pruned"), "{name}: {json}");
+        let unknown = json.replacen('{', r#"{"surprise":1,"#, 1);
+        assert!(serde_json::from_str::<Arch>(&unknown).is_err(), "{name}");
+    }
+    let options = Options { pool: Some(GlobalPool::AvgMax), output_stride: Some(8), ..Options::default() };
+    let net = arch("resnet50d").unwrap().with(options).unwrap();
+    let json = serde_json::to_string(&net).unwrap();
+    assert_eq!(serde_json::from_str::<Arch>(&json).unwrap(), net);
+    assert_eq!(name_of(&net), Some("resnet50d"));
+}
+
+#[test]
+fn unknown_names_suggest_near_ones() {
+    let message = arch("resnet51").unwrap_err().to_string();
+    assert!(message.contains("unknown model `resnet51`; did you mean resnet50"), "{message}");
+    assert_eq!(arch("bert").unwrap_err().to_string(), "unknown model `bert`");
+}
+
+/// A line of `zoo_params.tsv`.
+struct Row {
+    name: &'static str,
+    tensors: usize,
+    parameters: u64,
+    listing: &'static str,
+    macs: u64,
+}
+
+fn rows() -> Vec<Row> {
+    let row = |line: &'static str| {
+        let parts: Vec<&str> = line.split('\t').collect();
+        let [name, tensors, parameters, listing, macs] = parts[..] else { panic!("{line}") };
+        let number = |s: &str| s.parse::<u64>().unwrap();
+        let tensors = number(tensors) as usize;
+        Row { name, tensors, parameters: number(parameters), listing, macs: number(macs) }
+    };
+    PARAMS.lines().map(row).collect()
+}
+
+/// An architecture by the name that the golden script gives it: `resnet50+os8` is one with options.
+fn golden_arch(name: &str) -> Arch {
+    let (base, option) = name.split_once('+').unwrap_or((name, ""));
+    let none = Options::default();
+    let options = match option {
+        "" => none,
+        "os8" => Options { output_stride: Some(8), ..none },
+        "os16" => Options { output_stride: Some(16), ..none },
+        "max" => Options { pool: Some(GlobalPool::Max), ..none },
+        "avgmax" => Options { pool: Some(GlobalPool::AvgMax), ..none },
+        "catavgmax" => Options { pool: Some(GlobalPool::CatAvgMax), ..none },
+        "classes0" => Options { num_classes: Some(0), ..none },
+        "in1" => Options { in_channels: Some(1), ..none },
+        other => panic!("{other}"),
+    };
+    arch(base).unwrap().with(options).unwrap()
+}
+
+#[test]
+fn names_shapes_order_and_costs_are_pytorchs() {
+    let rows = rows();
+    for (name, _) in all() {
+        assert!(rows.iter().any(|row| row.name == name), "{name} has no reference");
+    }
+    for Row { name, tensors, parameters, listing, macs } in rows {
+        let graph = golden_arch(name).graph().unwrap();
+        let list = params::list(&graph);
+        let shape = |s: &[usize]| s.iter().map(usize::to_string).collect::<Vec<_>>().join("x");
+        let text: String = list.iter().map(|p| format!("{} {}\n", p.name, shape(&p.shape))).collect();
+        assert_eq!((list.len(), params::count(&graph)), (tensors, parameters), "{name}");
+        assert_eq!(format!("{:016x}", synthetic::hash(&text)), listing, "{name}:\n{text}");
+        assert_eq!(cost::macs(&graph, 224, 224).unwrap(), macs, "{name}");
+    }
+}
+
+fn size(name: &str) -> [usize; 2] {
+    match name {
+        _ if name.contains("inception") => [75, 107],
+        _ if name.contains("+os") => [64, 96],
+        "resnet1202_cifar" | "plain1202_cifar" | "preresnet1001_cifar" => [16, 8],
+        _ => [64, 32],
+    }
+}
+
+/// The largest difference over the largest magnitude.
+fn error(found: &[f32], expected: &[f32]) -> f32 {
+    assert_eq!(found.len(), expected.len());
+    let max = |values: &mut dyn Iterator<Item = f32>| values.fold(0f32, |a, b| a.max(b.abs()));
+    max(&mut found.iter().zip(expected).map(|(a, b)| a - b)) / max(&mut expected.iter().copied())
+}
+
+fn spread(tensor: &Tensor) -> Vec<f32> {
+    const SAMPLES: usize = 16;
+    let flat = tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    (0..SAMPLES).map(|i| flat[i * flat.len() / SAMPLES]).collect()
+}
+
+/// How far a network is from PyTorch's: all stages and the logits.
+fn distance_from_pytorch(name: &str, network: &Network, golden: &BTreeMap<String, Vec<f32>>) -> f32 {
+    let [h, w] = size(name);
+    let c = network.graph().in_channels();
+    let x = Tensor::from_vec(synthetic::input(2 * c * h * w), (2, c, h, w), &Device::Cpu).unwrap();
+    let stages: Vec<&str> = network.graph().taps().iter().map(|t| t.name.as_str()).collect();
+    let stages: Vec<&str> =
+        stages.into_iter().filter(|t| !["stem", "pooled", "logits"].contains(t)).collect();
+    let mut worst = 0f32;
+    for (i, tap) in network.features(&x, &stages).unwrap().iter().enumerate() {
+        let e = error(&spread(tap), &golden[&format!("{name}/tap{i}")]);
+        assert!(e < 1e-4, "{name} {}: {e}", stages[i]);
+        worst = worst.max(e);
+    }
+    assert!(!golden.contains_key(&format!("{name}/tap{}", stages.len())), "{name} has more stages");
+    let y = network.forward(&x).unwrap();
+    let second = y.get(1).unwrap().to_vec1::<f32>().unwrap();
+    let expected = &golden[&format!("{name}/logits")];
+    let logits = error(&second[..expected.len()], expected);
+    // All of them, in one number.
+    let all = y.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let weights: Vec<f64> = (0..all.len()).map(|i| synthetic::uniform("projection", i) - 0.5).collect();
+    let norm = weights.iter().map(|w| w * w).sum::<f64>().sqrt();
+    let projection = all.iter().zip(&weights).map(|(y, w)| f64::from(*y) * w).sum::<f64>() / norm;
+    let scale = expected.iter().fold(0f32, |a, b| a.max(b.abs()));
+    let projected = (projection as f32 - golden[&format!("{name}/projection")][0]).abs() / scale;
+    assert!(logits < 1e-4 && projected < 1e-4, "{name}: {logits}, {projected}");
+    worst.max(logits).max(projected)
+}
+
+/// One part of the zoo, so that the parts run beside each other.
+fn agree(part: usize, parts: usize) {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/zoo.safetensors");
+    let contents = safetensors::open(std::path::Path::new(path)).unwrap();
+    let golden: BTreeMap<String, Vec<f32>> =
+        contents.tensors.into_iter().map(|(name, t)| (name.clone(), t.to_f32(&name).unwrap())).collect();
+    let slow = std::env::var_os("RESNET_SLOW").is_some();
+    let mut rows = rows();
+    rows.sort_by_key(|row| row.parameters);
+    for row in rows.iter().skip(part).step_by(parts) {
+        if !slow && (row.parameters > FAST || SLOW.contains(&row.name)) {
+            continue;
+        }
+        let start = std::time::Instant::now();
+        let checkpoint = synthetic::checkpoint(&golden_arch(row.name)).unwrap();
+        let load = |folded: bool| match folded {
+            true => Network::load_folded(&checkpoint, DType::F32, &Device::Cpu).unwrap(),
+            false => Network::load(&checkpoint, DType::F32, &Device::Cpu).unwrap(),
+        };
+        let errors = [false, true].map(|folded| distance_from_pytorch(row.name, &load(folded), &golden));
+        println!(
+            "{}\t{:.1e}\t{:.1e}\t{:.1} s",
+            row.name,
+            errors[0],
+            errors[1],
+            start.elapsed().as_secs_f64()
+        );
+    }
+}
+
+#[test]
+fn results_are_pytorchs_first_half() {
+    agree(0, 2);
+}
+
+#[test]
+fn results_are_pytorchs_second_half() {
+    agree(1, 2);
+}

@@ -1,0 +1,227 @@
+"""Reference values for every architecture of the zoo: timm's, torchvision's and our own PyTorch networks with weights
+from the formula (formula.py).
+
+Writes zoo_params.tsv (per model: tensors, parameters, a hash of the ordered names and shapes, multiply-adds at 224
+pixels) and zoo.safetensors (per model: the first logits, a projection of all of them, samples of every stage).
+Run from the repository's root: `python tests/golden/zoo.py [NAME…]`; with names, only those are made anew.
+"""
+
+import sys
+from pathlib import Path
+
+import formula
+import nets
+import numpy as np
+import timm
+import torch
+import torchvision
+from safetensors.numpy import load_file, save_file
+from timm.models.resnetv2 import ResNetV2
+from torch import nn
+
+HERE = Path(__file__).parent
+LOGITS = 64
+SAMPLES = 16
+LEFT_OUT = ("resnetv2_50d_evos", "resnetv2_50d_frn")
+
+# Options of `Arch::with`, each on networks whose shortcuts, pools and blocks it meets differently.
+OPTIONS = {
+    "resnet50+os8": ("resnet50", dict(output_stride=8)),
+    "resnet18+os16": ("resnet18", dict(output_stride=16)),
+    "resnet50d+os8": ("resnet50d", dict(output_stride=8)),
+    "resnetaa50d+os16": ("resnetaa50d", dict(output_stride=16)),
+    "resnetblur50+os8": ("resnetblur50", dict(output_stride=8)),
+    "resnetv2_50+os8": ("resnetv2_50", dict(output_stride=8)),
+    "resnetv2_18d+os16": ("resnetv2_18d", dict(output_stride=16)),
+    "test_resnet+max": ("test_resnet", dict(global_pool="max")),
+    "test_resnet+avgmax": ("test_resnet", dict(global_pool="avgmax")),
+    "test_resnet+catavgmax": ("test_resnet", dict(global_pool="catavgmax")),
+    "test_resnet+classes0": ("test_resnet", dict(num_classes=0)),
+    "test_resnet+in1": ("test_resnet", dict(in_chans=1)),
+    "resnetv2_18+catavgmax": ("resnetv2_18", dict(global_pool="catavgmax")),
+    "resnetv2_18+classes0": ("resnetv2_18", dict(num_classes=0)),
+}
+
+
+def preresnet(depth: int) -> nn.Module:
+    """The pre-activation CIFAR network of arXiv 1603.05027: a 3×3 stem, the stride in the first 1×1 convolution."""
+    layers = [(depth - 2) // 9] * 3
+    net = ResNetV2(
+        layers,
+        channels=(64, 128, 256),
+        num_classes=10,
+        stem_chs=16,
+        conv_layer=timm.layers.create_conv2d,
+        norm_layer=timm.layers.BatchNormAct2d,
+    )
+    net.stem = nn.Sequential()
+    net.stem.add_module("conv", nn.Conv2d(3, 16, 3, 1, 1, bias=False))
+    for stage in net.stages:
+        block = stage.blocks[0]
+        block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
+    return net
+
+
+def plain(depths: list[int]) -> nn.Module:
+    stages = [{"block": "basic", "depth": d, "width": 64 << i} for i, d in enumerate(depths)]
+    stem = {"kind": "conv7", "width": 64}
+    return nets.Net(
+        {"family": "resnet", "stem": stem, "stages": stages, "shortcut": "none", "in_channels": 3, "num_classes": 1000}
+    )
+
+
+def cifar(depth: int, **changes) -> nn.Module:
+    return nets.Net(nets.cifar(depth) | changes)
+
+
+def inception_v3() -> nn.Module:
+    """torchvision's, whose auxiliary head is for training only; pretrained weights come with `transform_input`, which
+    is part of the preprocessing here."""
+    return torchvision.models.inception_v3(weights=None, aux_logits=False, init_weights=False)
+
+
+def builders() -> dict:
+    table = {}
+    for module in ("resnet", "resnetv2"):
+        for name in timm.list_models(module=module):
+            if name not in LEFT_OUT:
+                table[name] = lambda name=name: timm.create_model(name)
+    for name in ("inception_v4", "inception_resnet_v2"):
+        table[name] = lambda name=name: timm.create_model(name)
+    for depth in (11, 13, 16, 19):
+        for name in (f"vgg{depth}", f"vgg{depth}_bn"):
+            table[name] = lambda name=name: getattr(torchvision.models, name)(weights=None, init_weights=False)
+    table["inception_v3"] = inception_v3
+    table["plain18"] = lambda: plain([2, 2, 2, 2])
+    table["plain34"] = lambda: plain([3, 4, 6, 3])
+    for depth in (20, 32, 44, 56, 110, 1202):
+        table[f"resnet{depth}_cifar"] = lambda depth=depth: cifar(depth)
+        table[f"plain{depth}_cifar"] = lambda depth=depth: cifar(depth, shortcut="none")
+    for depth in (164, 1001):
+        table[f"preresnet{depth}_cifar"] = lambda depth=depth: preresnet(depth)
+    for name, (model, options) in OPTIONS.items():
+        table[name] = lambda model=model, options=options: timm.create_model(model, **options)
+    return table
+
+
+def size(name: str) -> tuple[int, int]:
+    """Height and width of the input: small, not square, and such that every stage has pixels."""
+    if "inception" in name:
+        return (75, 107)
+    if "+os" in name:
+        return (64, 96)
+    if name in ("resnet1202_cifar", "plain1202_cifar", "preresnet1001_cifar"):
+        return (16, 8)
+    return (64, 32)
+
+
+def stages(name: str, model: nn.Module) -> list[str]:
+    """The modules whose results are sampled: those of our taps."""
+    for stem in ("layer1", "stages.0"):
+        root = stem.split(".")[0].rstrip("1")
+        found = [m for m, _ in model.named_modules() if m.startswith(root) and m.count(".") == stem.count(".")]
+        if found:
+            return found
+    if name == "inception_v3":
+        return ["maxpool1", "maxpool2", "Mixed_5d", "Mixed_6e", "Mixed_7c"]
+    if name == "inception_v4":
+        return ["features.2", "features.3", "features.9", "features.17", "features.21"]
+    if name == "inception_resnet_v2":
+        return ["conv2d_2b", "conv2d_4a", "repeat", "repeat_1", "conv2d_7b"]
+    if name.startswith("vgg"):
+        return [m for m, layer in model.named_modules() if isinstance(layer, nn.MaxPool2d)]
+    raise ValueError(name)
+
+
+def bounds(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
+    """As formula.bounds, and efficient channel attention's convolution over channels."""
+    if len(shape) == 3 and name.endswith(".weight"):
+        shape = (*shape, 1)
+    return formula.bounds(name, shape)
+
+
+def fill(model: nn.Module) -> nn.Module:
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if name.endswith("num_batches_tracked"):
+                tensor.zero_()
+                continue
+            low, high = bounds(name, tuple(tensor.shape))
+            values = low + (high - low) * formula.uniform(name, tensor.numel())
+            tensor.copy_(torch.from_numpy(values.astype(np.float32).reshape(tuple(tensor.shape))))
+    return model.eval()
+
+
+def macs(model: nn.Module, channels: int, pixels: int) -> int:
+    """Multiply-adds of convolutions and fully connected layers, counted as the modules run."""
+    total = 0
+
+    def count(module, _, output):
+        nonlocal total
+        total += output.numel() * module.weight[0].numel()
+
+    for module in model.modules():
+        if isinstance(module, (nn.Conv2d, nn.Conv1d, nn.Linear)):
+            module.register_forward_hook(count)
+    model(torch.zeros(1, channels, pixels, pixels, device="meta"))
+    return total
+
+
+def parameters(name: str, build) -> str:
+    with torch.device("meta"):
+        model = build().eval()
+    state = model.state_dict()
+    lines = "".join(f"{key} {'x'.join(map(str, tensor.shape))}\n" for key, tensor in state.items())
+    count = sum(p.numel() for p in model.parameters())
+    channels = 1 if name.endswith("+in1") else 3
+    # VGG's 7×7 mean and the CIFAR networks' stem want no special size.
+    return f"{name}\t{len(state)}\t{count}\t{formula.fnv1a(lines.encode()):016x}\t{macs(model, channels, 224)}"
+
+
+def samples(tensor: torch.Tensor) -> np.ndarray:
+    """Values spread evenly over a tensor."""
+    flat = tensor.flatten()
+    return flat[[i * len(flat) // SAMPLES for i in range(SAMPLES)]].numpy().astype(np.float32)
+
+
+@torch.no_grad()
+def reference(name: str, build) -> dict[str, np.ndarray]:
+    model = fill(build())
+    # In f64: BiT loses 3e-5 in f32. The largest network takes 8 GB.
+    model = model.double()
+    seen = {}
+    modules = dict(model.named_modules())
+    names = stages(name, model)
+    for module in names:
+        modules[module].register_forward_hook(lambda _, __, y, module=module: seen.__setitem__(module, samples(y)))
+    channels = 1 if name.endswith("+in1") else 3
+    x = torch.from_numpy(formula.input(2, channels, *size(name))).double()
+    y = model(x)
+    weights = torch.from_numpy(formula.uniform("projection", y.numel()) - 0.5)
+    projection = (y.flatten().double() * weights).sum() / weights.norm()
+    second = y[1].flatten()
+    out = {"logits": second[:LOGITS].numpy(), "projection": np.array([projection], dtype=np.float32)}
+    out |= {f"tap{i}": seen[module] for i, module in enumerate(names)}
+    assert all(np.isfinite(v).all() for v in out.values()), name
+    return {f"{name}/{key}": value.astype(np.float32) for key, value in out.items()}
+
+
+def main():
+    table = builders()
+    only = sys.argv[1:]
+    params, values = HERE / "zoo_params.tsv", HERE / "zoo.safetensors"
+    rows = dict(line.split("\t", 1) for line in params.read_text().splitlines()) if params.exists() else {}
+    tensors = load_file(values) if values.exists() else {}
+    for name, build in table.items():
+        if only and name not in only:
+            continue
+        print(name, flush=True)
+        rows[name] = parameters(name, build).split("\t", 1)[1]
+        tensors = {k: v for k, v in tensors.items() if not k.startswith(f"{name}/")} | reference(name, build)
+    rows = {name: row for name, row in rows.items() if name in table}
+    params.write_text("".join(f"{name}\t{rows[name]}\n" for name in sorted(rows)))
+    save_file({k: v for k, v in sorted(tensors.items()) if k.split("/")[0] in table}, values)
+
+
+if __name__ == "__main__":
+    main()
