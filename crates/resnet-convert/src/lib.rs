@@ -1,1 +1,32 @@
-//! placeholder
+//! Any ResNet checkpoint in, one that describes itself out; nothing in a file is ever executed.
+//!
+//! [`open`] turns a file into a [`Checkpoint`](resnet_model::Checkpoint), [`convert`] writes that as safetensors, and
+//! [`source::read`] stops before the tensors are understood. A file is found out by its first bytes, never by its name:
+//! what `torch.save` has written since PyTorch 0.1 (zip, legacy stream, tar), TorchScript archives, pickles of numpy
+//! arrays, safetensors.
+//!
+//! ```no_run
+//! let options = resnet_convert::Options::default();
+//! let (checkpoint, report) = resnet_convert::open("resnet50.pth".as_ref(), &options)?;
+//! println!("{report}");
+//! # Ok::<(), resnet_convert::Error>(())
+//! ```
+//!
+//! For every input, of any content, the result is a typed error or exact tensors: no panic, no guess, no padding; memory
+//! and time are bounded by the bytes present; no file but the one named is opened.
+// Readers of hostile bytes: nothing may panic on an index or an overflow.
+#![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::string_slice))]
+
+mod cast;
+mod convert;
+mod dialect;
+mod error;
+mod identify;
+mod report;
+pub mod source;
+
+pub use cast::Float;
+pub use convert::{Job, Options, Progress, convert, open};
+pub use error::{Code, Error, Fault, Result};
+pub use report::{Cast, Dropped, Renamed, Report};
+pub use source::{Container, StateDict};

@@ -1,0 +1,218 @@
+//! From a file to a checkpoint, and to a file that describes itself.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use resnet_model::arch::{Arch, Stem};
+use resnet_model::file::Existing;
+use resnet_model::meta::{KEY, Origin};
+use resnet_model::preprocess::{Channels, Resize};
+use resnet_model::{Checkpoint, Labels, Meta, Preprocess, RawTensor, escape, params};
+
+use crate::cast::{self, Float};
+use crate::dialect::{self, Translation};
+use crate::error::{Code, Error, Fault, Result};
+use crate::identify;
+use crate::report::{Cast, Dropped, Report, plural};
+use crate::source::{self, StateDict};
+
+/// What is known about a file beyond its bytes, and what is wanted.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// The architecture to insist on, instead of finding it from the shapes. The numbers of classes and input channels
+    /// are always the file's.
+    pub arch: Option<Arch>,
+    /// What the outputs mean. By default 1000 classes are ImageNet's and others have no names.
+    pub labels: Option<Labels>,
+    /// How images are prepared. By default as torchvision does, unless the dialect is known to differ.
+    pub preprocess: Option<Preprocess>,
+    /// The type to cast floating-point tensors to. By default every tensor keeps its bytes.
+    pub dtype: Option<Float>,
+    /// Leave out tensors beside the network that nothing is known about, instead of failing.
+    pub partial: bool,
+}
+
+/// One conversion.
+#[derive(Debug, Clone, Copy)]
+pub struct Job<'a> {
+    /// The file to read.
+    pub input: &'a Path,
+    /// The safetensors file to write.
+    pub output: &'a Path,
+    /// What to do if there is one already.
+    pub existing: Existing,
+    /// How to understand the input.
+    pub options: &'a Options,
+}
+
+/// How far a conversion is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// Bytes of tensors written.
+    pub done: u64,
+    /// Bytes of tensors in all.
+    pub total: u64,
+}
+
+/// Opens any file that is understood. Tensors are read when they are asked for, and checked then.
+pub fn open(path: &Path, options: &Options) -> Result<(Checkpoint, Report)> {
+    understand(source::read(path)?, path, options)
+}
+
+/// Converts a file: reads it, finds out what it is, and writes it whole or not at all.
+pub fn convert(job: Job, progress: &mut dyn FnMut(Progress)) -> Result<Report> {
+    let same = |a: &Path, b: &Path| matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b);
+    let (checkpoint, mut report) = open(job.input, job.options)?;
+    if same(job.input, job.output) {
+        return Err(Error::SameFile(job.input.to_owned()));
+    }
+    let total = checkpoint.byte_len();
+    let mut done = 0u64;
+    let mut written = |bytes: u64| {
+        done = done.saturating_add(bytes);
+        progress(Progress { done, total });
+    };
+    checkpoint.save(job.output, job.existing, &mut written).map_err(|e| Error::from_model(e, job.input))?;
+    report.output = Some(job.output.display().to_string());
+    Ok(report)
+}
+
+fn understand(state: StateDict, path: &Path, options: &Options) -> Result<(Checkpoint, Report)> {
+    let own = state.metadata.get(KEY).map(|json| Meta::from_json(json)).transpose();
+    let own = own.map_err(|e| Error::from_model(e, path))?;
+    let mut names = match &own {
+        Some(_) => Translation::identity(&state.tensors),
+        None => translate(&state, path)?,
+    };
+    if !names.leftover.is_empty() {
+        if !options.partial {
+            return Err(Error::Leftover { path: path.to_owned(), names: names.leftover });
+        }
+        let reason = "beside the network";
+        names.dropped.extend(names.leftover.drain(..).map(|name| Dropped { name, reason: reason.into() }));
+    }
+    if let Some((name, kind)) = state.unsupported.iter().find(|(n, _)| n.starts_with(&names.root)) {
+        let fault = Fault::new(Code::Unsupported, format!("`{}` is {kind}, which is not read", escape(name)));
+        return Err(Error::Fault { path: path.to_owned(), fault: Box::new(fault) });
+    }
+    let mut meta = match own {
+        Some(meta) => meta,
+        None => describe(&state, &mut names, path, options)?,
+    };
+    if let Some(preprocess) = &options.preprocess {
+        preprocess.validate()?;
+        meta.preprocess = preprocess.clone();
+    }
+    if let Some(labels) = &options.labels {
+        meta.labels = labels.clone();
+    }
+    check_labels(&meta)?;
+    let cast = options.dtype.map(|to| Cast { to, tensors: cast_all(&mut names.tensors, to) });
+    let checkpoint = Checkpoint::new(meta, names.tensors).map_err(|e| Error::from_model(e, path))?;
+    let mut report = Report {
+        file: path.display().to_string(),
+        output: None,
+        model: checkpoint.meta().arch.to_string(),
+        arch: checkpoint.meta().arch.clone(),
+        parameters: params::count(checkpoint.graph()),
+        classes: checkpoint.meta().arch.classes(),
+        container: state.container,
+        dialect: names.dialect.into(),
+        root: names.root,
+        tensors: checkpoint.tensors().len(),
+        bytes: checkpoint.byte_len(),
+        dtypes: BTreeMap::new(),
+        renamed: names.renamed,
+        dropped: names.dropped,
+        cast,
+        opaque: state.opaque,
+        notes: state.notes,
+    };
+    report.notes.extend(names.notes);
+    for tensor in checkpoint.tensors().values() {
+        let count = report.dtypes.entry(format!("{:?}", tensor.dtype())).or_default();
+        *count = count.saturating_add(1);
+    }
+    Ok((checkpoint, report))
+}
+
+fn translate(state: &StateDict, path: &Path) -> Result<Translation> {
+    match dialect::translate(&state.tensors) {
+        Some(Ok(names)) => Ok(names),
+        Some(Err(name)) => {
+            let detail = format!("two tensors that are both called `{}` elsewhere", escape(&name));
+            Err(Error::Fault {
+                path: path.to_owned(),
+                fault: Box::new(Fault::new(Code::DuplicateName, detail)),
+            })
+        }
+        None => {
+            let found = plural(state.tensors.len(), "tensor");
+            let reason = format!(
+                "a {} of {found}, but no ResNet among them: {}",
+                state.container,
+                identify::some_names(&state.tensors)
+            );
+            Err(Error::Unrecognised { path: path.to_owned(), reason })
+        }
+    }
+}
+
+/// What foreign tensors are.
+fn describe(state: &StateDict, names: &mut Translation, path: &Path, options: &Options) -> Result<Meta> {
+    let unrecognised = |reason| Error::Unrecognised { path: path.to_owned(), reason };
+    let arch = match &options.arch {
+        Some(arch) => identify::adapt(arch, &names.tensors),
+        None => identify::identify(&names.tensors).map_err(unrecognised)?,
+    };
+    let usual = usual_preprocess(&arch);
+    if options.preprocess.is_none() && usual.crop != [224; 2] {
+        names.notes.push(format!("preprocessing is a guess: images of {0}×{0} pixels", usual.crop[0]));
+    }
+    let mut meta = Meta::new(arch, names.preprocess(usual));
+    if meta.arch.classes() == Some(1000) {
+        meta.labels = Labels::ImageNet1k;
+    }
+    meta.origin = Origin {
+        file: path.file_name().map(|n| n.to_string_lossy().into_owned()),
+        container: Some(state.container.to_string()),
+        dialect: Some(names.dialect.into()),
+    };
+    Ok(meta)
+}
+
+/// torchvision's for the ImageNet networks; for the CIFAR ones their images' size, and for one channel plain grey.
+fn usual_preprocess(arch: &Arch) -> Preprocess {
+    let mut usual = Preprocess::torchvision(256, 224);
+    if let Arch::ResNet(net) = arch
+        && let Stem::Conv3 { .. } = net.stem
+    {
+        (usual.resize, usual.crop) = (Resize::Exact([32; 2]), [32; 2]);
+    }
+    if arch.in_channels() == 1 {
+        (usual.channels, usual.mean, usual.std) = (Channels::Grey, vec![0.0], vec![1.0]);
+    }
+    usual
+}
+
+fn check_labels(meta: &Meta) -> Result<()> {
+    match (meta.labels.len(), meta.arch.classes()) {
+        (Some(labels), classes) if classes != Some(labels) => {
+            let head =
+                classes.map_or_else(|| "no head".into(), |k| plural(k, "class").replace("classs", "classes"));
+            Err(Error::Labels(format!("{} for a network with {head}", plural(labels, "label"))))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn cast_all(tensors: &mut BTreeMap<String, RawTensor>, to: Float) -> usize {
+    let mut count = 0usize;
+    for tensor in tensors.values_mut() {
+        if let Some(cast) = cast::cast(tensor, to) {
+            *tensor = cast;
+            count = count.saturating_add(1);
+        }
+    }
+    count
+}

@@ -1,0 +1,162 @@
+//! What was read and what became of it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use resnet_model::{Arch, escape};
+use serde::Serialize;
+
+use crate::cast::Float;
+use crate::source::Container;
+
+/// What was read and what became of it. Its `Display` is for people, its serialisation for programs.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct Report {
+    /// The file read.
+    pub file: String,
+    /// The file written, if one was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub output: Option<String>,
+    /// The architecture's name, or a description.
+    pub model: String,
+    /// The architecture.
+    pub arch: Arch,
+    /// Trainable parameters.
+    pub parameters: u64,
+    /// Number of classes; `None` without a head.
+    pub classes: Option<usize>,
+    /// The container.
+    pub container: Container,
+    /// The naming scheme.
+    pub dialect: String,
+    /// Where in the file the network was, e.g. `state_dict.model.`; empty at the top.
+    pub root: String,
+    /// Number of tensors.
+    pub tensors: usize,
+    /// Bytes of all tensors.
+    pub bytes: u64,
+    /// Number of tensors by element type.
+    pub dtypes: BTreeMap<String, usize>,
+    /// Tensors that have another name now.
+    pub renamed: Vec<Renamed>,
+    /// Tensors that were left out.
+    pub dropped: Vec<Dropped>,
+    /// Tensors that were cast.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cast: Option<Cast>,
+    /// Python classes that the file refers to and that were not looked into.
+    pub opaque: Vec<String>,
+    /// What else a user may want to know.
+    pub notes: Vec<String>,
+}
+
+/// A tensor that has another name now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Renamed {
+    /// The name in the file.
+    pub from: String,
+    /// The name now.
+    pub to: String,
+}
+
+/// A tensor that was left out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Dropped {
+    /// The name in the file.
+    pub name: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// Tensors that were cast.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Cast {
+    /// The type that they have now.
+    pub to: Float,
+    /// How many.
+    pub tensors: usize,
+}
+
+pub(crate) fn plural(n: usize, noun: &str) -> String {
+    format!("{} {noun}{}", thousands(n as u64), if n == 1 { "" } else { "s" })
+}
+
+/// The first few names, safe to print.
+pub(crate) fn some_of(names: &[String]) -> String {
+    let mut shown: Vec<String> = names.iter().take(3).map(|n| escape(n)).collect();
+    if names.len() > shown.len() {
+        shown.push("…".into());
+    }
+    shown.join(", ")
+}
+
+/// Digits in groups of three.
+fn thousands(n: u64) -> String {
+    let digits = n.to_string();
+    let mut out = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && digits.len().saturating_sub(i) % 3 == 0 {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+fn megabytes(bytes: u64) -> String {
+    match bytes {
+        0..1_000_000 => format!("{:.1} kB", bytes as f64 / 1e3),
+        _ => format!("{:.1} MB", bytes as f64 / 1e6),
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", escape(&self.file))?;
+        if let Some(output) = &self.output {
+            write!(f, " → {}", escape(output))?;
+        }
+        let head = match self.classes {
+            Some(classes) => format!("{} classes", thousands(classes as u64)),
+            None => "no head: an embedding".into(),
+        };
+        let mut line = |what: &str, text: String| write!(f, "\n  {what:<13}{text}");
+        line("architecture", format!("{}, {} parameters, {head}", self.model, thousands(self.parameters)))?;
+        line("container", self.container.to_string())?;
+        let root =
+            if self.root.is_empty() { String::new() } else { format!(", under `{}`", escape(&self.root)) };
+        line("names", format!("{}{root}", self.dialect))?;
+        let dtypes: Vec<String> =
+            self.dtypes.iter().map(|(t, n)| format!("{} {t}", thousands(*n as u64))).collect();
+        line(
+            "tensors",
+            format!("{} ({}), {}", thousands(self.tensors as u64), dtypes.join(", "), megabytes(self.bytes)),
+        )?;
+        if let Some(first) = self.renamed.first() {
+            let example = format!("{} → {}", escape(&first.from), escape(&first.to));
+            line(
+                "renamed",
+                format!("{} ({example}{})", thousands(self.renamed.len() as u64), more(self.renamed.len())),
+            )?;
+        }
+        let mut reasons: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+        for dropped in &self.dropped {
+            reasons.entry(&dropped.reason).or_default().push(dropped.name.clone());
+        }
+        for (reason, names) in reasons {
+            line("dropped", format!("{} ({}): {reason}", thousands(names.len() as u64), some_of(&names)))?;
+        }
+        if let Some(cast) = &self.cast {
+            line("cast", format!("{} to {:?}", plural(cast.tensors, "tensor"), cast.to))?;
+        }
+        if !self.opaque.is_empty() {
+            line("not read", format!("Python objects: {}", some_of(&self.opaque)))?;
+        }
+        self.notes.iter().try_for_each(|note| line("note", note.clone()))
+    }
+}
+
+fn more(n: usize) -> &'static str {
+    if n > 1 { ", …" } else { "" }
+}

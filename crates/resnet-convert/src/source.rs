@@ -1,0 +1,179 @@
+//! Foreign files: containers, found by their first bytes, and what they hold.
+//!
+//! One detector decides; no reader ever hands a file to another one. Limits are fixed, every length is checked against
+//! the bytes present, and tensors are read when they are asked for.
+
+pub(crate) mod input;
+pub(crate) mod lazy;
+mod legacy;
+pub(crate) mod objects;
+pub(crate) mod pickle;
+mod plain;
+mod tar;
+pub(crate) mod tensors;
+mod torch_zip;
+pub(crate) mod zip;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+use resnet_model::RawTensor;
+use resnet_model::file::SharedFile;
+use resnet_model::raw::Bytes;
+use serde::Serialize;
+
+use crate::error::{Code, Error, Fault, Result};
+
+/// The longest tensor name, in bytes.
+pub(crate) const MAX_NAME: usize = 4096;
+
+/// How a file holds its tensors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Container {
+    /// `torch.save` since PyTorch 1.6.
+    TorchZip,
+    /// `torch.save` from 0.1.10 to 1.5, and with `_use_new_zipfile_serialization=False`.
+    TorchLegacy,
+    /// `torch.save` before 0.1.10.
+    TorchTar,
+    /// `torch.jit.save`.
+    TorchScript,
+    /// `pickle.dump` of numpy arrays.
+    Pickle,
+    /// Safetensors.
+    Safetensors,
+}
+
+impl fmt::Display for Container {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Container::TorchZip => "PyTorch zip",
+            Container::TorchLegacy => "PyTorch legacy stream",
+            Container::TorchTar => "PyTorch tar (before 0.1.10)",
+            Container::TorchScript => "TorchScript archive",
+            Container::Pickle => "pickle of arrays",
+            Container::Safetensors => "safetensors",
+        })
+    }
+}
+
+/// Names and tensors read from a file, before they are understood.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct StateDict {
+    /// The container.
+    pub container: Container,
+    /// The tensors in the order of the file; names of nested values are joined with dots.
+    pub tensors: Vec<(String, RawTensor)>,
+    /// Tensors of kinds that are not read, by name: quantised, sparse, without data.
+    pub unsupported: Vec<(String, String)>,
+    /// Python classes and functions that the file refers to and that mean nothing here.
+    pub opaque: Vec<String>,
+    /// What a user may want to know about the file.
+    pub notes: Vec<String>,
+    /// The strings under `__metadata__` of a safetensors file.
+    pub metadata: HashMap<String, String>,
+}
+
+impl StateDict {
+    fn new(container: Container) -> StateDict {
+        StateDict {
+            container,
+            tensors: vec![],
+            unsupported: vec![],
+            opaque: vec![],
+            notes: vec![],
+            metadata: HashMap::new(),
+        }
+    }
+}
+
+/// Reads the file at `path`: finds the container by the first bytes and lists the tensors, whose bytes stay in the file.
+pub fn read(path: &Path) -> Result<StateDict> {
+    let io = |source| Error::Io { path: path.to_owned(), source };
+    let file = Arc::new(SharedFile::open(path).map_err(io)?);
+    read_bytes(file).map_err(|fault| Error::Fault { path: path.to_owned(), fault: Box::new(fault) })
+}
+
+/// As [`read`], for bytes that are at hand already.
+pub fn read_bytes(bytes: Arc<dyn Bytes>) -> Result<StateDict, Fault> {
+    match sniff(&*bytes)? {
+        Format::Safetensors => {
+            let contents = resnet_model::safetensors::read(bytes).map_err(|e| match e {
+                resnet_model::Error::Io(e) => Fault::from(e),
+                resnet_model::Error::Safetensors(reason) => Fault::new(Code::Safetensors, reason),
+                other => Fault::new(Code::Safetensors, other.to_string()),
+            })?;
+            let tensors = contents.tensors;
+            if tensors.is_empty() {
+                return Err(Fault::new(Code::Empty, "no tensor in it"));
+            }
+            Ok(StateDict { tensors, metadata: contents.metadata, ..StateDict::new(Container::Safetensors) })
+        }
+        Format::Zip => torch_zip::read(bytes),
+        Format::Legacy { start } => legacy::read(bytes, start),
+        Format::Tar => tar::read(bytes),
+        Format::Pickle => plain::read(bytes),
+    }
+}
+
+enum Format {
+    Zip,
+    /// After the magic number, which ends at `start`.
+    Legacy {
+        start: u64,
+    },
+    Tar,
+    Pickle,
+    Safetensors,
+}
+
+/// Decides by the first bytes alone.
+fn sniff(bytes: &dyn Bytes) -> Result<Format, Fault> {
+    let mut head = [0; 265];
+    let n = bytes.len().min(head.len() as u64) as usize;
+    let head = head.get_mut(..n).unwrap_or(&mut []);
+    bytes.read_at(0, head)?;
+    let head = &*head;
+    let unknown = |what: &str| Err(Fault::new(Code::Format, what));
+    if let Some(start) = legacy::magic(head) {
+        return Ok(Format::Legacy { start });
+    }
+    match head {
+        [] => unknown("the file is empty"),
+        [b'P', b'K', 3, 4, ..] => Ok(Format::Zip),
+        [b'P', b'K', 5, 6, ..] => unknown("an empty zip archive"),
+        _ if head.get(257..262) == Some(b"ustar") => Ok(Format::Tar),
+        [0x80, 0..=5, ..] => Ok(Format::Pickle),
+        [_, _, _, _, _, 0, 0, 0, b'{' | b' ', ..] => Ok(Format::Safetensors),
+        [0x80, n, ..] => {
+            Err(Fault::new(Code::Protocol, format!("pickle protocol {n}, 5 is the last known")).at(1))
+        }
+        _ if plain::is_text_pickle(head) => Ok(Format::Pickle),
+        [0x1f, 0x8b, ..] => unknown("a gzip file; decompress it first"),
+        [0x89, b'P', b'N', b'G', ..] | [0xff, 0xd8, 0xff, ..] => unknown("an image, not a checkpoint"),
+        [0x89, b'H', b'D', b'F', ..] => unknown("an HDF5 file (Keras); save it as safetensors or ONNX first"),
+        [b'<', ..] => unknown("a web page, not a checkpoint: the download went wrong"),
+        [b'{', ..] => unknown("JSON text, not a checkpoint"),
+        _ if head.starts_with(b"version https://git-lfs") => {
+            unknown("a Git LFS pointer, not the file itself: run `git lfs pull`")
+        }
+        _ if ends_in_zip(bytes) => Err(Fault::new(Code::ZipPrefix, "data before a zip archive")),
+        _ if head.len() > 8 && head.iter().all(|&b| b.is_ascii_graphic() || b.is_ascii_whitespace()) => {
+            unknown("text, not a checkpoint")
+        }
+        // A header too long to be one: let the reader say so.
+        [_, _, _, _, _, _, _, _, b'{', ..] => Ok(Format::Safetensors),
+        _ => unknown("no format that is known: PyTorch (zip, legacy, tar), TorchScript, pickle, safetensors"),
+    }
+}
+
+fn ends_in_zip(bytes: &dyn Bytes) -> bool {
+    let mut end = [0; 22];
+    bytes.len().checked_sub(22).is_some_and(|at| bytes.read_at(at, &mut end).is_ok())
+        && end.starts_with(b"PK\x05\x06")
+}

@@ -1,0 +1,253 @@
+//! Bytes that are checked, swapped or gathered when they are read, and not before.
+
+use std::fmt;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use resnet_model::raw::Bytes;
+
+use crate::error::{Code, Fault};
+
+/// How much is read at once where a whole part is passed over.
+const CHUNK: usize = 1 << 20;
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Bytes with a checksum. Read from start to end, the checksum is computed on the way and the last read fails if it is
+/// wrong; read otherwise, everything is checked first.
+pub(crate) struct Checked {
+    bytes: Arc<dyn Bytes>,
+    crc: u32,
+    entry: String,
+    state: Mutex<State>,
+}
+
+enum State {
+    /// The bytes before `next` are in the checksum.
+    Reading {
+        next: u64,
+        crc: crc32fast::Hasher,
+    },
+    Good,
+    Bad(u32),
+}
+
+impl Checked {
+    /// `entry` names the bytes in the error.
+    pub(crate) fn new(bytes: Arc<dyn Bytes>, crc: u32, entry: String) -> Checked {
+        Checked {
+            bytes,
+            crc,
+            entry,
+            state: Mutex::new(State::Reading { next: 0, crc: crc32fast::Hasher::new() }),
+        }
+    }
+
+    fn bad(&self, found: u32) -> io::Error {
+        let detail = format!("checksum {found:08x}, the archive says {:08x}", self.crc);
+        Fault::new(Code::Crc, detail).within(&self.entry).into()
+    }
+
+    fn judge(&self, state: &mut State, found: u32) -> io::Result<()> {
+        if found == self.crc {
+            *state = State::Good;
+            return Ok(());
+        }
+        *state = State::Bad(found);
+        Err(self.bad(found))
+    }
+
+    /// Checks all bytes, unless that is done already.
+    fn verify(&self) -> io::Result<()> {
+        let mut state = lock(&self.state);
+        match *state {
+            State::Good => Ok(()),
+            State::Bad(found) => Err(self.bad(found)),
+            State::Reading { .. } => {
+                let found = checksum(&*self.bytes)?;
+                self.judge(&mut state, found)
+            }
+        }
+    }
+}
+
+/// The CRC-32 of all bytes.
+pub(crate) fn checksum(bytes: &dyn Bytes) -> io::Result<u32> {
+    let mut crc = crc32fast::Hasher::new();
+    let mut buffer = vec![0; bytes.len().min(CHUNK as u64) as usize];
+    let mut offset = 0u64;
+    while offset < bytes.len() {
+        let n = bytes.len().saturating_sub(offset).min(CHUNK as u64);
+        let piece = buffer.get_mut(..n as usize).unwrap_or(&mut []);
+        bytes.read_at(offset, piece)?;
+        crc.update(piece);
+        offset = offset.saturating_add(n);
+    }
+    Ok(crc.finalize())
+}
+
+impl fmt::Debug for Checked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Checked").field("entry", &self.entry).finish_non_exhaustive()
+    }
+}
+
+impl Bytes for Checked {
+    fn len(&self) -> u64 {
+        self.bytes.len()
+    }
+
+    fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        let mut state = lock(&self.state);
+        match &mut *state {
+            State::Reading { next, crc } if *next == offset => {
+                self.bytes.read_at(offset, out)?;
+                crc.update(out);
+                *next = next.saturating_add(out.len() as u64);
+                if *next == self.bytes.len() {
+                    let found = crc.clone().finalize();
+                    return self.judge(&mut state, found);
+                }
+                return Ok(());
+            }
+            _ => drop(state),
+        }
+        self.verify()?;
+        self.bytes.read_at(offset, out)
+    }
+}
+
+/// The same bytes, all of them checked before the first is given out: for views of a part.
+#[derive(Debug)]
+pub(crate) struct Verified(pub(crate) Arc<Checked>);
+
+impl Bytes for Verified {
+    fn len(&self) -> u64 {
+        self.0.len()
+    }
+
+    fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.0.verify()?;
+        self.0.bytes.read_at(offset, out)
+    }
+}
+
+/// Elements of `item` bytes in the other byte order.
+#[derive(Debug)]
+pub(crate) struct Swapped {
+    pub(crate) bytes: Arc<dyn Bytes>,
+    pub(crate) item: u64,
+}
+
+impl Bytes for Swapped {
+    fn len(&self) -> u64 {
+        self.bytes.len()
+    }
+
+    fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        let end = offset.checked_add(out.len() as u64).filter(|&e| e <= self.len());
+        let end = end.ok_or(io::ErrorKind::UnexpectedEof)?;
+        let item = self.item.max(1);
+        let first = offset.saturating_sub(offset.checked_rem(item).unwrap_or(0));
+        let last = end.checked_next_multiple_of(item).unwrap_or(end).min(self.len());
+        let mut whole = vec![0; last.saturating_sub(first) as usize];
+        self.bytes.read_at(first, &mut whole)?;
+        whole.chunks_exact_mut(item as usize).for_each(<[u8]>::reverse);
+        let start = offset.saturating_sub(first) as usize;
+        let part = whole.get(start..start.saturating_add(out.len())).ok_or(io::ErrorKind::UnexpectedEof)?;
+        out.copy_from_slice(part);
+        Ok(())
+    }
+}
+
+/// Bytes that have to be computed as a whole: inflated, decoded, gathered by strides. Computed when first read, kept
+/// until they have been read to the end.
+pub(crate) struct Computed {
+    len: u64,
+    compute: Box<dyn Fn() -> io::Result<Vec<u8>> + Send + Sync>,
+    kept: Mutex<Option<Arc<Vec<u8>>>>,
+}
+
+impl Computed {
+    pub(crate) fn new(
+        len: u64,
+        compute: impl Fn() -> io::Result<Vec<u8>> + Send + Sync + 'static,
+    ) -> Computed {
+        Computed { len, compute: Box::new(compute), kept: Mutex::new(None) }
+    }
+}
+
+impl fmt::Debug for Computed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Computed").field("len", &self.len).finish_non_exhaustive()
+    }
+}
+
+impl Bytes for Computed {
+    fn len(&self) -> u64 {
+        self.len
+    }
+
+    fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        let end = offset.checked_add(out.len() as u64).filter(|&e| e <= self.len);
+        let end = end.ok_or(io::ErrorKind::UnexpectedEof)?;
+        if out.is_empty() {
+            return Ok(());
+        }
+        let mut kept = lock(&self.kept);
+        let all = match &*kept {
+            Some(all) => all.clone(),
+            None => {
+                let all = Arc::new((self.compute)()?);
+                *kept = Some(all.clone());
+                all
+            }
+        };
+        if end == self.len {
+            *kept = None;
+        }
+        drop(kept);
+        let part = all.get(offset as usize..end as usize).ok_or(io::ErrorKind::UnexpectedEof)?;
+        out.copy_from_slice(part);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn checked(crc: u32) -> Checked {
+        Checked::new(Arc::new(b"123456789".to_vec()), crc, "entry".into())
+    }
+
+    #[test]
+    fn checksums_are_checked_in_any_order() {
+        const CRC: u32 = 0xcbf4_3926;
+        let mut out = [0; 3];
+        for order in [[0u64, 3, 6], [6, 0, 3], [0, 6, 3], [3, 6, 0]] {
+            let good = checked(CRC);
+            let bad = checked(!CRC);
+            let mut errors = 0;
+            for offset in order {
+                good.read_at(offset, &mut out).unwrap();
+                assert_eq!(out, b"123456789"[offset as usize..offset as usize + 3]);
+                errors += usize::from(bad.read_at(offset, &mut out).is_err());
+            }
+            assert!(errors > 0, "{order:?}");
+        }
+        let first = Verified(Arc::new(checked(!CRC))).read_at(0, &mut out).unwrap_err();
+        assert!(first.to_string().contains("entry: checksum cbf43926"), "{first}");
+    }
+
+    #[test]
+    fn swapped_elements_are_read_at_any_offset() {
+        let swapped = Swapped { bytes: Arc::new((0..8).collect::<Vec<u8>>()), item: 4 };
+        let mut out = [0; 3];
+        swapped.read_at(2, &mut out).unwrap();
+        assert_eq!(out, [1, 0, 7]);
+        assert!(swapped.read_at(6, &mut out).is_err());
+    }
+}

@@ -1,0 +1,367 @@
+//! The closed list of names that a pickle may refer to. Nothing is ever imported or called: a name on the list has a
+//! meaning here, any other is opaque and reported, and a few that no checkpoint needs are refused outright.
+
+use std::collections::HashMap;
+
+use resnet_model::escape;
+use resnet_model::raw::Dtype;
+
+use crate::error::{Code, Fault};
+
+use super::value::Odd;
+
+/// The longest module or name, in bytes.
+pub(crate) const MAX_NAME: usize = 1024;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct GlobalId(u32);
+
+/// What a name means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Global {
+    /// `OrderedDict`, `defaultdict`, `Counter`, `dict`.
+    Dict,
+    List,
+    Set,
+    Bytes,
+    Size,
+    Encode,
+    RebuildTensor,
+    RebuildTensorV2,
+    RebuildTensorV3,
+    RebuildParameter,
+    RebuildFromType,
+    Parameter,
+    /// A function that builds tensors of a kind that is not read.
+    Unsupported(Odd),
+    Storage(Dtype),
+    /// A storage of elements that are not read, of this many bytes.
+    OddStorage(u64),
+    UnknownStorage,
+    /// An element type, `torch.float32`.
+    Dtype(Dtype),
+    NumpyReconstruct,
+    NumpyFromBuffer,
+    NumpyScalar,
+    NumpyArray,
+    NumpyDtype,
+    /// `copyreg._reconstructor` and `__newobj__`: the first argument is the class.
+    NewObject,
+    /// A class of a TorchScript archive: its attributes are a module's.
+    Script,
+    /// Anything else; never looked into.
+    Opaque,
+}
+
+#[derive(Debug)]
+struct Entry {
+    module: String,
+    name: String,
+    meaning: Global,
+}
+
+/// The names that a pickle has referred to.
+#[derive(Debug, Default)]
+pub(crate) struct Globals {
+    entries: Vec<Entry>,
+    index: HashMap<(String, String), GlobalId>,
+}
+
+impl Globals {
+    /// Notes a name; refuses it if it has no reason to be in a checkpoint.
+    pub(crate) fn find(&mut self, module: &str, name: &str) -> Result<GlobalId, Fault> {
+        let key = (module.to_owned(), name.to_owned());
+        if let Some(&id) = self.index.get(&key) {
+            return Ok(id);
+        }
+        if module.len() > MAX_NAME || name.len() > MAX_NAME {
+            return Err(Fault::new(Code::Line, format!("a name of more than {MAX_NAME} bytes")));
+        }
+        if is_unsafe(module, name) {
+            let full = escape(&format!("{module}.{name}"));
+            return Err(Fault::new(Code::UnsafeGlobal, format!("the pickle asks for `{full}`")));
+        }
+        if module.split('.').next() == Some("joblib") {
+            return Err(Fault::new(Code::NotTorch, "a joblib file, which PyTorch cannot read either"));
+        }
+        let id = GlobalId(u32::try_from(self.entries.len()).map_err(|_| Fault::new(Code::Limit, "names"))?);
+        let meaning = meaning(module, name);
+        self.entries.push(Entry { module: module.to_owned(), name: name.to_owned(), meaning });
+        self.index.insert(key, id);
+        Ok(id)
+    }
+
+    pub(crate) fn meaning(&self, id: GlobalId) -> Global {
+        self.entries.get(id.0 as usize).map_or(Global::Opaque, |e| e.meaning)
+    }
+
+    /// The full name, safe to print.
+    pub(crate) fn name(&self, id: GlobalId) -> String {
+        self.entries
+            .get(id.0 as usize)
+            .map(|e| escape(&format!("{}.{}", e.module, e.name)))
+            .unwrap_or_default()
+    }
+
+    /// The names that mean nothing here.
+    pub(crate) fn opaque(&self) -> Vec<String> {
+        let unknown = self.entries.iter().filter(|e| e.meaning == Global::Opaque);
+        unknown.map(|e| escape(&format!("{}.{}", e.module, e.name))).collect()
+    }
+}
+
+/// PyTorch's element types by the names of their storages and of their dtypes.
+const DTYPES: &[(&str, &str, Dtype)] = &[
+    ("FloatStorage", "float32", Dtype::F32),
+    ("DoubleStorage", "float64", Dtype::F64),
+    ("HalfStorage", "float16", Dtype::F16),
+    ("BFloat16Storage", "bfloat16", Dtype::BF16),
+    ("LongStorage", "int64", Dtype::I64),
+    ("IntStorage", "int32", Dtype::I32),
+    ("ShortStorage", "int16", Dtype::I16),
+    ("CharStorage", "int8", Dtype::I8),
+    ("ByteStorage", "uint8", Dtype::U8),
+    ("BoolStorage", "bool", Dtype::BOOL),
+    ("ComplexFloatStorage", "complex64", Dtype::C64),
+    ("", "uint16", Dtype::U16),
+    ("", "uint32", Dtype::U32),
+    ("", "uint64", Dtype::U64),
+    ("", "float8_e4m3fn", Dtype::F8_E4M3),
+    ("", "float8_e5m2", Dtype::F8_E5M2),
+];
+
+/// Storages of quantised numbers and of complex doubles.
+fn odd_storage(name: &str) -> Global {
+    match name {
+        "QUInt8Storage" | "QInt8Storage" | "QUInt4x2Storage" | "QUInt2x4Storage" => Global::OddStorage(1),
+        "QInt32Storage" => Global::OddStorage(4),
+        "ComplexDoubleStorage" => Global::OddStorage(16),
+        _ => Global::UnknownStorage,
+    }
+}
+
+fn meaning(module: &str, name: &str) -> Global {
+    match (module, name) {
+        ("collections", "OrderedDict" | "defaultdict" | "Counter") => Global::Dict,
+        ("builtins" | "__builtin__", "dict") => Global::Dict,
+        ("builtins" | "__builtin__", "list") => Global::List,
+        ("builtins" | "__builtin__", "set" | "frozenset") => Global::Set,
+        ("builtins" | "__builtin__", "bytearray" | "bytes") => Global::Bytes,
+        ("_codecs", "encode") => Global::Encode,
+        ("copyreg" | "copy_reg", "_reconstructor" | "__newobj__") => Global::NewObject,
+        ("torch", "Size") => Global::Size,
+        ("torch._utils", "_rebuild_tensor") => Global::RebuildTensor,
+        ("torch._utils", "_rebuild_tensor_v2") => Global::RebuildTensorV2,
+        ("torch._utils", "_rebuild_tensor_v3") => Global::RebuildTensorV3,
+        ("torch._utils", "_rebuild_parameter" | "_rebuild_parameter_with_state") => Global::RebuildParameter,
+        ("torch._tensor", "_rebuild_from_type_v2" | "_rebuild_from_type")
+        | ("torch.tensor", "_rebuild_from_type") => Global::RebuildFromType,
+        ("torch._utils", "_rebuild_qtensor") => Global::Unsupported(Odd::Quantised),
+        ("torch._utils", "_rebuild_sparse_tensor" | "_rebuild_sparse_csr_tensor") => {
+            Global::Unsupported(Odd::Sparse)
+        }
+        ("torch._utils", "_rebuild_nested_tensor") => Global::Unsupported(Odd::Nested),
+        ("torch._utils", "_rebuild_meta_tensor_no_storage") => Global::Unsupported(Odd::WithoutData),
+        ("torch._utils", "_rebuild_wrapper_subclass") => Global::Unsupported(Odd::Subclass),
+        ("torch._utils", n) if n.starts_with("_rebuild_") => Global::Unsupported(Odd::Device),
+        ("torch.nn.parameter" | "torch.nn", "Parameter" | "Buffer") => Global::Parameter,
+        ("torch.autograd.variable" | "torch.autograd", "Variable") => Global::Parameter,
+        ("torch.storage" | "torch", "UntypedStorage") => Global::Storage(Dtype::U8),
+        ("torch" | "torch.cuda", n) if n.ends_with("Storage") => {
+            let known = DTYPES.iter().find(|(storage, _, _)| *storage == n);
+            known.map_or_else(|| odd_storage(n), |(_, _, dtype)| Global::Storage(*dtype))
+        }
+        ("torch", n) => {
+            let known = DTYPES.iter().find(|(_, dtype, _)| *dtype == n);
+            known.map_or(Global::Opaque, |(_, _, dtype)| Global::Dtype(*dtype))
+        }
+        ("numpy.core.multiarray" | "numpy._core.multiarray", "_reconstruct") => Global::NumpyReconstruct,
+        ("numpy.core.multiarray" | "numpy._core.multiarray", "scalar") => Global::NumpyScalar,
+        ("numpy.core.numeric" | "numpy._core.numeric", "_frombuffer") => Global::NumpyFromBuffer,
+        ("numpy", "ndarray") => Global::NumpyArray,
+        ("numpy", "dtype") => Global::NumpyDtype,
+        _ if module == "__torch__" || module.starts_with("__torch__.") => Global::Script,
+        _ => Global::Opaque,
+    }
+}
+
+/// Whether a name has no reason to be in a checkpoint: functions that run code, reach files, processes or the
+/// network, or look other functions up. A courtesy to the user; safety lies in never calling anything.
+fn is_unsafe(module: &str, name: &str) -> bool {
+    const MODULES: &[&str] = &[
+        "os",
+        "posix",
+        "nt",
+        "posixpath",
+        "ntpath",
+        "subprocess",
+        "sys",
+        "pty",
+        "commands",
+        "shutil",
+        "socket",
+        "ssl",
+        "ctypes",
+        "importlib",
+        "imp",
+        "runpy",
+        "pickle",
+        "_pickle",
+        "cPickle",
+        "marshal",
+        "dill",
+        "cloudpickle",
+        "shelve",
+        "code",
+        "codeop",
+        "bdb",
+        "pdb",
+        "cProfile",
+        "profile",
+        "timeit",
+        "trace",
+        "pydoc",
+        "doctest",
+        "webbrowser",
+        "http",
+        "httplib",
+        "urllib",
+        "urllib2",
+        "requests",
+        "aiohttp",
+        "smtplib",
+        "ftplib",
+        "imaplib",
+        "poplib",
+        "telnetlib",
+        "nntplib",
+        "asyncio",
+        "multiprocessing",
+        "signal",
+        "pip",
+        "venv",
+        "ensurepip",
+        "idlelib",
+        "lib2to3",
+        "distutils",
+        "pkgutil",
+        "_operator",
+        "_io",
+        "tempfile",
+        "fickling",
+        "picklescan",
+        "modelscan",
+        "modelaudit",
+        "_interpreters",
+        "_pyrepl",
+        "_aix_support",
+        "_osx_support",
+    ];
+    const BUILTINS: &[&str] = &[
+        "eval",
+        "exec",
+        "execfile",
+        "compile",
+        "getattr",
+        "setattr",
+        "delattr",
+        "hasattr",
+        "__import__",
+        "open",
+        "input",
+        "raw_input",
+        "globals",
+        "locals",
+        "vars",
+        "apply",
+        "breakpoint",
+        "file",
+        "map",
+        "filter",
+        "reload",
+    ];
+    const NAMES: &[(&str, &[&str])] = &[
+        ("operator", &["attrgetter", "methodcaller", "call"]),
+        ("io", &["open", "open_code", "FileIO"]),
+        ("codecs", &["open"]),
+        ("logging", &["FileHandler"]),
+        ("types", &["CodeType", "FunctionType", "LambdaType", "MethodType"]),
+        ("uuid", &["_get_command_stdout", "_popen"]),
+        ("numpy", &["load", "fromfile", "memmap", "DataSource"]),
+        ("torch", &["load", "compile"]),
+        ("torch.serialization", &["load"]),
+        ("torch.storage", &["_load_from_bytes"]),
+        ("torch.hub", &["load", "load_state_dict_from_url", "download_url_to_file"]),
+        ("pandas", &["read_pickle"]),
+        ("joblib", &["load"]),
+    ];
+    const PREFIXES: &[&str] = &[
+        "torch.utils.bottleneck",
+        "torch.utils.collect_env",
+        "torch.utils.cpp_extension",
+        "torch.utils.data.datapipes",
+        "torch.utils._config_module",
+        "torch._dynamo",
+        "torch._inductor",
+        "torch.fx.experimental",
+        "torch.distributed.rpc",
+        "torch.jit.unsupported_tensor_ops",
+        "torch.package",
+        "numpy.f2py",
+        "numpy.testing",
+        "numpy.distutils",
+    ];
+    let under = |prefix: &&str| {
+        module.strip_prefix(*prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    };
+    let first = name.split('.').next().unwrap_or("");
+    MODULES.contains(&module.split('.').next().unwrap_or(""))
+        || (matches!(module, "builtins" | "__builtin__") && BUILTINS.contains(&first))
+        || NAMES.iter().any(|(m, names)| *m == module && names.contains(&first))
+        || PREFIXES.iter().any(under)
+        // `pathlib os.system` reaches a module through another one's attribute.
+        || (name.contains('.') && name.split('.').any(|part| MODULES.contains(&part)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(module: &str, name: &str) -> String {
+        let mut globals = Globals::default();
+        match globals.find(module, name) {
+            Ok(id) => format!("{:?}", globals.meaning(id)),
+            Err(fault) => fault.code.to_string(),
+        }
+    }
+
+    #[test]
+    fn names_mean_what_the_list_says() {
+        for (module, name, expected) in [
+            ("collections", "OrderedDict", "Dict"),
+            ("torch", "FloatStorage", "Storage(F32)"),
+            ("torch.storage", "UntypedStorage", "Storage(U8)"),
+            ("torch", "FooStorage", "UnknownStorage"),
+            ("torch", "QInt32Storage", "OddStorage(4)"),
+            ("evil", "FloatStorage", "Opaque"),
+            ("torch", "bfloat16", "Dtype(BF16)"),
+            ("torch._utils", "_rebuild_qtensor", "Unsupported(Quantised)"),
+            ("argparse", "Namespace", "Opaque"),
+            ("torch", "Size.x", "Opaque"),
+            ("__torch__.torchvision", "ResNet", "Script"),
+            ("posix", "system", "unsafe-global"),
+            ("os.path", "join", "unsafe-global"),
+            ("builtins", "eval.__call__", "unsafe-global"),
+            ("__builtin__", "getattr", "unsafe-global"),
+            ("builtins", "object", "Opaque"),
+            ("pathlib", "os.system", "unsafe-global"),
+            ("torch.serialization", "os.system", "unsafe-global"),
+            ("torch.serialization", "load", "unsafe-global"),
+            ("operator", "itemgetter", "Opaque"),
+            ("operator", "attrgetter", "unsafe-global"),
+            ("joblib.numpy_pickle", "NumpyArrayWrapper", "not-a-torch-file"),
+        ] {
+            assert_eq!(check(module, name), expected, "{module} {name}");
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! `torch.save` since PyTorch 1.6, and TorchScript archives: a zip of `<root>/data.pkl` and `<root>/data/<key>`.
+
+use std::sync::Arc;
+
+use resnet_model::escape;
+use resnet_model::raw::Bytes;
+
+use super::input::Input;
+use super::objects::{self, Storages};
+use super::pickle::specs::{Root, Specs};
+use super::pickle::{self, Ids, MAX_PICKLE};
+use super::tensors::Maker;
+use super::zip::{Archive, Entry};
+use super::{Container, StateDict};
+use crate::error::{Code, Fault};
+
+/// The last archive version that PyTorch has defined.
+const MAX_VERSION: u64 = 10;
+
+pub(super) fn read(bytes: Arc<dyn Bytes>) -> Result<StateDict, Fault> {
+    let mut maker = Maker::new(bytes.len());
+    let archive = Archive::open(bytes)?;
+    let (root, data) = find_pickle(&archive)?;
+    let script = archive.get(&format!("{root}constants.pkl")).is_some();
+    let mut into = StateDict::new(if script { Container::TorchScript } else { Container::TorchZip });
+    check_version(&archive, &root)?;
+    let big_endian = is_big_endian(&archive, &root)?;
+
+    let name = data.shown();
+    let bytes = archive.verified(data, MAX_PICKLE)?;
+    let mut input = Input::new(bytes.clone(), 0);
+    let within = |fault: Fault| fault.within(&name);
+    let pickle = pickle::read(&mut input, &Ids::Zip, Specs::default()).map_err(within)?;
+    if input.left() > 0 {
+        let detail = format!("{} bytes after the end of the pickle", input.left());
+        return Err(within(Fault::new(Code::Trailing, detail).at(input.pos())));
+    }
+    let mut blobs = Vec::new();
+    let mut unchecked = usize::from(!data.has_checksum());
+    for storage in &pickle.specs.roots {
+        let entry = storage_entry(&archive, &root, storage)?;
+        unchecked = unchecked.saturating_add(usize::from(!entry.has_checksum()));
+        blobs.push(archive.blob(entry)?);
+    }
+    objects::collect(&pickle, &bytes, &Storages { blobs, big_endian }, &mut maker, &mut into)
+        .map_err(within)?;
+
+    if script {
+        into.notes.push("a TorchScript archive: its weights are read, its code is not".into());
+    }
+    if big_endian {
+        into.notes.push("big-endian values were swapped".into());
+    }
+    if unchecked > 0 {
+        into.notes.push(format!("{unchecked} parts were saved without a checksum and could not be verified"));
+    }
+    let unused = archive.entries.iter().filter(|e| is_unused(e, &root, &pickle.specs)).count();
+    if unused > 0 {
+        into.notes.push(format!("{unused} storages that no tensor uses were left out"));
+    }
+    Ok(into)
+}
+
+/// The one pickle, and the folder that it is in (empty or ending in a slash).
+fn find_pickle(archive: &Archive) -> Result<(String, &Entry), Fault> {
+    let layout = |what: &str| Fault::new(Code::ZipLayout, what);
+    let named = |file: &'static str| {
+        let wanted = format!("/{file}").into_bytes();
+        archive.entries.iter().filter(move |e| e.name == file.as_bytes() || e.name.ends_with(&wanted))
+    };
+    let mut pickles = named("data.pkl");
+    let Some(data) = pickles.next() else {
+        return Err(match named("model.json").next() {
+            Some(_) => {
+                Fault::new(Code::TorchScriptV1, "a TorchScript archive of PyTorch 1.0, which is not read")
+            }
+            None => layout("a zip archive without data.pkl: no PyTorch checkpoint"),
+        });
+    };
+    if pickles.next().is_some() {
+        return Err(layout("a zip archive with several data.pkl"));
+    }
+    let name = std::str::from_utf8(&data.name)
+        .map_err(|_| layout("data.pkl in a folder whose name is not UTF-8"))?;
+    let root = name.strip_suffix("data.pkl").unwrap_or_default();
+    if root.trim_end_matches('/').contains('/') || root == "/" {
+        return Err(layout(&format!("data.pkl lies too deep, in `{}`", escape(root))));
+    }
+    Ok((root.to_owned(), data))
+}
+
+/// The text of a small entry.
+fn text(archive: &Archive, name: &str) -> Result<Option<String>, Fault> {
+    const MAX: u64 = 32;
+    let Some(entry) = archive.get(name) else { return Ok(None) };
+    if entry.size > MAX {
+        return Ok(Some(format!("{} bytes", entry.size)));
+    }
+    let bytes = archive.verified(entry, MAX)?;
+    let mut all = vec![0; bytes.len() as usize];
+    bytes.read_at(0, &mut all).map_err(|e| Fault::from(e).within(name))?;
+    Ok(Some(String::from_utf8_lossy(&all).trim().to_owned()))
+}
+
+fn check_version(archive: &Archive, root: &str) -> Result<(), Fault> {
+    let name = format!("{root}version");
+    match text(archive, &name)? {
+        Some(found) if found.parse().is_ok_and(|v: u64| v <= MAX_VERSION) => Ok(()),
+        Some(found) => {
+            let detail = format!("archive version `{}`, {MAX_VERSION} is the last known", escape(&found));
+            Err(Fault::new(Code::Version, detail).within(&name))
+        }
+        None => Ok(()),
+    }
+}
+
+fn is_big_endian(archive: &Archive, root: &str) -> Result<bool, Fault> {
+    let name = format!("{root}byteorder");
+    match text(archive, &name)?.as_deref() {
+        None | Some("little") => Ok(false),
+        Some("big") => Ok(true),
+        Some(found) => {
+            let detail = format!("byte order `{}`, expected `little` or `big`", escape(found));
+            Err(Fault::new(Code::ByteOrder, detail).within(&name))
+        }
+    }
+}
+
+fn storage_entry<'a>(archive: &'a Archive, root: &str, storage: &Root) -> Result<&'a Entry, Fault> {
+    let name = format!("{root}data/{}", storage.key);
+    let missing =
+        || Fault::new(Code::StorageMissing, format!("the archive has no entry `{}`", escape(&name)));
+    let entry = archive.get(&name).ok_or_else(missing)?;
+    if entry.size != storage.bytes {
+        let detail = format!("{} bytes, the pickle tells of {}", entry.size, storage.bytes);
+        return Err(Fault::new(Code::StorageSize, detail).within(&name));
+    }
+    Ok(entry)
+}
+
+fn is_unused(entry: &Entry, root: &str, specs: &Specs) -> bool {
+    let key = entry.name.strip_prefix(format!("{root}data/").as_bytes());
+    key.is_some_and(|key| std::str::from_utf8(key).is_ok_and(|key| specs.root(key).is_none()))
+}

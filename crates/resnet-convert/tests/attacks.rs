@@ -1,0 +1,63 @@
+//! Hostile files. The rows are those of a public collection of attacks on readers of models, named by its numbers:
+//! P pickle, Z zip, L legacy stream, T tar, S TorchScript, F safetensors. Every row says what must come of it: a kind of
+//! fault, or the tensors.
+
+mod legacy_tar;
+mod mutate;
+mod pickle;
+mod safetensors;
+mod zip;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use resnet_convert::{Fault, StateDict, source};
+
+/// What a reader makes of a file: names and bytes of its tensors.
+pub(crate) type Tensors = Vec<(String, Vec<usize>, Vec<u8>)>;
+
+/// Reads a file and all its tensors, within the time that any file may take.
+pub(crate) fn read(bytes: &[u8]) -> Result<(StateDict, Tensors), Fault> {
+    let start = Instant::now();
+    let limit = Duration::from_secs(2) + Duration::from_nanos(50) * bytes.len() as u32;
+    let result = source::read_bytes(Arc::new(bytes.to_vec())).and_then(|state| {
+        let tensors = state.tensors.iter().map(|(name, tensor)| {
+            let bytes = tensor.read().map_err(|e| e.downcast::<Fault>().expect("an untyped error"))?;
+            Ok((name.clone(), tensor.shape().to_vec(), bytes))
+        });
+        let tensors = tensors.collect::<Result<_, Fault>>()?;
+        Ok((state, tensors))
+    });
+    assert!(start.elapsed() < limit, "{} bytes took {:?}", bytes.len(), start.elapsed());
+    if let Err(fault) = &result {
+        let text = fault.to_string();
+        assert!(text.chars().all(|c| !c.is_control()) && text.len() < 1000, "unfit for a terminal: {text:?}");
+    }
+    result
+}
+
+/// `ok`, `unsupported` if the file holds such a tensor, or the kind of fault.
+pub(crate) fn outcome(bytes: &[u8]) -> String {
+    match read(bytes) {
+        Ok((state, _)) if !state.unsupported.is_empty() => "unsupported".into(),
+        Ok(_) => "ok".into(),
+        Err(fault) => fault.code.to_string(),
+    }
+}
+
+/// Files of a row must come to one of these outcomes.
+#[track_caller]
+pub(crate) fn check(row: &str, files: &[Vec<u8>], wanted: &[&str]) {
+    for (n, file) in files.iter().enumerate() {
+        let found = outcome(file);
+        assert!(wanted.contains(&found.as_str()), "{row}, file {n}: {found}, expected {wanted:?}");
+    }
+}
+
+/// Files of a row must come to these outcomes, one each.
+#[track_caller]
+pub(crate) fn check_each(row: &str, files: &[(Vec<u8>, &str)]) {
+    for (n, (file, wanted)) in files.iter().enumerate() {
+        assert_eq!(outcome(file), *wanted, "{row}, file {n}");
+    }
+}

@@ -1,0 +1,242 @@
+//! Honest files: every container, every dialect, and what is reported of them.
+
+mod command;
+mod dialects;
+mod golden;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use resnet_convert::{Container, Error, Float, Job, Options, Report};
+use resnet_model::arch::{Arch, Block, ResNet, Shortcut};
+use resnet_model::file::Existing;
+use resnet_model::raw::Dtype;
+use resnet_model::{Checkpoint, Labels, zoo};
+
+use crate::build::network::{self, Named, by_name, small, tensors};
+use crate::build::zip::set_central;
+
+/// A file in a folder of its own.
+pub(crate) struct File {
+    dir: tempfile::TempDir,
+    pub(crate) path: PathBuf,
+}
+
+pub(crate) fn file(name: &str, bytes: &[u8]) -> File {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(name);
+    std::fs::write(&path, bytes).unwrap();
+    File { dir, path }
+}
+
+impl File {
+    pub(crate) fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The names of the files in the folder.
+    pub(crate) fn folder(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(self.dir()).unwrap();
+        let mut names: Vec<_> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+}
+
+/// Converts a file and opens the result.
+pub(crate) fn convert(bytes: &[u8], options: &Options) -> Result<(Checkpoint, Report), Error> {
+    let file = file("in.pth", bytes);
+    let output = file.dir().join("out.safetensors");
+    let job = Job { input: &file.path, output: &output, existing: Existing::Keep, options };
+    let mut done = 0;
+    let report = resnet_convert::convert(job, &mut |p| {
+        assert!(p.done > done && p.done <= p.total);
+        done = p.done;
+    })
+    .inspect_err(|_| assert_eq!(file.folder(), ["in.pth"], "a failure leaves nothing"))?;
+    let checkpoint = Checkpoint::open(&output).unwrap();
+    // Read all of it before the folder goes.
+    let tensors = checkpoint.tensors().iter().map(|(name, t)| {
+        let bytes = std::sync::Arc::new(t.read().unwrap());
+        (name.clone(), resnet_model::RawTensor::new(t.dtype(), t.shape().to_vec(), bytes).unwrap())
+    });
+    Ok((Checkpoint::new(checkpoint.meta().clone(), tensors.collect()).unwrap(), report))
+}
+
+/// Converts a file, which must become `expected` of `arch`, bit for bit.
+#[track_caller]
+pub(crate) fn check(what: &str, bytes: &[u8], arch: &Arch, expected: &[Named]) -> Report {
+    let (checkpoint, report) = convert(bytes, &Options::default()).unwrap_or_else(|e| panic!("{what}: {e}"));
+    assert_eq!(&checkpoint.meta().arch, arch, "{what}");
+    let found: BTreeMap<_, _> = checkpoint
+        .tensors()
+        .iter()
+        .map(|(name, t)| (name.clone(), (t.shape().to_vec(), t.read().unwrap())))
+        .collect();
+    assert!(found == by_name(expected), "{what}: other tensors than expected");
+    report
+}
+
+#[test]
+fn every_container_is_lossless() {
+    let arch = small(Block::Bottleneck, 5);
+    let tensors = tensors(&arch);
+    let forms = [
+        (Container::TorchZip, network::zip(&tensors, &[])),
+        (Container::TorchZip, network::module(&tensors)),
+        (Container::TorchLegacy, network::legacy(&tensors, &[])),
+        (Container::TorchTar, network::tar(&tensors)),
+        (Container::TorchScript, network::script(&tensors)),
+        (Container::Pickle, network::arrays(&tensors, &["model"])),
+        (Container::Safetensors, network::safetensors(&tensors)),
+    ];
+    for (container, bytes) in forms {
+        let report = check(&container.to_string(), &bytes, &arch, &tensors);
+        assert_eq!(report.container, container);
+        assert_eq!((report.tensors, report.classes), (tensors.len(), Some(5)));
+    }
+}
+
+#[test]
+fn types_are_kept_unless_a_cast_is_asked_for() {
+    let arch = small(Block::Basic, 3);
+    let mut mixed = tensors(&arch);
+    for t in mixed.iter_mut().filter(|t| t.shape.len() > 1) {
+        let halves = t.bytes.as_chunks::<4>().0.iter();
+        let halves = halves.flat_map(|&b| half::f16::from_f32(f32::from_le_bytes(b)).to_le_bytes());
+        (t.class, t.bytes) = ("HalfStorage", halves.collect());
+    }
+    let report = check("mixed", &network::zip(&mixed, &[]), &arch, &mixed);
+    let halves = mixed.iter().filter(|t| t.class == "HalfStorage").count();
+    assert_eq!(report.dtypes["F16"], halves);
+    assert!(report.cast.is_none());
+
+    let options = Options { dtype: Some(Float::F32), ..Options::default() };
+    let (checkpoint, report) = convert(&network::zip(&mixed, &[]), &options).unwrap();
+    assert_eq!(report.cast.unwrap().tensors, halves);
+    let integers = checkpoint.tensors().values().filter(|t| t.dtype() == Dtype::I64).count();
+    assert_eq!(integers, mixed.iter().filter(|t| t.class == "LongStorage").count(), "integers are not cast");
+    let (name, expected) = ("fc.weight", mixed.iter().find(|t| t.name == "fc.weight").unwrap());
+    let expected: Vec<f32> =
+        expected.bytes.as_chunks::<2>().0.iter().map(|&b| half::f16::from_le_bytes(b).to_f32()).collect();
+    assert_eq!(checkpoint.values(name).unwrap(), expected);
+    assert_eq!(checkpoint.tensor(name).unwrap().dtype(), Dtype::F32);
+}
+
+#[test]
+fn architectures_come_from_shapes() {
+    let resnet = |change: fn(&mut ResNet)| {
+        let mut net = match small(Block::Bottleneck, 4) {
+            Arch::ResNet(net) => net,
+            _ => unreachable!(),
+        };
+        change(&mut net);
+        Arch::ResNet(net)
+    };
+    let nets = [
+        resnet(|_| {}),
+        resnet(|n| n.num_classes = 0),
+        resnet(|n| n.in_channels = 1),
+        resnet(|n| n.shortcut = Shortcut::ProjectionAll),
+        resnet(|n| (n.groups, n.group_width) = (2, 32)),
+        resnet(|n| n.group_width = 128),
+        resnet(|n| n.stages[1].width = 24),
+        resnet(|n| n.stages.push(n.stages[0])),
+        resnet(|n| n.stages[0].block = Block::Basic),
+        zoo::arch("resnet20_cifar").unwrap(),
+        zoo::arch("resnet18").unwrap().with_classes(7),
+    ];
+    for arch in nets {
+        check(&arch.to_string(), &network::zip(&tensors(&arch), &[]), &arch, &tensors(&arch));
+    }
+    let old: Vec<Named> =
+        tensors(&small(Block::Basic, 2)).into_iter().filter(|t| t.class != "LongStorage").collect();
+    check("no num_batches_tracked", &network::legacy(&old, &[]), &small(Block::Basic, 2), &old);
+}
+
+#[test]
+fn what_shapes_cannot_tell_must_be_told() {
+    let plain = zoo::arch("plain18").unwrap().with_classes(2);
+    let bytes = network::zip(&tensors(&plain), &[]);
+    let error = convert(&bytes, &Options::default()).unwrap_err();
+    assert!(error.to_string().contains("zero-padded or absent"), "{error}");
+    assert!(error.hint().unwrap().contains("--arch"));
+    let options = Options { arch: Some(zoo::arch("plain18").unwrap()), ..Options::default() };
+    assert_eq!(convert(&bytes, &options).unwrap().0.meta().arch, plain);
+
+    let wrong = Options { arch: Some(zoo::arch("resnet34").unwrap()), ..Options::default() };
+    let error = convert(&network::zip(&tensors(&zoo::arch("resnet18").unwrap()), &[]), &wrong).unwrap_err();
+    assert!(error.to_string().contains("not those of resnet34: 80 tensors missing"), "{error}");
+}
+
+#[test]
+fn labels_must_fit() {
+    let arch = small(Block::Basic, 3);
+    let bytes = network::zip(&tensors(&arch), &[]);
+    let names = |names: &[&str]| Some(Labels::Names(names.iter().map(|n| (*n).into()).collect()));
+    let options = Options { labels: names(&["a", "b", "c"]), ..Options::default() };
+    assert_eq!(convert(&bytes, &options).unwrap().0.meta().labels.len(), Some(3));
+    let options = Options { labels: names(&["a"]), ..Options::default() };
+    assert_eq!(
+        convert(&bytes, &options).unwrap_err().to_string(),
+        "labels: 1 label for a network with 3 classes"
+    );
+    let imagenet = small(Block::Basic, 1000);
+    let meta =
+        convert(&network::zip(&tensors(&imagenet), &[]), &Options::default()).unwrap().0.meta().clone();
+    assert_eq!(meta.labels, Labels::ImageNet1k);
+    assert_eq!(meta.origin.file.as_deref(), Some("in.pth"));
+}
+
+#[test]
+fn a_converted_file_converts_to_itself() {
+    let arch = small(Block::Basic, 3);
+    let (first, _) = convert(&network::zip(&tensors(&arch), &[]), &Options::default()).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.safetensors");
+    first.save(&path, Existing::Keep, &mut |_| {}).unwrap();
+    let (second, report) = resnet_convert::open(&path, &Options::default()).unwrap();
+    assert_eq!(second.meta(), first.meta());
+    assert_eq!(report.dialect, "resnet");
+    let again = dir.path().join("b.safetensors");
+    second.save(&again, Existing::Keep, &mut |_| {}).unwrap();
+    assert_eq!(std::fs::read(&path).unwrap(), std::fs::read(&again).unwrap());
+}
+
+#[test]
+fn a_wrong_checksum_found_while_writing_leaves_nothing() {
+    let tensors = tensors(&small(Block::Basic, 3));
+    let bytes = network::zip(&tensors, &[]);
+    let last = &tensors[tensors.len() - 2].bytes;
+    let broken = crate::build::patch(&bytes, last, &[&[!last[0]], &last[1..]].concat());
+    let error = convert(&broken, &Options::default()).unwrap_err();
+    assert_eq!(error.code().unwrap().as_str(), "crc");
+    assert!(error.to_string().contains("in.pth`: archive/data/"), "{error}");
+    let moved = set_central(&bytes, "archive/version", 42, &[0xff, 0xff, 0xff, 0x7f]);
+    assert_eq!(convert(&moved, &Options::default()).unwrap_err().code().unwrap().as_str(), "zip-bounds");
+}
+
+#[test]
+fn files_without_a_network_say_what_they_hold() {
+    let odd = [Named::f32("encoder.weight", &[3, 3], 0), Named::f32("decoder.weight\u{1b}", &[2], 1)];
+    let error = convert(&network::zip(&odd, &[]), &Options::default()).unwrap_err().to_string();
+    assert!(error.contains("2 tensors, but no ResNet among them: `encoder.weight` [3, 3]"), "{error}");
+    assert!(error.contains("decoder.weight\\u{1b}"), "{error}");
+}
+
+/// The output is no copy of the input's name: a link to the input is the input.
+#[test]
+fn the_input_is_never_overwritten() {
+    let bytes = network::safetensors(&tensors(&small(Block::Basic, 3)));
+    let file = file("net.safetensors", &bytes);
+    for output in [
+        file.path.clone(),
+        file.dir().join("../").join(file.dir().file_name().unwrap()).join("net.safetensors"),
+    ] {
+        let options = Options::default();
+        let job = Job { input: &file.path, output: &output, existing: Existing::Replace, options: &options };
+        let error = resnet_convert::convert(job, &mut |_| {}).unwrap_err();
+        assert!(matches!(error, Error::SameFile(_)), "{error}");
+    }
+    assert_eq!(std::fs::read(&file.path).unwrap(), bytes);
+}

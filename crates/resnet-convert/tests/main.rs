@@ -1,0 +1,6 @@
+//! Hostile and honest files, made by the builders in `build`, through the public interface.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod attacks;
+mod build;
+mod convert;
