@@ -1,1 +1,11 @@
+//! The product's end-to-end tests, one binary. Golden files are in `golden/`, made by `golden/generate.py`.
+#![cfg(test)]
 
+mod cli;
+mod fakehub;
+mod golden;
+mod hub;
+mod manifest;
+mod predict;
+mod tidy;
+mod verify;

@@ -1,1 +1,39 @@
-fn main() {}
+//! The `resnet-cli` program.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::Parser;
+use resnet_cli::cli::{Cli, Command};
+use resnet_cli::commands::{bench, predict, verify};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let stdout = io::stdout();
+    let mut out = io::BufWriter::new(stdout.lock());
+    let result = match cli.command {
+        Command::Predict(args) => predict::run(args, &mut out),
+        Command::Verify(args) => verify::run(args, &mut out),
+        Command::Bench(args) => bench::run(args, &mut out),
+    };
+    let result = result.and_then(|ok| {
+        out.flush()?;
+        Ok(ok)
+    });
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        // The reader of a pipe may stop early (`| head`); that is no failure.
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "error: {}", resnet_cli::output::describe(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error
+        .chain()
+        .any(|e| e.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe))
+}

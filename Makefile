@@ -1,0 +1,36 @@
+# What there is to do here; CI calls these targets and has no logic of its own.
+
+CARGO ?= cargo
+PYTHON ?= python3
+GOLDEN := target/golden-env
+# The registry's own names only; see tests/golden/requirements.txt for the pinned versions.
+STAMP := $(GOLDEN)/.installed
+
+.PHONY: demo test check golden help
+
+help:
+	@echo 'make demo    build and classify the bundled digits, without a network'
+	@echo 'make test    run all tests'
+	@echo 'make check   formatting, clippy, documentation, tidy'
+	@echo 'make golden  regenerate the golden files with PyTorch (downloads it)'
+
+demo:
+	$(CARGO) build --quiet --bin resnet-cli
+	target/debug/resnet-cli predict --weights weights/digits_resnet20.safetensors --top-k 2 examples/images
+
+test:
+	$(CARGO) test --workspace --quiet
+
+check:
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --quiet -- -D warnings
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps --quiet
+	$(CARGO) test --package resnet-cli --test e2e --quiet tidy
+
+golden: $(STAMP)
+	$(GOLDEN)/bin/python tests/golden/generate.py
+
+$(STAMP): tests/golden/requirements.txt
+	$(PYTHON) -m venv $(GOLDEN)
+	$(GOLDEN)/bin/pip install --quiet --requirement tests/golden/requirements.txt
+	touch $@

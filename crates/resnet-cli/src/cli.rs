@@ -1,0 +1,25 @@
+//! The command line.
+
+use clap::{Parser, Subcommand};
+
+use crate::commands::{bench, predict, verify};
+
+/// Classify images with any ResNet.
+#[derive(Debug, Parser)]
+#[command(version, about, max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// One command, one file: its flags and its body.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Name what images show
+    Predict(predict::Args),
+    /// Compare a checkpoint's results with those saved from PyTorch
+    Verify(verify::Args),
+    /// Measure how fast the engine is on this CPU
+    Bench(bench::Args),
+}

@@ -1,0 +1,5 @@
+//! One command, one file.
+
+pub mod bench;
+pub mod predict;
+pub mod verify;

@@ -1,1 +1,0 @@
-//! Home of the example programs; see the `.rs` files beside this folder.
