@@ -6,12 +6,14 @@ GOLDEN := target/golden-env
 # The registry's own names only; see tests/golden/requirements.txt for the pinned versions.
 STAMP := $(GOLDEN)/.installed
 
-.PHONY: demo test check golden help
+.PHONY: demo test check golden peers peers-rust help
 
 help:
 	@echo 'make demo    build and classify the bundled digits, without a network'
 	@echo 'make test    run all tests'
 	@echo 'make check   formatting, clippy, documentation, tidy'
+	@echo 'make peers   time the engine beside ncnn, MNN, OpenVINO, ONNX Runtime and PyTorch (downloads them)'
+	@echo 'make peers-rust  build candle-transformers, tract and rten, for make peers to time too'
 	@echo 'make golden  regenerate the golden files with PyTorch (downloads it)'
 
 demo:
@@ -28,9 +30,18 @@ check:
 	$(CARGO) test --package resnet-cli --test e2e --quiet tidy
 
 golden: $(STAMP)
-	$(GOLDEN)/bin/python tests/golden/generate.py
+	$(GOLDEN)/bin/python -B tests/golden/generate.py
+	$(GOLDEN)/bin/python -B tests/golden/preprocess.py
 
 $(STAMP): tests/golden/requirements.txt
 	$(PYTHON) -m venv $(GOLDEN)
 	$(GOLDEN)/bin/pip install --quiet --requirement tests/golden/requirements.txt
 	touch $@
+
+peers: $(STAMP)
+	$(GOLDEN)/bin/pip install --quiet --requirement tests/peers/requirements.txt
+	$(CARGO) build --release --quiet --bins
+	$(GOLDEN)/bin/python tests/peers/peers.py
+
+peers-rust:
+	$(CARGO) build --release --quiet --manifest-path tests/peers/rust/Cargo.toml --target-dir target/peers/rust
