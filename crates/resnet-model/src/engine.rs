@@ -30,7 +30,8 @@ pub struct Options {
     pub isa: Isa,
     /// Whether Winograd may be used.
     pub precision: Precision,
-    /// Images per call that the kernels are chosen for; others work too.
+    /// Images per call that the kernels are chosen for; others work too. Batches are computed in parts that fit the
+    /// cache.
     pub batch: usize,
     /// Height and width in pixels that the kernels are chosen for; `None` is the checkpoint's own crop.
     pub input: Option<[usize; 2]>,
@@ -70,6 +71,8 @@ pub struct Engine {
     program: Program,
     options: Options,
     pool: Pool,
+    /// Images computed at once; larger batches are cut.
+    images: usize,
     /// Memory of past calls, to be used again; at most one per size and simultaneous caller.
     sessions: Mutex<Vec<Session>>,
     plans: Mutex<HashMap<Wanted, Arc<session::Layout>>>,
@@ -82,6 +85,16 @@ pub struct Output {
     pub shape: Vec<usize>,
     /// The values in row-major order.
     pub values: Vec<f32>,
+}
+
+impl Output {
+    /// Adds the images of another part of the batch.
+    fn append(&mut self, part: Output) {
+        self.values.extend(part.values);
+        if let (Some(n), Some(more)) = (self.shape.first_mut(), part.shape.first()) {
+            *n += more;
+        }
+    }
 }
 
 /// One step of the program: what it computes and with which kernel.
@@ -104,8 +117,9 @@ impl Engine {
     /// Compiles a checkpoint's network.
     pub fn new(checkpoint: &Checkpoint, options: Options) -> Result<Engine> {
         let pool = Pool::new(options.threads)?;
-        let program = Program::new(checkpoint, &options, &pool)?;
-        Ok(Engine { program, options, pool, sessions: Mutex::default(), plans: Mutex::default() })
+        let images = pack::images_at_once(checkpoint, &options)?;
+        let program = Program::new(checkpoint, &Options { batch: images, ..options.clone() }, &pool)?;
+        Ok(Engine { program, options, pool, images, sessions: Mutex::default(), plans: Mutex::default() })
     }
 
     /// How it was compiled.
@@ -124,8 +138,8 @@ impl Engine {
     }
 
     /// Bytes of activation memory for a batch `dims` `[N, C, H, W]`.
-    pub fn arena_bytes(&self, dims: [usize; 4]) -> Result<usize> {
-        let wanted = Wanted { dims, nodes: vec![self.graph().output()] };
+    pub fn arena_bytes(&self, [n, c, h, w]: [usize; 4]) -> Result<usize> {
+        let wanted = Wanted { dims: [n.min(self.images), c, h, w], nodes: vec![self.graph().output()] };
         Ok(self.layout(&wanted)?.arena_len() * size_of::<f32>())
     }
 
@@ -192,7 +206,27 @@ impl Engine {
         if dims[0] == 0 || dims[1] != self.graph().in_channels() || elements != Some(x.len()) {
             return Err(self.bad_input(&dims));
         }
-        let wanted = Wanted { dims, nodes };
+        let mut whole: Vec<Output> = Vec::new();
+        let mut times = vec![Duration::ZERO; self.program.steps.len()];
+        for part in x.chunks(self.images * (x.len() / dims[0]).max(1)) {
+            let n = part.len() / (x.len() / dims[0]).max(1);
+            let wanted = Wanted { dims: [n, dims[1], dims[2], dims[3]], nodes: nodes.clone() };
+            let outputs = self.run_at_once(part, wanted, &mut |step, time| times[step] += time)?;
+            match whole.as_mut_slice() {
+                [] => whole = outputs,
+                whole => whole.iter_mut().zip(outputs).for_each(|(all, part)| all.append(part)),
+            }
+        }
+        times.into_iter().enumerate().for_each(|(step, time)| on(step, time));
+        Ok(whole)
+    }
+
+    fn run_at_once(
+        &self,
+        x: &[f32],
+        wanted: Wanted,
+        on: &mut dyn FnMut(usize, Duration),
+    ) -> Result<Vec<Output>> {
         let mut session = match self.take(&wanted) {
             Some(session) => session,
             None => Session::new(self.layout(&wanted)?),
