@@ -36,6 +36,8 @@ pub const MAX_SIDE: usize = 16_384;
 pub const MAX_PIXELS: usize = 100_000_000;
 /// Most memory for decoding one image, in bytes.
 const MAX_MEMORY: usize = 512 << 20;
+/// Most memory for a PNG file's other chunks, in bytes.
+const MAX_CHUNKS: usize = 16 << 20;
 
 /// Reads the image file at `path`.
 ///
@@ -47,7 +49,7 @@ pub fn open(path: &Path) -> Result<RgbImage> {
     let read = || {
         let file = SharedFile::open(path)?;
         if file.len() > MAX_FILE {
-            return image_error(format!("the file has {} bytes, expected at most {MAX_FILE}", file.len()));
+            return refuse(format!("the file has {} bytes, expected at most {MAX_FILE}", file.len()));
         }
         let mut bytes = vec![0; file.len() as usize];
         file.read_at(0, &mut bytes)?;
@@ -64,7 +66,7 @@ pub fn open(path: &Path) -> Result<RgbImage> {
 /// what is damaged.
 pub fn decode(bytes: &[u8]) -> Result<RgbImage> {
     if bytes.len() as u64 > MAX_FILE {
-        return image_error(format!("the file has {} bytes, expected at most {MAX_FILE}", bytes.len()));
+        return refuse(format!("the file has {} bytes, expected at most {MAX_FILE}", bytes.len()));
     }
     let format = sniff::format(bytes)?;
     let decoded = catch_unwind(AssertUnwindSafe(|| match format {
@@ -74,10 +76,12 @@ pub fn decode(bytes: &[u8]) -> Result<RgbImage> {
                 let side = |bytes| u32::from_be_bytes(bytes) as usize;
                 check_size(side([a, b, c, d]), side([e, f, g, h]))?;
             }
-            let decoder = image::codecs::png::PngDecoder::with_limits(Cursor::new(bytes), limits());
+            // What the decoder keeps beside the pixels: rows, and colour profiles and texts that nobody reads.
+            let decoder = image::codecs::png::PngDecoder::with_limits(Cursor::new(bytes), limits(MAX_CHUNKS));
             let decoder = decoder.map_err(|e| damaged(format, e))?;
-            // Deflate makes no more than 1032 bytes of one.
-            if decoder.total_bytes() / 8 > 1032 * bytes.len() as u64 {
+            let (width, height) = decoder.dimensions();
+            // Deflate makes no more than 1032 bytes of one, and of a pixel there is a bit at least.
+            if u64::from(width) * u64::from(height) / 8 > 1032 * bytes.len() as u64 {
                 return Err(damaged(format, "the file is truncated"));
             }
             convert(format, decoder)
@@ -98,7 +102,7 @@ pub fn decode(bytes: &[u8]) -> Result<RgbImage> {
     decoded.unwrap_or_else(|_| Err(damaged(format, "the decoder failed")))
 }
 
-fn image_error<T>(what: String) -> Result<T> {
+fn refuse<T>(what: String) -> Result<T> {
     Err(Error::Image(what))
 }
 
@@ -106,19 +110,19 @@ fn damaged(format: Format, what: impl ToString) -> Error {
     Error::Image(format!("a damaged or unusual {format} file: {}", escape(&what.to_string())))
 }
 
-fn limits() -> Limits {
+fn limits(memory: usize) -> Limits {
     let mut limits = Limits::default();
-    limits.max_alloc = Some(MAX_MEMORY as u64);
+    limits.max_alloc = Some(memory as u64);
     limits
 }
 
 /// Refuses sizes beyond the limits, before memory is taken for them.
 fn check_size(width: usize, height: usize) -> Result<()> {
     if width == 0 || height == 0 {
-        return image_error(format!("the image has {width}×{height} pixels"));
+        return refuse(format!("the image has {width}×{height} pixels"));
     }
     if width > MAX_SIDE || height > MAX_SIDE || width * height > MAX_PIXELS {
-        return image_error(format!(
+        return refuse(format!(
             "the image has {width}×{height} pixels, expected at most {MAX_SIDE} a side and {MAX_PIXELS} in all"
         ));
     }
@@ -127,11 +131,7 @@ fn check_size(width: usize, height: usize) -> Result<()> {
 
 fn check_memory(bytes: usize) -> Result<()> {
     if bytes > MAX_MEMORY {
-        return image_error(format!(
-            "decoding takes {} MiB, expected at most {}",
-            bytes >> 20,
-            MAX_MEMORY >> 20
-        ));
+        return refuse(format!("decoding takes {} MiB, expected at most {}", bytes >> 20, MAX_MEMORY >> 20));
     }
     Ok(())
 }
@@ -164,7 +164,7 @@ fn convert(format: Format, mut decoder: impl ImageDecoder) -> Result<RgbImage> {
     check_size(width as usize, height as usize)?;
     let decoded = usize::try_from(decoder.total_bytes()).unwrap_or(usize::MAX);
     check_memory(decoded.saturating_add(3 * width as usize * height as usize))?;
-    decoder.set_limits(limits()).map_err(|e| damaged(format, e))?;
+    decoder.set_limits(limits(MAX_MEMORY)).map_err(|e| damaged(format, e))?;
     let exif = decoder.exif_metadata().unwrap_or_default();
     let xmp = if format == Format::WebP { decoder.xmp_metadata().unwrap_or_default() } else { None };
     let orientation = orientation::find(exif.as_deref(), xmp.as_deref());

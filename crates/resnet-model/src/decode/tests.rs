@@ -1,1 +1,129 @@
+use super::*;
 
+fn golden(name: &str) -> Vec<u8> {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/preprocess/");
+    std::fs::read(format!("{folder}{name}")).unwrap()
+}
+
+const JPEGS: &[&str] = &[
+    "444.jpg",
+    "422.jpg",
+    "420.jpg",
+    "440.jpg",
+    "411.jpg",
+    "progressive.jpg",
+    "progressive-grey.jpg",
+    "grey.jpg",
+    "restarts.jpg",
+    "cmyk.jpg",
+    "ycck.jpg",
+    "orientation-6.jpg",
+];
+
+#[test]
+fn a_cut_file_is_an_error_never_a_picture() {
+    for name in
+        JPEGS.iter().chain(&["rgb-97x31.png", "palette-alpha.png", "alpha-16.png", "palette.gif", "24.bmp"])
+    {
+        let whole = golden(name);
+        // A PNG is complete without its last chunk and a GIF without its last byte.
+        let end = whole.len() - if name.ends_with("png") { 13 } else { 2 };
+        for cut in (0..end).step_by(7) {
+            let error =
+                decode(&whole[..cut]).err().unwrap_or_else(|| panic!("{name} cut at {cut}")).to_string();
+            assert!(!error.contains("the decoder failed"), "{name} cut at {cut} panics");
+        }
+    }
+}
+
+/// Not through `decode`, which would catch a panic.
+#[test]
+fn changed_jpegs_do_not_panic() {
+    let mut random = 1u64;
+    let mut next = |below: usize| {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (random >> 33) as usize % below
+    };
+    let mut decoded = 0;
+    for name in JPEGS {
+        let whole = golden(name);
+        for _ in 0..400 {
+            let mut changed = whole.clone();
+            for _ in 0..1 + next(4) {
+                let at = next(changed.len());
+                changed[at] = [0, 0xff, 1 << next(8), next(256) as u8][next(4)];
+            }
+            let Ok(decoder) = jpeg::Decoder::new(&changed) else { continue };
+            let header = decoder.header();
+            if check_size(header.width, header.height).is_err() || header.memory > 16 << 20 {
+                continue;
+            }
+            if let Ok(picture) = decoder.decode() {
+                assert_eq!(picture.rgb.len(), 3 * header.width * header.height);
+                decoded += 1;
+            }
+        }
+    }
+    assert!(decoded > 100, "{decoded} were decoded: the changes are too coarse to test anything");
+}
+
+#[test]
+fn bytes_after_the_end_and_between_segments_do_not_matter() {
+    let whole = golden("420.jpg");
+    let expected = decode(&whole).unwrap();
+    let mut longer = whole.clone();
+    longer.extend_from_slice(b"trailing\xff\xd8\xff");
+    assert_eq!(decode(&longer).unwrap(), expected);
+    // Fill bytes before a marker, and stray ones.
+    let at = whole.windows(2).position(|w| w == b"\xff\xda").unwrap();
+    let stray = [&whole[..at], b"\0\x12\xff\xff\xff", &whole[at..]].concat();
+    assert_eq!(decode(&stray).unwrap(), expected);
+}
+
+#[test]
+fn unsupported_jpegs_say_what_they_are() {
+    let whole = golden("grey.jpg");
+    let at = whole.windows(2).position(|w| w == b"\xff\xc0").unwrap();
+    let check = |offset: usize, byte: u8, expected: &str| {
+        let mut changed = whole.clone();
+        changed[at + offset] = byte;
+        let error = decode(&changed).unwrap_err().to_string();
+        assert!(error.starts_with("a damaged or unusual JPEG file: ") && error.contains(expected), "{error}");
+    };
+    check(1, 0xc9, "arithmetic coding");
+    check(1, 0xc3, "lossless");
+    check(1, 0xc5, "hierarchical");
+    check(4, 12, "only 8 bits a sample");
+    check(9, 2, "neither 1, 3 nor 4 components");
+    check(11, 0x51, "sampling factors");
+    check(12, 3, "quantisation table that is not there");
+    let mut flat = whole.clone();
+    flat[at + 5..at + 7].fill(0);
+    assert!(decode(&flat).unwrap_err().to_string().contains("47×0 pixels"));
+}
+
+#[cfg(unix)]
+#[test]
+fn only_regular_files_are_read() {
+    let check = |path: &Path, expected: &str| {
+        let error = open(path).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("`{}`", path.display())) && error.contains(expected), "{error}");
+    };
+    check(Path::new("/dev/zero"), "not a regular file");
+    let dir = tempfile::tempdir().unwrap();
+    check(dir.path(), "folder");
+    check(&dir.path().join("missing.png"), "No such file");
+    let pipe = dir.path().join("pipe.png");
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+    if made.is_ok_and(|status| status.success()) {
+        check(&pipe, "not a regular file");
+    }
+    // 1 TB of holes.
+    let huge = dir.path().join("huge.png");
+    std::fs::File::create(&huge).unwrap().set_len(1 << 40).unwrap();
+    check(&huge, "1099511627776 bytes, expected at most 67108864");
+    // What a file is called does not matter.
+    let renamed = dir.path().join("picture.txt");
+    std::fs::write(&renamed, golden("grey.png")).unwrap();
+    assert_eq!(open(&renamed).unwrap().dimensions(), (45, 50));
+}
