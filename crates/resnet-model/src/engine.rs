@@ -8,6 +8,7 @@ use candle_core::{DType, Device, Tensor};
 use resnet_kernels::Pool;
 pub use resnet_kernels::{Isa, Precision, fma_peak};
 
+use crate::cost;
 use crate::graph::{Graph, NodeId};
 use crate::{Checkpoint, Error, Result};
 
@@ -205,6 +206,9 @@ impl Engine {
         let elements = dims.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
         if dims[0] == 0 || dims[1] != self.graph().in_channels() || elements != Some(x.len()) {
             return Err(self.bad_input(&dims));
+        }
+        if x.is_empty() {
+            cost::list(self.graph(), dims[2], dims[3])?;
         }
         let mut whole: Vec<Output> = Vec::new();
         let mut times = vec![Duration::ZERO; self.program.steps.len()];
