@@ -150,9 +150,10 @@ def load_ncnn(stem, depth, threads, x):
     stem = WORK / f"r{depth}_b1"  # as pnnx spells it
     net.load_param(f"{stem}.ncnn.param")
     net.load_model(f"{stem}.ncnn.bin")
-    images = [ncnn.Mat(image.copy()) for image in x]
+    arrays = [image.copy() for image in x]
+    images = [ncnn.Mat(array) for array in arrays]
 
-    def run():
+    def run(arrays=arrays):  # a Mat does not keep the array alive whose memory it reads
         import numpy as np
 
         results = []
