@@ -3,6 +3,9 @@
 //! Published accuracies were measured with Pillow, and a network sees every grey level. So the weights are Pillow's
 //! (22 bits after the point), rows come before columns, and both passes round to 8 bits. Only a window of the result
 //! is computed: a crop of a long strip costs no more than any other crop.
+//!
+//! Why not `fast_image_resize`, which is faster: on random resizes it differed from Pillow 13 in 9 % (bilinear) to 15 %
+//! (bicubic) of the values, by up to 26 levels where Pillow goes down before across.
 
 use std::ops::Range;
 
