@@ -35,6 +35,7 @@
 mod conv;
 mod epilogue;
 mod error;
+mod grad;
 mod layout;
 mod linear;
 mod peak;
@@ -49,6 +50,7 @@ mod threads;
 pub use conv::{Algorithm, Finish, Input, PackedConv, Plan, Precision, Site};
 pub use epilogue::{Activation, Residual};
 pub use error::Error;
+pub use grad::PlanarConv;
 pub use layout::{Blocked, LANES, View, ViewMut};
 pub use linear::PackedLinear;
 pub use peak::fma_peak;

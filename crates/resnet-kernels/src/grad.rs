@@ -1,0 +1,176 @@
+//! Convolution for training: planar tensors in and out, forward and both gradients.
+//!
+//! Weights change with every step, so they are packed for every call; the gradient to the input is the forward kernel
+//! again, with the weights turned around.
+
+use crate::conv::{Algorithm, Finish, Input, PackedConv, Plan, Precision, Site};
+use crate::epilogue::Residual;
+use crate::error::{Error, check_len, product};
+
+use crate::layout::{Blocked, LANES, View, ViewMut};
+use crate::reference::Parameters;
+use crate::shape::ConvShape;
+use crate::simd::{Aligned, Isa};
+use crate::threads::Pool;
+
+mod phase;
+mod weights;
+
+use phase::Phase;
+
+/// From how many output pixels on, all images together, Winograd saves more than the transform of its weights costs.
+const WINOGRAD_PIXELS: usize = 1024;
+
+/// A convolution of planar tensors `[N, C, H, W]` whose weights `[c_out, c_in / groups, kernel height, kernel width]`
+/// are used once.
+///
+/// Results do not depend on the number of threads.
+///
+/// ```
+/// use resnet_kernels::{ConvShape, Isa, PlanarConv, Pool};
+/// let pool = Pool::new(1)?;
+/// let shape = ConvShape::pointwise(2, 1);
+/// let conv = PlanarConv { shape, input: [1, 2, 1, 3], isa: Isa::best(), pool: &pool };
+/// let (x, weights) = ([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [10.0, 1.0]);
+/// assert_eq!(conv.forward(&x, &weights)?, [14.0, 25.0, 36.0]);
+/// assert_eq!(conv.grad_input(&[1.0, 0.0, 2.0], &weights)?, [10.0, 0.0, 20.0, 1.0, 0.0, 2.0]);
+/// assert_eq!(conv.grad_weights(&x, &[1.0, 0.0, 2.0])?, [7.0, 16.0]);
+/// # Ok::<(), resnet_kernels::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct PlanarConv<'a> {
+    /// The convolution.
+    pub shape: ConvShape,
+    /// `[N, C, H, W]` of the input.
+    pub input: [usize; 4],
+    /// The instruction set.
+    pub isa: Isa,
+    /// The threads.
+    pub pool: &'a Pool,
+}
+
+impl PlanarConv<'_> {
+    /// `[N, c_out, H', W']` of the output. Errors: a bad shape, wrong channels, an input too small for the kernel.
+    pub fn output(&self) -> Result<[usize; 4], Error> {
+        let [n, c, h, w] = self.input;
+        if c != self.shape.c_in {
+            return Err(Error::Shape {
+                what: "input",
+                found: self.input,
+                expected: [n, self.shape.c_in, h, w],
+            });
+        }
+        let [oh, ow] = self.shape.output_hw([h, w])?;
+        let output = [n, self.shape.c_out, oh, ow];
+        product("input length", &self.input)?;
+        product("output length", &output)?;
+        Ok(output)
+    }
+
+    /// The output `[N, c_out, H', W']`. Errors: shapes and lengths that do not fit.
+    pub fn forward(&self, input: &[f32], weights: &[f32]) -> Result<Vec<f32>, Error> {
+        let dims = self.output()?;
+        check_len("input", input.len(), self.input.iter().product())?;
+        let conv = self.packed(self.shape, self.input, weights)?;
+        let from = self.layout(self.input, conv.input_halo())?;
+        let blocked = match conv.plan().algorithm {
+            Algorithm::Planar => Aligned::default(),
+            _ => self.blocked(from, input)?,
+        };
+        let (to, result) = self.run(&conv, (self.input, input), (from, &blocked))?;
+        let mut output = vec![0.0; dims.iter().product()];
+        to.unpack(&result, &mut output, self.pool)?;
+        Ok(output)
+    }
+
+    /// The gradient to the input `[N, c_in, H, W]` from that to the output `[N, c_out, H', W']`.
+    ///
+    /// With a stride, the input's pixels fall into phases; each is a convolution of its own with some of the taps.
+    /// Errors: shapes and lengths that do not fit.
+    pub fn grad_input(&self, grad: &[f32], weights: &[f32]) -> Result<Vec<f32>, Error> {
+        let output = self.output()?;
+        let [_, c, h, w] = self.input;
+        check_len("gradient", grad.len(), output.iter().product())?;
+        check_len("weights", weights.len(), self.shape.weight_len()?)?;
+        let rows = Phase::list(&self.shape, 0, h, output[2]);
+        let columns = Phase::list(&self.shape, 1, w, output[3]);
+        let halo = |phases: &[Phase]| phases.iter().map(|phase| phase.padding).max().unwrap_or(0);
+        let from = self.layout(output, [halo(&rows), halo(&columns)])?;
+        let mut blocked = Aligned::default();
+        let mut result = vec![0.0; self.input.iter().product()];
+        for row in &rows {
+            for column in &columns {
+                let shape = phase::shape(&self.shape, row, column);
+                let conv = self.packed(shape, output, &phase::weights(&self.shape, weights, row, column))?;
+                if conv.plan().algorithm != Algorithm::Planar && blocked.is_empty() {
+                    blocked = self.blocked(from, grad)?;
+                }
+                let (to, part) = self.run(&conv, (output, grad), (from, &blocked))?;
+                self.pool.for_each_chunk(&mut result, h * w, |index, plane| {
+                    let (image, channel) = (index / c, index % c);
+                    let source = &part[image * to.image_len() + channel / LANES * to.plane_len()..];
+                    for y in 0..to.h {
+                        let Some(line) = row.target(y, h).and_then(|at| plane.get_mut(at * w..(at + 1) * w))
+                        else {
+                            continue;
+                        };
+                        let pixels = source[to.pixel(y, 0)..][..to.w * LANES].as_chunks::<LANES>().0;
+                        column.scatter(pixels, channel % LANES, line);
+                    }
+                });
+            }
+        }
+        Ok(result)
+    }
+
+    /// The gradient to the weights from the input and the gradient to the output.
+    ///
+    /// Errors: shapes and lengths that do not fit.
+    pub fn grad_weights(&self, input: &[f32], grad: &[f32]) -> Result<Vec<f32>, Error> {
+        let output = self.output()?;
+        check_len("input", input.len(), self.input.iter().product())?;
+        check_len("gradient", grad.len(), output.iter().product())?;
+        weights::gradient(self, output, input, grad)
+    }
+
+    fn packed(&self, shape: ConvShape, input: [usize; 4], weights: &[f32]) -> Result<PackedConv, Error> {
+        let [oh, ow] = shape.output_hw([input[2], input[3]])?;
+        let many = input[0].saturating_mul(oh * ow) >= WINOGRAD_PIXELS;
+        let precision = if many { Precision::F32 } else { Precision::Exact };
+        let site = Site { batch: input[0], input: [input[2], input[3]] };
+        let plan = Plan::choose(&shape, site, self.isa, precision);
+        PackedConv::new(shape, plan, Parameters { weights, bias: None }, Finish::default())
+    }
+
+    fn layout(&self, dims: [usize; 4], halo: [usize; 2]) -> Result<Blocked, Error> {
+        Blocked::new(dims)?.with_halo(halo)
+    }
+
+    fn blocked(&self, layout: Blocked, planar: &[f32]) -> Result<Aligned, Error> {
+        let mut blocked = Aligned::zeroed(layout.len());
+        layout.pack(planar, &mut blocked, self.pool)?;
+        Ok(blocked)
+    }
+
+    /// Runs `conv` on the planar or the blocked form of its input, whichever it reads.
+    fn run(
+        &self,
+        conv: &PackedConv,
+        (dims, planar): ([usize; 4], &[f32]),
+        (layout, blocked): (Blocked, &[f32]),
+    ) -> Result<(Blocked, Aligned), Error> {
+        let input = match conv.plan().algorithm {
+            Algorithm::Planar => Input::Planar { dims, data: planar },
+            _ => Input::Blocked(View { layout, data: blocked }),
+        };
+        let to = Blocked::new(conv.output_dims(dims)?)?;
+        let mut result = Aligned::zeroed(to.len());
+        let mut scratch = Aligned::zeroed(conv.scratch_len(dims, self.pool.threads())?);
+        let target = ViewMut { layout: to, data: &mut result };
+        conv.run(input, Residual::None, target, &mut scratch, self.pool)?;
+        Ok((to, result))
+    }
+}
+
+#[cfg(test)]
+mod tests;

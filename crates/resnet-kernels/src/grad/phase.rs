@@ -1,0 +1,107 @@
+//! The gradient to the input as forward convolutions: one for each remainder of the pixel by the stride.
+
+use crate::layout::LANES;
+use crate::shape::ConvShape;
+
+/// Along one axis: the input pixels `y` of equal `(y + padding) mod stride`, and the taps that reach them.
+///
+/// Such a pixel `y = start + stride · u` is the sum of `w[first + t · step] · g[u + cut − t · dilation]` over the `taps`
+/// values of `t`: a convolution of the output's gradient with the taps in reverse order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Phase {
+    pub(super) taps: usize,
+    first: usize,
+    step: usize,
+    pub(super) dilation: usize,
+    /// Zeros around the gradient.
+    pub(super) padding: usize,
+    /// The input pixel of the first result; may lie before the input.
+    start: isize,
+    stride: usize,
+}
+
+impl Phase {
+    /// All phases that a tap reaches, for `size` input and `output` output pixels along `axis`.
+    pub(super) fn list(shape: &ConvShape, axis: usize, size: usize, output: usize) -> Vec<Phase> {
+        let (kernel, stride) = (shape.kernel[axis], shape.stride[axis]);
+        let (padding, dilation) = (shape.padding[axis], shape.dilation[axis]);
+        let common = gcd(stride, dilation);
+        let step = stride / common;
+        let mut phases = Vec::new();
+        for first in 0..step.min(kernel) {
+            let taps = (kernel - first).div_ceil(step);
+            // Tap `first + t · step` takes output pixel `u − t · spread` to input pixel `at + stride · u`.
+            let (at, spread) = ((first * dilation) as isize - padding as isize, dilation / common);
+            let reach = spread * (taps - 1);
+            // Results before the input and behind it are not needed; padding is the same on both sides.
+            let before = (-at).max(0) as usize;
+            let before = before.div_ceil(stride);
+            let last = (size as isize - 1 - at).max(0) as usize / stride;
+            let behind = (output + reach - 1).saturating_sub(last);
+            let cut = before.min(behind).min(reach);
+            // A window as large as the padded gradient must fit.
+            let padding = reach - cut;
+            phases.push(Phase {
+                taps,
+                first,
+                step,
+                dilation: spread,
+                padding,
+                start: at + (stride * cut) as isize,
+                stride,
+            });
+        }
+        phases
+    }
+
+    /// The input pixel of result `u`, if it lies inside the input.
+    pub(super) fn target(&self, u: usize, size: usize) -> Option<usize> {
+        let at = self.start + (u * self.stride) as isize;
+        usize::try_from(at).ok().filter(|&at| at < size)
+    }
+
+    /// Writes one channel of a row of results to the input pixels of `line` that they belong to.
+    pub(super) fn scatter(&self, pixels: &[[f32; LANES]], lane: usize, line: &mut [f32]) {
+        let skipped = ((-self.start).max(0) as usize).div_ceil(self.stride);
+        let Some(first) = self.target(skipped, line.len()) else { return };
+        let targets = line[first..].iter_mut().step_by(self.stride);
+        for (to, pixel) in targets.zip(pixels.iter().skip(skipped)) {
+            *to = pixel[lane];
+        }
+    }
+}
+
+fn gcd(a: usize, b: usize) -> usize {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
+/// The convolution that computes one phase along each axis.
+pub(super) fn shape(shape: &ConvShape, row: &Phase, column: &Phase) -> ConvShape {
+    ConvShape {
+        c_in: shape.c_out,
+        c_out: shape.c_in,
+        kernel: [row.taps, column.taps],
+        stride: [1, 1],
+        padding: [row.padding, column.padding],
+        dilation: [row.dilation, column.dilation],
+        groups: shape.groups,
+    }
+}
+
+/// Its weights: input and output channels exchanged within each group, the phase's taps in reverse order.
+pub(super) fn weights(shape: &ConvShape, weights: &[f32], row: &Phase, column: &Phase) -> Vec<f32> {
+    let [kh, kw] = shape.kernel;
+    let (ig, og) = (shape.c_in / shape.groups, shape.c_out / shape.groups);
+    let mut turned = Vec::with_capacity(shape.c_in * og * row.taps * column.taps);
+    for ic in 0..shape.c_in {
+        let (group, inner) = (ic / ig, ic % ig);
+        for oc in group * og..(group + 1) * og {
+            let kernel = &weights[(oc * ig + inner) * kh * kw..][..kh * kw];
+            for i in (0..row.taps).rev() {
+                let line = &kernel[(row.first + i * row.step) * kw..][..kw];
+                turned.extend((0..column.taps).rev().map(|j| line[column.first + j * column.step]));
+            }
+        }
+    }
+    turned
+}

@@ -1,0 +1,255 @@
+//! The gradient to the weights: for every pair of an output channel and a tap of an input channel a dot product over all
+//! output pixels of all images.
+
+use super::PlanarConv;
+use crate::error::{Error, product};
+
+use crate::simd::{Aligned, Dispatch, Kernel, Simd};
+use crate::threads::Pool;
+
+/// Bytes of the output's gradient that all taps pass over before the next ones come: they stay in the second-level cache.
+const STRIP_BYTES: usize = 128 << 10;
+
+/// Taps of a register tile.
+const TAPS: usize = 6;
+
+/// Tasks per thread that keep all threads busy to the end.
+const TASKS_PER_THREAD: usize = 4;
+
+/// How both operands lie, so that the pixels of several rows are one run.
+///
+/// The input is split by the stride, `[N, C, stride, stride, rows, pitch]`, so that neighbouring outputs read neighbouring
+/// inputs; the gradient has the same pitch, with zeros behind each row.
+struct Form {
+    /// Blocks of 16 output channels per panel.
+    blocks: usize,
+    /// Panels per group.
+    panels: usize,
+    /// Output channels per group.
+    channels: usize,
+    /// Input channels per group times taps.
+    taps: usize,
+    /// `[rows, pitch]` of one phase of one input channel.
+    phase: [usize; 2],
+    /// Elements of one input channel, all phases.
+    plane: usize,
+    /// Output `[height, width]`.
+    output: [usize; 2],
+}
+
+pub(super) fn gradient(
+    conv: &PlanarConv,
+    output: [usize; 4],
+    input: &[f32],
+    grad: &[f32],
+) -> Result<Vec<f32>, Error> {
+    struct Run<'a>(&'a PlanarConv<'a>, [usize; 4], &'a [f32], &'a [f32]);
+    impl Dispatch for Run<'_> {
+        type Output = Result<Vec<f32>, Error>;
+        fn run<S: Simd>(self, simd: S) -> Self::Output {
+            let Run(conv, output, input, grad) = self;
+            run(simd, conv, output, input, grad)
+        }
+    }
+    conv.isa.dispatch(Run(conv, output, input, grad))
+}
+
+impl Form {
+    fn new<S: Simd>(conv: &PlanarConv, output: [usize; 4]) -> Self {
+        let shape = &conv.shape;
+        let channels = shape.c_out / shape.groups;
+        // Registers decide how many blocks a tile may have, padding how many it should.
+        let padded = |blocks: usize| channels.next_multiple_of(blocks * 16);
+        let possible = [4, 2, 1].into_iter().filter(|&blocks| blocks <= S::PIXELS.len());
+        let blocks = possible.min_by_key(|&blocks| padded(blocks)).unwrap_or(1);
+        let reach = |axis: usize| shape.dilation[axis] * (shape.kernel[axis] - 1) / shape.stride[axis];
+        let phase = [output[2] + reach(0), output[3] + reach(1)];
+        Self {
+            blocks,
+            panels: channels.div_ceil(blocks * 16),
+            channels,
+            taps: shape.c_in / shape.groups * shape.kernel[0] * shape.kernel[1],
+            phase,
+            plane: shape.stride[0] * shape.stride[1] * phase[0] * phase[1],
+            output: [output[2], output[3]],
+        }
+    }
+
+    /// Output channels of a panel, padding included.
+    fn width(&self) -> usize {
+        self.blocks * 16
+    }
+
+    /// Elements of one panel of the gradient of one image.
+    fn panel(&self) -> usize {
+        self.output[0] * self.phase[1] * self.width()
+    }
+}
+
+/// The input, split by the stride, with the padding as zeros: `[N, C, stride, stride, rows, pitch]`.
+fn split(conv: &PlanarConv, form: &Form, input: &[f32]) -> Result<Aligned, Error> {
+    let [n, c, h, w] = conv.input;
+    let shape = &conv.shape;
+    let [rows, pitch] = form.phase;
+    // The last run of the last plane may read behind its row.
+    let mut out = Aligned::zeroed(product("split input", &[n * c, form.plane])? + pitch);
+    let len = n * c * form.plane;
+    conv.pool.for_each_chunk(&mut out[..len], form.plane, |index, plane| {
+        let source = &input[index * h * w..][..h * w];
+        let [sy, sx] = shape.stride;
+        for (phase, plane) in plane.chunks_exact_mut(rows * pitch).enumerate() {
+            let (py, px) = (phase / sx, phase % sx);
+            for (row, line) in plane.chunks_exact_mut(pitch).enumerate() {
+                let y = (row * sy + py).wrapping_sub(shape.padding[0]);
+                if y >= h {
+                    continue;
+                }
+                let from = &source[y * w..][..w];
+                let skipped = shape.padding[1].saturating_sub(px).div_ceil(sx);
+                let first = skipped * sx + px - shape.padding[1];
+                let pixels = from.get(first..).unwrap_or_default().iter().step_by(sx);
+                let targets = line.get_mut(skipped..).unwrap_or_default();
+                targets.iter_mut().zip(pixels).for_each(|(to, from)| *to = *from);
+            }
+        }
+    });
+    Ok(out)
+}
+
+/// The gradient with the channels of a panel side by side: `[N, groups, panels, H', pitch, width]`.
+fn interleave(conv: &PlanarConv, form: &Form, grad: &[f32], batch: usize) -> Result<Aligned, Error> {
+    let [oh, ow] = form.output;
+    let (groups, width, pitch) = (conv.shape.groups, form.width(), form.phase[1]);
+    let mut out = Aligned::zeroed(product("panels", &[batch * groups, form.panels, form.panel()])?);
+    conv.pool.for_each_chunk(&mut out, form.panel(), |index, panel| {
+        let first = index % form.panels * width;
+        let group = index / form.panels;
+        for lane in 0..width.min(form.channels - first) {
+            let plane = &grad[(group * form.channels + first + lane) * oh * ow..][..oh * ow];
+            for (line, row) in panel.chunks_exact_mut(pitch * width).zip(plane.chunks_exact(ow)) {
+                let targets = line[lane..].iter_mut().step_by(width);
+                targets.zip(row).for_each(|(to, from)| *to = *from);
+            }
+        }
+    });
+    Ok(out)
+}
+
+fn run<S: Simd>(
+    simd: S,
+    conv: &PlanarConv,
+    output: [usize; 4],
+    input: &[f32],
+    grad: &[f32],
+) -> Result<Vec<f32>, Error> {
+    let (shape, batch) = (&conv.shape, output[0]);
+    let form = Form::new::<S>(conv, output);
+    let split = split(conv, &form, input)?;
+    let panels = interleave(conv, &form, grad, batch)?;
+    // Sums of one tile: `[TAPS][width]`.
+    let tile = TAPS * form.width();
+    let needed = form.taps.div_ceil(TAPS);
+    let per_task = tiles_per_task(conv.pool, shape.groups * form.panels, needed);
+    // Whole tasks, so that none has tiles of two panels.
+    let tiles = needed.next_multiple_of(per_task);
+    let mut sums = Aligned::zeroed(product("sums", &[shape.groups * form.panels, tiles, tile])?);
+    let channel_taps = shape.kernel[0] * shape.kernel[1];
+    let strip = (STRIP_BYTES / (form.width() * size_of::<f32>() * form.phase[1]).max(1)).max(1);
+    let task = |panel: usize, first: usize, sums: &mut [f32]| {
+        let group = panel / form.panels;
+        for image in 0..batch {
+            let channels = (image * shape.c_in + group * (shape.c_in / shape.groups)) * form.plane;
+            let panel =
+                &panels[(image * shape.groups * form.panels + panel) * form.panel()..][..form.panel()];
+            for row in (0..form.output[0]).step_by(strip) {
+                let rows = strip.min(form.output[0] - row);
+                let line = form.phase[1] * form.width();
+                let weights = &panel[row * line..][..rows * line];
+                for (index, sums) in sums.chunks_exact_mut(tile).enumerate().take(needed - first) {
+                    let from: [usize; TAPS] = std::array::from_fn(|p| {
+                        let tap = ((first + index) * TAPS + p).min(form.taps - 1);
+                        let (channel, tap) = (tap / channel_taps, tap % channel_taps);
+                        let at = [tap / shape.kernel[1], tap % shape.kernel[1]];
+                        let at: [usize; 2] = std::array::from_fn(|axis| at[axis] * shape.dilation[axis]);
+                        let [sy, sx] = shape.stride;
+                        let phase = at[0] % sy * sx + at[1] % sx;
+                        let [height, pitch] = form.phase;
+                        let offset = (at[0] / sy + row) * pitch + at[1] / sx;
+                        channels + channel * form.plane + phase * height * pitch + offset
+                    });
+                    dot(simd, form.blocks, Dot { weights, input: &split, from: &from, sums });
+                }
+            }
+        }
+    };
+    conv.pool.for_each_chunk(&mut sums, per_task * tile, |index, sums| {
+        task(index * per_task / tiles, index * per_task % tiles, sums);
+    });
+    let mut result = Vec::with_capacity(shape.c_out * form.taps);
+    for channel in 0..shape.c_out {
+        let (group, inner) = (channel / form.channels, channel % form.channels);
+        let panel = group * form.panels + inner / form.width();
+        let lanes = &sums[panel * tiles * tile + inner % form.width()..];
+        result.extend((0..form.taps).map(|tap| lanes[tap * form.width()]));
+    }
+    Ok(result)
+}
+
+/// How many tiles a task computes: all of a panel where there are panels enough.
+fn tiles_per_task(pool: &Pool, panels: usize, tiles: usize) -> usize {
+    let wanted = TASKS_PER_THREAD * pool.threads();
+    if panels >= wanted { tiles } else { tiles.div_ceil(wanted).max(1) }
+}
+
+/// `sums[tap][lane] += Σₖ weights[k][lane] · input[from[tap] + k]`.
+struct Dot<'a> {
+    /// `[run][blocks × 16]`.
+    weights: &'a [f32],
+    input: &'a [f32],
+    from: &'a [usize; TAPS],
+    /// `[TAPS][blocks × 16]`.
+    sums: &'a mut [f32],
+}
+
+fn dot<S: Simd>(simd: S, blocks: usize, dot: Dot) {
+    match blocks {
+        4 => simd.vectorize(Fixed::<4>(dot)),
+        2 => simd.vectorize(Fixed::<2>(dot)),
+        _ => simd.vectorize(Fixed::<1>(dot)),
+    }
+}
+
+/// The product with the extents of the register tile fixed at compile time.
+struct Fixed<'a, const BLOCKS: usize>(Dot<'a>);
+
+impl<const BLOCKS: usize> Kernel for Fixed<'_, BLOCKS> {
+    type Output = ();
+
+    #[inline(always)]
+    #[allow(
+        clippy::needless_range_loop,
+        reason = "indices into arrays of registers read like the mathematics"
+    )]
+    fn run<S: Simd>(self, s: S) {
+        let Dot { weights, input, from, sums } = self.0;
+        let (weights, sums) = (weights.as_chunks::<16>().0, sums.as_chunks_mut::<16>().0);
+        let run = weights.len() / BLOCKS;
+        let x: [&[f32]; TAPS] = std::array::from_fn(|p| &input[from[p]..][..run]);
+        let mut acc: [[S::V; BLOCKS]; TAPS] =
+            std::array::from_fn(|p| std::array::from_fn(|m| s.load(&sums[p * BLOCKS + m])));
+        for (k, w) in weights.chunks_exact(BLOCKS).enumerate() {
+            let w: [S::V; BLOCKS] = std::array::from_fn(|m| s.load(&w[m]));
+            for p in 0..TAPS {
+                let x = s.splat(x[p][k]);
+                for m in 0..BLOCKS {
+                    acc[p][m] = s.mul_add(w[m], x, acc[p][m]);
+                }
+            }
+        }
+        for p in 0..TAPS {
+            for m in 0..BLOCKS {
+                s.store(&mut sums[p * BLOCKS + m], acc[p][m]);
+            }
+        }
+    }
+}
