@@ -101,6 +101,14 @@ pub enum Error {
         /// Input width in pixels.
         width: usize,
     },
+    /// A batch norm in training mode with a single value per channel, whose variance is 0.
+    #[error("`{name}` is given {found:?}: training needs more than one value per channel")]
+    OneValue {
+        /// The norm.
+        name: String,
+        /// The shape of its input.
+        found: Vec<usize>,
+    },
     /// A tap that the network does not have.
     #[error("no tap `{name}`; this network has {known}")]
     UnknownTap {

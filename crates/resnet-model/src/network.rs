@@ -2,12 +2,19 @@
 
 use candle_core::{DType, Device, Module, ModuleT, Shape, Tensor};
 use candle_nn::var_builder::SimpleBackend;
-use candle_nn::{BatchNorm, BatchNormConfig, GroupNorm, Init, VarBuilder};
+use candle_nn::{GroupNorm, Init, VarBuilder};
 
 use crate::cost;
 use crate::fold::{Folded, fold};
 use crate::graph::{Graph, Node, NodeId, Op, StdConv};
 use crate::{Arch, Checkpoint, Error, Result, ops};
+
+mod norm;
+mod steps;
+
+pub use norm::Statistics;
+use norm::{After, Norm};
+use steps::{Step, steps};
 
 /// A network of candle tensors, for any device, for training and for evaluation.
 ///
@@ -30,6 +37,8 @@ use crate::{Arch, Checkpoint, Error, Result, ops};
 pub struct Network {
     graph: Graph,
     layers: Vec<Layer>,
+    steps: Vec<Step>,
+    /// How often each result is taken.
     uses: Vec<usize>,
     dtype: DType,
     device: Device,
@@ -40,7 +49,7 @@ pub struct Network {
 pub(crate) enum Layer {
     Without,
     Conv { weight: Tensor, bias: Option<Tensor> },
-    BatchNorm(BatchNorm),
+    BatchNorm(Norm),
     GroupNorm(GroupNorm),
     Linear { weight: Tensor, bias: Tensor },
     ChannelConv(Tensor),
@@ -68,11 +77,8 @@ impl Network {
     fn of(graph: Graph, vb: VarBuilder) -> Result<Network> {
         let layers =
             graph.nodes().iter().map(|node| layer(node, vb.pp(&node.name))).collect::<Result<_>>()?;
-        let mut uses = graph.uses();
-        for tap in graph.taps() {
-            uses[tap.node.index()] += 1;
-        }
-        Ok(Network { layers, uses, dtype: vb.dtype(), device: vb.device().clone(), graph })
+        let (steps, uses) = steps(&graph);
+        Ok(Network { layers, steps, uses, dtype: vb.dtype(), device: vb.device().clone(), graph })
     }
 
     /// The operations.
@@ -94,6 +100,22 @@ impl Network {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let mut results = self.run(x, &[self.graph.output()], false)?;
         results.pop().ok_or_else(|| Error::Missing("output".into()))
+    }
+
+    /// The logits in training mode: batch norms as [`Network::set_statistics`] says, by default with the batch's
+    /// statistics, updating the running ones. Error: a batch norm is given one value per channel.
+    pub fn forward_train(&self, x: &Tensor) -> Result<Tensor> {
+        let mut results = self.run(x, &[self.graph.output()], true)?;
+        results.pop().ok_or_else(|| Error::Missing("output".into()))
+    }
+
+    /// Which statistics each batch norm uses in training mode.
+    pub fn set_statistics(&mut self, choose: impl Fn(&Node) -> Statistics) {
+        for (node, layer) in self.graph.nodes().iter().zip(&mut self.layers) {
+            if let Layer::BatchNorm(norm) = layer {
+                norm.statistics = choose(node);
+            }
+        }
     }
 
     /// This network in evaluation mode, for what takes a candle [`Module`].
@@ -122,9 +144,8 @@ impl Network {
         let Some(last) = wanted.iter().max() else { return Ok(vec![]) };
         let mut uses = self.uses.clone();
         let mut results: Vec<Option<Tensor>> = vec![None; self.graph.nodes().len()];
-        for id in self.graph.ids().take(last.index() + 1) {
-            let node = self.graph.node(id);
-            let inputs: Vec<Tensor> = node
+        for step in self.steps.iter().take_while(|step| step.node <= *last) {
+            let inputs: Vec<Tensor> = step
                 .inputs
                 .iter()
                 .map(|input| {
@@ -135,13 +156,22 @@ impl Network {
                     result.ok_or_else(|| Error::Missing(self.graph.node(*input).name.clone()))
                 })
                 .collect::<Result<_>>()?;
-            results[id.index()] = Some(match inputs.as_slice() {
+            results[step.node.index()] = Some(match inputs.as_slice() {
                 [] => x.clone(),
-                inputs => apply(node, &self.layers[id.index()], inputs, train)?,
+                inputs => self.step(step, inputs, train)?,
             });
         }
         let missing = |id: &NodeId| Error::Missing(self.graph.node(*id).name.clone());
         wanted.iter().map(|id| results[id.index()].clone().ok_or_else(|| missing(id))).collect()
+    }
+
+    fn step(&self, step: &Step, inputs: &[Tensor], train: bool) -> Result<Tensor> {
+        match step.norm.map(|norm| &self.layers[norm.index()]) {
+            Some(Layer::BatchNorm(norm)) => {
+                norm.forward(&inputs[0], train, After { residual: inputs.get(1), relu: true })
+            }
+            _ => apply(self.graph.node(step.node), &self.layers[step.node.index()], inputs, train),
+        }
     }
 }
 
@@ -158,10 +188,7 @@ pub(crate) fn layer(node: &Node, vb: VarBuilder) -> Result<Layer> {
             };
             Layer::Conv { weight, bias }
         }
-        Op::BatchNorm(norm) => {
-            let config = BatchNormConfig { eps: norm.eps, ..BatchNormConfig::default() };
-            Layer::BatchNorm(candle_nn::batch_norm(node.channels, config, vb)?)
-        }
+        Op::BatchNorm(norm) => Layer::BatchNorm(Norm::new(&node.name, node.channels, norm.eps, vb)?),
         Op::GroupNorm(norm) => {
             Layer::GroupNorm(candle_nn::group_norm(norm.groups, node.channels, norm.eps, vb)?)
         }
@@ -188,13 +215,15 @@ pub(crate) fn apply(node: &Node, layer: &Layer, inputs: &[Tensor], train: bool) 
         (Op::StdConv(std), Layer::Conv { weight, bias }) => {
             ops::conv(x, &ops::standardize(weight, std.eps)?, bias.as_ref(), &std.conv)?
         }
-        (Op::BatchNorm(_), Layer::BatchNorm(norm)) => norm.forward_t(x, train)?,
+        (Op::BatchNorm(_), Layer::BatchNorm(norm)) => {
+            norm.forward(x, train, After { residual: None, relu: false })?
+        }
         (Op::GroupNorm(_), Layer::GroupNorm(norm)) => norm.forward(x)?,
         (Op::Linear(_), Layer::Linear { weight, bias }) => {
             x.matmul(&weight.flatten_from(1)?.t()?)?.broadcast_add(bias)?
         }
         (Op::ChannelConv(conv), Layer::ChannelConv(weight)) => ops::channel_conv(x, weight, conv)?,
-        (Op::Relu, _) => x.relu()?,
+        (Op::Relu, _) => ops::relu(x)?,
         (Op::Sigmoid, _) => candle_nn::ops::sigmoid(x)?,
         (Op::MaxPool(pool), _) => ops::max_pool(x, pool)?,
         (Op::AvgPool(pool), _) => ops::avg_pool(x, pool)?,
@@ -278,6 +307,10 @@ impl Source {
             Some((folded, node, conv, part))
         });
         let Some((folded, node, conv, part)) = folded else {
+            let tensor = self.checkpoint.tensor(name)?;
+            if dtype == DType::I64 && tensor.dtype() == crate::raw::Dtype::I64 && tensor.shape().is_empty() {
+                return Ok(Tensor::new(tensor.scalar().unwrap_or(0), device)?);
+            }
             return self.checkpoint.candle(name, dtype, device);
         };
         let values = folded.conv(node, &self.checkpoint)?;

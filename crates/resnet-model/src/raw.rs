@@ -109,6 +109,14 @@ impl RawTensor {
         RawTensor { dtype: Dtype::I64, shape: vec![], bytes: Arc::new(value.to_le_bytes().to_vec()) }
     }
 
+    /// The value of an i64 scalar; `None` for any other tensor, or if its bytes cannot be read.
+    pub fn scalar(&self) -> Option<i64> {
+        match (self.dtype, self.shape.as_slice(), self.read()) {
+            (Dtype::I64, [], Ok(bytes)) => Some(i64::from_le_bytes(bytes.try_into().ok()?)),
+            _ => None,
+        }
+    }
+
     /// The values of a candle tensor, copied to memory. Its type must be one that safetensors files know.
     pub fn from_candle(tensor: &Tensor) -> Result<RawTensor> {
         let dtype = Dtype::from(tensor.dtype());

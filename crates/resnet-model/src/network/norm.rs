@@ -1,0 +1,108 @@
+//! Batch normalisation with its running statistics.
+
+use candle_core::{DType, Tensor, Var};
+use candle_nn::{Init, VarBuilder};
+
+use crate::ops::{Affine, Moments, normalize};
+use crate::{Error, Result};
+
+/// Which statistics a batch norm uses in training mode, and how it keeps the running ones.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Statistics {
+    /// The batch's own. The running ones move towards them by `momentum`; with `None` they are the mean of all batches'
+    /// (PyTorch's `momentum=None`).
+    Batch {
+        /// The weight of the latest batch; PyTorch's default is 0.1.
+        momentum: Option<f64>,
+    },
+    /// The running ones, which stay as they are.
+    Running,
+}
+
+impl Default for Statistics {
+    fn default() -> Self {
+        Statistics::Batch { momentum: Some(0.1) }
+    }
+}
+
+/// The tensors of a batch norm.
+#[derive(Debug, Clone)]
+pub(crate) struct Norm {
+    name: String,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Var,
+    var: Var,
+    batches: Var,
+    eps: f64,
+    pub(super) statistics: Statistics,
+}
+
+/// What is computed along with a norm.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct After<'a> {
+    pub(super) residual: Option<&'a Tensor>,
+    pub(super) relu: bool,
+}
+
+impl Norm {
+    pub(super) fn new(name: &str, channels: usize, eps: f64, vb: VarBuilder) -> Result<Norm> {
+        let tensor = |name, value| vb.get_with_hints(channels, name, Init::Const(value));
+        let statistic = |name, value| Var::from_tensor(&tensor(name, value)?);
+        // Files older than PyTorch 0.4.1 do not count.
+        let batches = match vb.get_with_hints_dtype((), "num_batches_tracked", Init::Const(0.0), DType::I64) {
+            Ok(batches) => batches,
+            Err(_) => Tensor::zeros((), DType::I64, vb.device())?,
+        };
+        Ok(Norm {
+            name: name.to_owned(),
+            weight: tensor("weight", 1.0)?,
+            bias: tensor("bias", 0.0)?,
+            mean: statistic("running_mean", 0.0)?,
+            var: statistic("running_var", 1.0)?,
+            batches: Var::from_tensor(&batches)?,
+            eps,
+            statistics: Statistics::default(),
+        })
+    }
+
+    /// Normalises `x`; in training mode by [`Statistics`], which updates the running ones.
+    pub(super) fn forward(&self, x: &Tensor, train: bool, after: After) -> Result<Tensor> {
+        let affine = Affine {
+            weight: &self.weight,
+            bias: &self.bias,
+            eps: self.eps,
+            residual: after.residual,
+            relu: after.relu,
+        };
+        let Statistics::Batch { momentum } = self.statistics else {
+            return self.by_running(x, affine);
+        };
+        if !train {
+            return self.by_running(x, affine);
+        }
+        let count = x.elem_count() / x.dim(1)?.max(1);
+        if count < 2 {
+            return Err(Error::OneValue { name: self.name.clone(), found: x.dims().to_vec() });
+        }
+        let (y, moments) = normalize(x, affine, None)?;
+        let batches = self.batches.as_detached_tensor().to_scalar::<i64>()?.saturating_add(1);
+        self.batches.set(&Tensor::new(batches, x.device())?)?;
+        let momentum = momentum.unwrap_or(1.0 / batches as f64);
+        let move_to = |running: &Var, batch: Tensor| -> Result<()> {
+            let running_dtype = running.dtype();
+            let kept = (running.as_detached_tensor() * (1.0 - momentum))?;
+            Ok(running.set(&(kept + (batch.to_dtype(running_dtype)? * momentum)?)?)?)
+        };
+        move_to(&self.mean, moments.mean)?;
+        // PyTorch normalises by the biased variance and keeps the unbiased one.
+        let unbiased = count as f64 / (count as f64 - 1.0);
+        move_to(&self.var, (moments.var * unbiased)?)?;
+        Ok(y)
+    }
+
+    fn by_running(&self, x: &Tensor, affine: Affine) -> Result<Tensor> {
+        let moments = Moments { mean: self.mean.as_detached_tensor(), var: self.var.as_detached_tensor() };
+        Ok(normalize(x, affine, Some(&moments))?.0)
+    }
+}
