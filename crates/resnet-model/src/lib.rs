@@ -28,6 +28,7 @@ pub mod engine;
 pub mod fold;
 pub mod network;
 mod ops;
+pub mod parameters;
 pub mod params;
 pub mod runtime;
 
@@ -51,6 +52,7 @@ pub use graph::Graph;
 pub use labels::Labels;
 pub use meta::Meta;
 pub use network::Network;
+pub use parameters::Parameters;
 pub use preprocess::Preprocess;
 pub use raw::RawTensor;
 pub use runtime::Runtime;

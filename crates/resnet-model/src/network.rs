@@ -179,7 +179,7 @@ pub(crate) fn layer(node: &Node, vb: VarBuilder) -> Result<Layer> {
     Ok(match node.op {
         Op::Conv(conv) | Op::StdConv(StdConv { conv, .. }) => {
             let [out, _, kh, kw] = conv.weight_shape();
-            let stdev = (2.0 / (out / conv.groups * kh * kw) as f64).sqrt();
+            let stdev = (2.0 / (out * kh * kw) as f64).sqrt();
             let weight =
                 vb.get_with_hints(&conv.weight_shape(), "weight", Init::Randn { mean: 0.0, stdev })?;
             let bias = match conv.bias {

@@ -21,6 +21,12 @@ pub fn uniform(name: &str, index: usize) -> f64 {
     uniform_of(hash(name), index)
 }
 
+/// The sequence named `name`, to be read at any index: [`uniform`] without hashing the name each time.
+pub(crate) fn sequence(name: &str) -> impl Fn(usize) -> f64 + use<> {
+    let hash = hash(name);
+    move |index| uniform_of(hash, index)
+}
+
 fn uniform_of(hash: u64, index: usize) -> f64 {
     let mut z = hash.wrapping_add((index as u64).wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -1,0 +1,392 @@
+//! The tensors of a network that is trained: made, taken from a checkpoint, frozen, given back.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use candle_core::{DType, Device, Shape, Tensor, Var};
+use candle_nn::var_builder::SimpleBackend;
+use candle_nn::{Init, VarBuilder};
+
+use crate::graph::{Graph, Node, NodeId, Op};
+use crate::network::Statistics;
+use crate::params::{self, Param, Role};
+use crate::{Arch, Checkpoint, Error, Meta, Network, RawTensor, Result, synthetic};
+
+/// Which part of a network is trained; the rest keeps its parameters and running statistics.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Trained {
+    /// The fully connected layer that gives the logits.
+    Head,
+    /// Everything behind the tap before this one: `From("layer3")` trains `layer3`, `layer4` and the head.
+    From(String),
+    /// Everything.
+    All,
+}
+
+impl Trained {
+    /// Whether each node of `graph` is trained. Errors: no head, an unknown tap.
+    fn nodes(&self, graph: &Graph) -> Result<Vec<bool>> {
+        let first = match self {
+            Trained::All => 0,
+            Trained::Head => {
+                let is_linear = |id: &NodeId| matches!(graph.node(*id).op, Op::Linear(_));
+                let head = graph.ids().filter(is_linear).last();
+                head.ok_or_else(|| Error::Arch("the network has no head to train".into()))?.index()
+            }
+            Trained::From(tap) => {
+                let node = graph.tap(tap)?.node;
+                let before = graph.taps().iter().map(|tap| tap.node).filter(|other| *other < node).max();
+                before.map_or(0, |before| before.index() + 1)
+            }
+        };
+        Ok((0..graph.nodes().len()).map(|index| index >= first).collect())
+    }
+}
+
+/// How a network begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Initialisation {
+    /// Chooses the random numbers; they depend on nothing else but the tensors' names.
+    pub seed: u64,
+    /// Whether the last norm of each residual branch begins with factors of 0, so that a block begins as its shortcut
+    /// (torchvision's `zero_init_residual`).
+    pub zero_last_norms: bool,
+}
+
+/// What a network did not get from the checkpoint that it was made from.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Partial {
+    /// Tensors that the checkpoint lacks or has in another shape; they begin anew.
+    pub initialised: Vec<String>,
+    /// The checkpoint's tensors that the network does not use.
+    pub unused: Vec<String>,
+}
+
+/// The parameters and running statistics of a network, by PyTorch's names, as variables that can be changed.
+#[derive(Debug, Clone)]
+pub struct Parameters {
+    arch: Arch,
+    graph: Graph,
+    params: Vec<Param>,
+    vars: BTreeMap<String, Var>,
+    device: Device,
+}
+
+impl Parameters {
+    /// Parameters as torchvision begins: convolutions normal by fan-out (Kaiming), norms 1 and 0, the head uniform in
+    /// ±1/√C.
+    pub fn new(arch: &Arch, start: Initialisation, device: &Device) -> Result<Parameters> {
+        let graph = arch.graph()?;
+        let zero: BTreeSet<String> = match start.zero_last_norms {
+            true => last_norms(&graph).map(|node| format!("{}.weight", node.name)).collect(),
+            false => BTreeSet::new(),
+        };
+        let params = params::list(&graph);
+        let vars = params
+            .iter()
+            .map(|param| {
+                let tensor = match (param.role, zero.contains(&param.name)) {
+                    (Role::BatchesTracked, _) => Tensor::zeros((), DType::I64, device)?,
+                    (_, true) => Tensor::zeros(param.shape.as_slice(), DType::F32, device)?,
+                    _ => Tensor::from_vec(initial(param, start.seed), param.shape.as_slice(), device)?,
+                };
+                Ok((param.name.clone(), Var::from_tensor(&tensor)?))
+            })
+            .collect::<Result<_>>()?;
+        Ok(Parameters { arch: arch.clone(), graph, params, vars, device: device.clone() })
+    }
+
+    /// The parameters of a checkpoint, in `f32`.
+    pub fn of(checkpoint: &Checkpoint, device: &Device) -> Result<Parameters> {
+        let start = Initialisation::default();
+        Ok(Parameters::transfer(checkpoint, &checkpoint.meta().arch, start, device)?.0)
+    }
+
+    /// Parameters for `arch` from a checkpoint of another architecture, e.g. with another number of classes: tensors of
+    /// equal name and shape are taken, the others begin anew.
+    pub fn transfer(
+        checkpoint: &Checkpoint,
+        arch: &Arch,
+        start: Initialisation,
+        device: &Device,
+    ) -> Result<(Parameters, Partial)> {
+        let parameters = Parameters::new(arch, start, device)?;
+        let mut partial = Partial::default();
+        for param in &parameters.params {
+            match checkpoint.tensors().get(&param.name) {
+                Some(tensor) if tensor.shape() == param.shape => parameters.set(&param.name, tensor)?,
+                None if param.role.is_optional() => {}
+                _ => partial.initialised.push(param.name.clone()),
+            }
+        }
+        let unused = |name: &&String| {
+            let known = parameters.vars.contains_key(*name);
+            !known || partial.initialised.contains(*name)
+        };
+        partial.unused = checkpoint.tensors().keys().filter(unused).cloned().collect();
+        Ok((parameters, partial))
+    }
+
+    /// Writes `tensor` over the parameter `name`. Errors: an unknown name, another shape.
+    pub fn set(&self, name: &str, tensor: &RawTensor) -> Result<()> {
+        let var = self.var(name)?;
+        if tensor.shape() != var.dims() {
+            return Err(Error::Shape {
+                name: name.to_owned(),
+                found: tensor.shape().to_vec(),
+                expected: var.dims().to_vec(),
+            });
+        }
+        let value = match (var.dtype(), tensor.scalar()) {
+            (DType::I64, Some(value)) => Tensor::new(value, &self.device)?,
+            (dtype, _) => tensor.to_candle(name, dtype, &self.device)?,
+        };
+        Ok(var.set(&value)?)
+    }
+
+    /// The architecture.
+    pub fn arch(&self) -> &Arch {
+        &self.arch
+    }
+
+    /// The architecture's graph.
+    pub fn graph(&self) -> &Graph {
+        &self.graph
+    }
+
+    /// The device of the tensors.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// All tensors in PyTorch's order, running statistics included.
+    pub fn list(&self) -> &[Param] {
+        &self.params
+    }
+
+    /// The variable of this name.
+    pub fn var(&self, name: &str) -> Result<&Var> {
+        self.vars.get(name).ok_or_else(|| Error::Missing(name.to_owned()))
+    }
+
+    /// The trained parameters in PyTorch's order, running statistics left out.
+    pub fn trained(&self, trained: &Trained) -> Result<Vec<(&Param, &Var)>> {
+        let modules = self.modules(trained)?;
+        let is_trained = |param: &&Param| param.role.is_trainable() && modules.contains(module(&param.name));
+        self.params.iter().filter(is_trained).map(|param| Ok((param, self.var(&param.name)?))).collect()
+    }
+
+    /// The network over these variables: changing one changes the network. Only what is trained has gradients; batch
+    /// norms that are not trained use their running statistics, the others `statistics`.
+    pub fn network(&self, trained: &Trained, statistics: Statistics) -> Result<Network> {
+        let modules = self.modules(trained)?;
+        let frozen: BTreeSet<String> = self
+            .params
+            .iter()
+            .filter(|param| param.role.is_trainable() && !modules.contains(module(&param.name)))
+            .map(|param| param.name.clone())
+            .collect();
+        let backend = Backend { vars: self.vars.clone(), frozen };
+        let vb = VarBuilder::from_backend(Box::new(backend), DType::F32, self.device.clone());
+        let mut network = Network::new(&self.arch, vb)?;
+        network.set_statistics(|node| match modules.contains(&node.name) {
+            true => statistics,
+            false => Statistics::Running,
+        });
+        Ok(network)
+    }
+
+    /// A copy that shares no memory.
+    pub fn copy(&self) -> Result<Parameters> {
+        let copy = |(name, var): (&String, &Var)| {
+            Ok((name.clone(), Var::from_tensor(&var.as_detached_tensor().copy()?)?))
+        };
+        let vars = self.vars.iter().map(copy).collect::<Result<_>>()?;
+        Ok(Parameters { vars, ..self.clone() })
+    }
+
+    /// A checkpoint of the present values. Error: `meta` is of another architecture.
+    pub fn checkpoint(&self, meta: Meta) -> Result<Checkpoint> {
+        let raw = |(name, var): (&String, &Var)| {
+            let tensor = var.as_detached_tensor().to_device(&Device::Cpu)?;
+            Ok((name.clone(), RawTensor::from_candle(&tensor)?))
+        };
+        Checkpoint::new(meta, self.vars.iter().map(raw).collect::<Result<_>>()?)
+    }
+
+    /// The names of the trained modules.
+    fn modules(&self, trained: &Trained) -> Result<BTreeSet<String>> {
+        let nodes = trained.nodes(&self.graph)?;
+        let names = self.graph.nodes().iter().zip(nodes).filter(|(_, trained)| *trained);
+        Ok(names.map(|(node, _)| node.name.clone()).collect())
+    }
+}
+
+/// The module that a parameter belongs to.
+fn module(name: &str) -> &str {
+    name.rsplit_once('.').map_or(name, |(module, _)| module)
+}
+
+/// The norms whose results are added to a shortcut. Builders put the branch first; attention may lie between.
+fn last_norms(graph: &Graph) -> impl Iterator<Item = &Node> {
+    graph.nodes().iter().filter(|node| node.op == Op::Add).filter_map(|node| {
+        let mut before = graph.node(*node.inputs.first()?);
+        while before.op == Op::Scale {
+            before = graph.node(*before.inputs.first()?);
+        }
+        matches!(before.op, Op::BatchNorm(_)).then_some(before)
+    })
+}
+
+/// First values of a parameter.
+fn initial(param: &Param, seed: u64) -> Vec<f32> {
+    let elements: usize = param.shape.iter().product();
+    let random = synthetic::sequence(&format!("{seed}/{}", param.name));
+    let receptive: usize = param.shape.iter().skip(2).product();
+    match param.role {
+        Role::NormScale | Role::RunningVar => vec![1.0; elements],
+        Role::NormShift | Role::RunningMean | Role::BatchesTracked | Role::ConvBias => vec![0.0; elements],
+        // Over channels, `[1, 1, kernel]`: PyTorch's default, uniform in ±1/√kernel.
+        Role::ConvWeight if param.shape.len() == 3 => {
+            let bound = 1.0 / (receptive as f64).sqrt();
+            (0..elements).map(|i| ((2.0 * random(i) - 1.0) * bound) as f32).collect()
+        }
+        Role::ConvWeight => {
+            let deviation = (2.0 / (param.shape[0] * receptive) as f64).sqrt();
+            // Box and Muller; uniform numbers are multiples of 2⁻²⁴, moved off 0.
+            let normal = |i: usize| {
+                let (a, b) = (random(2 * i) + f64::powi(2.0, -25), random(2 * i + 1));
+                (-2.0 * a.ln()).sqrt() * (std::f64::consts::TAU * b).cos()
+            };
+            (0..elements).map(|i| (normal(i) * deviation) as f32).collect()
+        }
+        Role::LinearWeight | Role::LinearBias => {
+            // A bias does not know its layer's inputs; it begins at 0, well inside PyTorch's ±1/√C.
+            let bound = match param.shape.get(1) {
+                Some(&features) => 1.0 / (features as f64).sqrt(),
+                None => 0.0,
+            };
+            (0..elements).map(|i| ((2.0 * random(i) - 1.0) * bound) as f32).collect()
+        }
+    }
+}
+
+/// Hands the variables to a network.
+struct Backend {
+    vars: BTreeMap<String, Var>,
+    frozen: BTreeSet<String>,
+}
+
+impl SimpleBackend for Backend {
+    fn get(&self, s: Shape, name: &str, _: Init, dtype: DType, dev: &Device) -> candle_core::Result<Tensor> {
+        let tensor = self.get_unchecked(name, dtype, dev)?;
+        match tensor.shape() == &s {
+            true => Ok(tensor),
+            false => candle_core::bail!("tensor `{name}` has shape {:?}, expected {s:?}", tensor.dims()),
+        }
+    }
+
+    fn get_unchecked(&self, name: &str, _: DType, _: &Device) -> candle_core::Result<Tensor> {
+        match self.vars.get(name) {
+            Some(var) if self.frozen.contains(name) => Ok(var.as_detached_tensor()),
+            Some(var) => Ok(var.as_tensor().clone()),
+            None => candle_core::bail!("tensor `{name}` is missing"),
+        }
+    }
+
+    fn contains_tensor(&self, name: &str) -> bool {
+        self.vars.contains_key(name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::zoo;
+
+    fn small() -> Arch {
+        zoo::arch("resnet20_cifar").unwrap()
+    }
+
+    fn start(seed: u64) -> Initialisation {
+        Initialisation { seed, ..Initialisation::default() }
+    }
+
+    #[test]
+    fn only_what_is_trained_has_gradients() {
+        let parameters = Parameters::new(&small(), start(1), &Device::Cpu).unwrap();
+        let x = Tensor::from_vec(synthetic::input(2 * 3 * 16 * 16), (2, 3, 16, 16), &Device::Cpu).unwrap();
+        let check = |trained: Trained, count: usize, first: &str| {
+            let before = parameters.copy().unwrap();
+            let network = before.network(&trained, Statistics::default()).unwrap();
+            let loss = network.forward_train(&x).unwrap().sqr().unwrap().sum_all().unwrap();
+            let gradients = loss.backward().unwrap();
+            let with: Vec<&str> = before
+                .list()
+                .iter()
+                .filter(|p| gradients.get(before.var(&p.name).unwrap()).is_some())
+                .map(|p| p.name.as_str())
+                .collect();
+            let listed: Vec<&str> =
+                before.trained(&trained).unwrap().iter().map(|(p, _)| p.name.as_str()).collect();
+            assert_eq!(with, listed, "{trained:?}");
+            assert_eq!((with.len(), with[0]), (count, first), "{trained:?}");
+            // Frozen norms keep their statistics.
+            for param in before.list().iter().filter(|p| p.role == Role::RunningMean) {
+                let value = before.var(&param.name).unwrap().to_vec1::<f32>().unwrap();
+                let moved = value.iter().any(|v| *v != 0.0);
+                assert_eq!(
+                    moved,
+                    with.contains(&format!("{}.weight", module(&param.name)).as_str()),
+                    "{}",
+                    param.name
+                );
+            }
+        };
+        check(Trained::All, 59, "conv1.weight");
+        check(Trained::From("layer3".into()), 20, "layer3.0.conv1.weight");
+        check(Trained::Head, 2, "fc.weight");
+        let error = parameters.network(&Trained::From("layer9".into()), Statistics::Running).unwrap_err();
+        assert!(error.to_string().contains("no tap `layer9`"), "{error}");
+    }
+
+    #[test]
+    fn another_head_begins_anew_and_the_rest_is_kept() {
+        let checkpoint = synthetic::checkpoint(&small()).unwrap();
+        let arch = small().with_classes(3);
+        let (parameters, partial) = Parameters::transfer(&checkpoint, &arch, start(1), &Device::Cpu).unwrap();
+        let names = ["fc.weight".to_owned(), "fc.bias".to_owned()];
+        assert_eq!(partial.initialised, names);
+        assert_eq!(partial.unused, ["fc.bias", "fc.weight"]);
+        let back = parameters.checkpoint(Meta::new(arch, checkpoint.meta().preprocess.clone())).unwrap();
+        for name in checkpoint.tensors().keys().filter(|name| !names.contains(name)) {
+            assert_eq!(back.values(name).unwrap(), checkpoint.values(name).unwrap(), "{name}");
+        }
+        let same = Parameters::of(&checkpoint, &Device::Cpu).unwrap();
+        assert!(same.checkpoint(checkpoint.meta().clone()).is_ok());
+    }
+
+    #[test]
+    fn networks_begin_as_torchvisions() {
+        let values = |start: Initialisation, name: &str| -> Vec<f32> {
+            let parameters = Parameters::new(&zoo::arch("resnet18").unwrap(), start, &Device::Cpu).unwrap();
+            parameters.var(name).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+        };
+        let conv = values(start(1), "layer2.0.conv1.weight");
+        let mean = conv.iter().sum::<f32>() / conv.len() as f32;
+        let deviation = (conv.iter().map(|v| v * v).sum::<f32>() / conv.len() as f32).sqrt();
+        let expected = (2.0f32 / (128.0 * 9.0)).sqrt();
+        assert!(
+            mean.abs() < 0.01 * expected && (deviation / expected - 1.0).abs() < 0.01,
+            "{mean} {deviation}"
+        );
+        assert_ne!(values(start(2), "layer2.0.conv1.weight"), conv);
+        let zero = Initialisation { zero_last_norms: true, ..start(1) };
+        for (name, expected) in [
+            ("layer2.0.bn2.weight", 0.0),
+            ("layer2.0.bn1.weight", 1.0),
+            ("layer2.0.downsample.1.weight", 1.0),
+        ] {
+            assert!(values(zero, name).iter().all(|v| *v == expected), "{name}");
+        }
+    }
+}
