@@ -1,0 +1,240 @@
+//! Batches, decoded and varied by all threads while the network computes.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+
+use candle_core::{Device, Tensor};
+use image::RgbImage;
+use rayon::prelude::*;
+use resnet_model::Preprocess;
+
+use crate::Result;
+use crate::augment::{Augment, mix};
+use crate::dataset::{Dataset, Source, purpose};
+use crate::loss::one_hot;
+use crate::random::Random;
+
+/// Batches that may wait.
+const AHEAD: usize = 2;
+
+/// What is made of images.
+#[derive(Debug, Clone)]
+pub struct Recipe {
+    /// How images are varied.
+    pub augment: Augment,
+    /// How they are normalised.
+    pub preprocess: Preprocess,
+    /// Chooses the random numbers.
+    pub seed: u64,
+    /// Images per batch.
+    pub batch_size: usize,
+}
+
+/// Images ready for a network.
+#[derive(Debug)]
+pub struct Batch {
+    /// `[N, C, H, W]`.
+    pub images: Vec<f32>,
+    /// Shape of `images`; `N` is 0 if no image could be read.
+    pub dims: [usize; 4],
+    /// `[N, K]`; rows sum to 1.
+    pub targets: Vec<f32>,
+    /// The class of every image, before mixing.
+    pub classes: Vec<usize>,
+    /// Images that could not be read, and why.
+    pub skipped: Vec<String>,
+}
+
+impl Batch {
+    /// Images and targets as tensors.
+    pub fn tensors(&self, device: &Device) -> Result<(Tensor, Tensor)> {
+        let n = self.dims[0];
+        let targets = Tensor::from_slice(&self.targets, (n, self.targets.len() / n.max(1)), device)?;
+        Ok((Tensor::from_slice(&self.images, &self.dims, device)?, targets))
+    }
+}
+
+impl Recipe {
+    /// The numbers of the training images in the order of an epoch.
+    pub fn order(&self, dataset: &Dataset, epoch: usize) -> Vec<usize> {
+        let train = dataset.train();
+        let mut random = Random::new(self.seed, &[purpose::ORDER, epoch as u64]);
+        random.permutation(train.len()).into_iter().map(|i| train[i]).collect()
+    }
+
+    /// The batch of the images `indices`, the `number`-th of its epoch. The same on any number of threads.
+    pub fn batch(&self, dataset: &Dataset, indices: &[usize], epoch: usize, number: usize) -> Batch {
+        let one = |&index: &usize| -> Result<(Vec<f32>, usize), String> {
+            let Some(sample) = dataset.sample(index) else { return Err(format!("no image {index}")) };
+            let image: Arc<RgbImage> = sample.image.open().map_err(|e| name(&sample.image, &e))?;
+            let mut random = Random::new(self.seed, &[purpose::AUGMENT, epoch as u64, index as u64]);
+            let values = self.augment.apply(&image, &self.preprocess, &mut random);
+            Ok((values.map_err(|e| name(&sample.image, &e))?, sample.class))
+        };
+        let results: Vec<_> = indices.par_iter().map(one).collect();
+        let (mut images, mut classes, mut skipped) = (Vec::new(), Vec::new(), Vec::new());
+        for result in results {
+            match result {
+                Ok((values, class)) => {
+                    images.extend_from_slice(&values);
+                    classes.push(class);
+                }
+                Err(why) => skipped.push(why),
+            }
+        }
+        let [c, h, w] = self.preprocess.shape();
+        let dims = [classes.len(), c, h, w];
+        let mut targets = one_hot(&classes, dataset.classes().len());
+        let mut random = Random::new(self.seed, &[purpose::MIX, epoch as u64, number as u64]);
+        mix(&self.augment, &mut images, &mut targets, dims, &mut random);
+        Batch { images, dims, targets, classes, skipped }
+    }
+}
+
+fn name(image: &Source, error: &dyn std::fmt::Display) -> String {
+    match image {
+        // Errors of decoding name the file themselves.
+        Source::File(path) => {
+            let (path, error) = (path.display().to_string(), error.to_string());
+            if error.contains(&path) { error } else { format!("`{path}`: {error}") }
+        }
+        Source::Memory(_) => error.to_string(),
+    }
+}
+
+/// The batches of an epoch, made ahead by a thread of its own; dropping it stops the thread.
+#[derive(Debug)]
+pub struct Loader {
+    receiver: Option<Receiver<Batch>>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Batches in an epoch of `images` images: incomplete ones are left out, unless there is no complete one.
+pub fn batches(images: usize, batch_size: usize) -> usize {
+    (images / batch_size.max(1)).max(usize::from(images > 0))
+}
+
+impl Loader {
+    /// Begins with batch `first` of an epoch.
+    pub fn new(recipe: Recipe, dataset: Arc<Dataset>, epoch: usize, first: usize) -> Result<Loader> {
+        let (sender, receiver) = sync_channel(AHEAD);
+        let stop = Arc::new(AtomicBool::new(false));
+        let told = stop.clone();
+        let work = move || produce(&recipe, &dataset, epoch, first, &sender, &told);
+        let builder = std::thread::Builder::new().name("resnet-loader".into());
+        let thread =
+            builder.spawn(work).map_err(|e| crate::Error::io(std::path::Path::new("loader thread"))(e))?;
+        Ok(Loader { receiver: Some(receiver), stop, thread: Some(thread) })
+    }
+}
+
+fn produce(
+    recipe: &Recipe,
+    dataset: &Dataset,
+    epoch: usize,
+    first: usize,
+    sender: &SyncSender<Batch>,
+    stop: &AtomicBool,
+) {
+    let order = recipe.order(dataset, epoch);
+    let count = batches(order.len(), recipe.batch_size);
+    for (number, indices) in order.chunks(recipe.batch_size.max(1)).take(count).enumerate().skip(first) {
+        if stop.load(Ordering::Relaxed) || sender.send(recipe.batch(dataset, indices, epoch, number)).is_err()
+        {
+            return;
+        }
+    }
+}
+
+impl Iterator for Loader {
+    type Item = Batch;
+
+    fn next(&mut self) -> Option<Batch> {
+        self.receiver.as_ref()?.recv().ok()
+    }
+}
+
+impl Drop for Loader {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        // A producer that waits for room is woken by the end of the channel.
+        self.receiver = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn dataset(count: u32) -> Arc<Dataset> {
+        let image = |i: u32| Arc::new(RgbImage::from_pixel(12, 10, image::Rgb([(i * 9) as u8; 3])));
+        let images = (0..count).map(|i| (image(i), (i % 2) as usize)).collect();
+        Arc::new(Dataset::memory(vec!["a".into(), "b".into()], images, 0.0, 1).unwrap())
+    }
+
+    fn recipe(batch_size: usize) -> Recipe {
+        let preprocess = Preprocess::torchvision(8, 8);
+        Recipe { augment: Augment { mixup: 0.2, ..Augment::default() }, preprocess, seed: 5, batch_size }
+    }
+
+    #[test]
+    fn threads_change_nothing() {
+        let data = dataset(10);
+        let run = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| {
+                let recipe = recipe(4);
+                let order = recipe.order(&data, 3);
+                recipe.batch(&data, &order[..4], 3, 0).images
+            })
+        };
+        assert_eq!(run(1), run(3));
+        let loaded: Vec<Batch> = Loader::new(recipe(4), data.clone(), 3, 0).unwrap().collect();
+        assert_eq!((loaded.len(), &loaded[0].images), (2, &run(1)));
+        let later: Vec<Batch> = Loader::new(recipe(4), data, 3, 1).unwrap().collect();
+        assert_eq!(later[0].images, loaded[1].images);
+    }
+
+    #[test]
+    fn every_image_comes_once_per_epoch_in_another_order() {
+        let data = dataset(12);
+        let recipe = recipe(4);
+        let orders: Vec<Vec<usize>> = (0..3).map(|epoch| recipe.order(&data, epoch)).collect();
+        assert!(orders[0] != orders[1] && orders[1] != orders[2]);
+        for mut order in orders {
+            order.sort_unstable();
+            assert_eq!(order, data.train());
+        }
+    }
+
+    #[test]
+    fn a_loader_can_be_left() {
+        let mut loader = Loader::new(recipe(1), dataset(50), 0, 0).unwrap();
+        assert!(loader.next().is_some());
+        drop(loader);
+        assert_eq!([batches(0, 4), batches(3, 4), batches(9, 4)], [0, 1, 2]);
+    }
+
+    #[test]
+    fn unreadable_images_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        for (class, name) in [("a", "good.png"), ("a", "bad.png"), ("b", "good.png")] {
+            std::fs::create_dir_all(dir.path().join(class)).unwrap();
+            let path = dir.path().join(class).join(name);
+            match name {
+                "bad.png" => std::fs::write(&path, b"not an image").unwrap(),
+                _ => RgbImage::new(9, 9).save(&path).unwrap(),
+            }
+        }
+        let data = Dataset::folder(dir.path(), 0.0, 1).unwrap();
+        let batch = recipe(3).batch(&data, &data.all(), 0, 0);
+        assert_eq!((batch.dims[0], batch.classes.as_slice()), (2, &[0, 1][..]));
+        assert!(batch.skipped.len() == 1 && batch.skipped[0].contains("bad.png"), "{:?}", batch.skipped);
+    }
+}
