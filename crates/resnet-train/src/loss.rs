@@ -95,6 +95,6 @@ mod tests {
         // By torch.nn.functional.cross_entropy and binary_cross_entropy_with_logits, torch 2.15.
         check(Kind::CrossEntropy, 0.0, 150.120_65, [-0.107_201_49, 0.019_556_286, 0.087_645_195]);
         check(Kind::CrossEntropy, 0.1, 150.195_65, [-0.073_868_155, 0.002_889_618_3, 0.070_978_53]);
-        check(Kind::BinaryCrossEntropy, 0.0, 50.351_238, [-0.019_867_161, 0.044_823_572, 0.103_743_225]);
+        check(Kind::BinaryCrossEntropy, 0.0, 50.351_24, [-0.019_867_161, 0.044_823_572, 0.103_743_225]);
     }
 }

@@ -1,0 +1,432 @@
+//! A run: epochs of steps, evaluations, saved states.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use candle_core::backprop::GradStore;
+use candle_core::{DType, Device, Tensor};
+use resnet_model::file::{Existing, write_atomically};
+use resnet_model::{Labels, Meta, Network, Parameters, RawTensor};
+
+use crate::config::{Config, differences, require};
+use crate::dataset::Dataset;
+use crate::eval::{Evaluation, Model, Views, evaluate};
+use crate::event::{Event, Record};
+use crate::loader::{Batch, Loader, Recipe, batches};
+use crate::optim::{Moving, fused2};
+use crate::state::{Folder, Progress, sync, sync_folder};
+use crate::{Error, Result, plot};
+
+/// What a run is made of.
+#[derive(Debug)]
+pub struct Run<'a> {
+    /// The settings.
+    pub config: &'a Config,
+    /// The images.
+    pub dataset: Arc<Dataset>,
+    /// Where training begins; they are changed.
+    pub parameters: Parameters,
+    /// What the result says about itself; labels and metrics are filled in.
+    pub meta: Meta,
+    /// Where states, the best network and the curves are written.
+    pub folder: &'a Path,
+    /// Whether a run in that folder is continued.
+    pub begin: Begin,
+    /// When it becomes true, the step is finished, the state saved, and the run ends.
+    pub stop: &'a AtomicBool,
+}
+
+/// Whether a run begins or goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Begin {
+    /// The folder must hold no run.
+    New,
+    /// The folder must hold a run with the same settings.
+    Resume,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Report {
+    /// The best network: a self-describing checkpoint. `None` if the run was stopped before the first evaluation.
+    pub checkpoint: Option<PathBuf>,
+    /// Figures of all epochs done.
+    pub records: Vec<Record>,
+    /// Why it ended.
+    pub end: End,
+}
+
+/// Why a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// All epochs are done.
+    Complete,
+    /// It had not become better for as long as the configuration allows.
+    Patience,
+    /// It was told to stop; it can be resumed.
+    Stopped,
+}
+
+/// The name of the best network in a run's folder.
+pub const MODEL: &str = "model.safetensors";
+/// The name of the curves in a run's folder.
+pub const CURVES: &str = "curves.svg";
+
+/// Trains; `on` is told what happens.
+///
+/// Errors: settings, images or files that cannot be used; a loss that is no number; a folder with another run or none.
+pub fn fit(run: Run, on: &mut dyn FnMut(Event)) -> Result<Report> {
+    let mut trainer = Trainer::new(run, on)?;
+    let end = trainer.run(on)?;
+    let checkpoint = Some(trainer.folder.path().join(MODEL)).filter(|path| path.exists());
+    Ok(Report { checkpoint, records: trainer.progress.records, end })
+}
+
+struct Trainer<'a> {
+    config: &'a Config,
+    dataset: Arc<Dataset>,
+    recipe: Recipe,
+    meta: Meta,
+    parameters: Parameters,
+    network: Network,
+    moving: Moving,
+    average: Option<Parameters>,
+    folder: Folder,
+    stop: &'a AtomicBool,
+    progress: Progress,
+    /// Batches and steps per epoch.
+    per_epoch: usize,
+    steps: u64,
+}
+
+impl<'a> Trainer<'a> {
+    fn new(run: Run<'a>, on: &mut dyn FnMut(Event)) -> Result<Trainer<'a>> {
+        let Run { config, dataset, parameters, mut meta, folder, begin, stop } = run;
+        config.validate()?;
+        let classes = dataset.classes().len();
+        let outputs = meta.arch.classes().unwrap_or(0);
+        require("classes of the network", outputs, "as many as the dataset has", outputs == classes)?;
+        let same = meta.arch == *parameters.arch();
+        require("architecture", &meta.arch, "that of the parameters", same)?;
+        let per_epoch = batches(dataset.train().len(), config.batch_size);
+        require(
+            "accumulate",
+            config.accumulate,
+            "at most the batches of an epoch",
+            config.accumulate <= per_epoch,
+        )?;
+        meta.labels = Labels::Names(dataset.classes().to_vec());
+        let trained = config.trained();
+        let recipe = Recipe {
+            augment: config.augment.clone(),
+            preprocess: meta.preprocess.clone(),
+            seed: config.seed,
+            batch_size: config.batch_size,
+        };
+        let invalid = |e: serde_json::Error| Error::Syntax(e.to_string());
+        let settings = serde_json::json!({
+            "config": serde_json::to_value(config).map_err(invalid)?,
+            "architecture": serde_json::to_value(&meta.arch).map_err(invalid)?,
+            "preprocess": serde_json::to_value(&meta.preprocess).map_err(invalid)?,
+            "images": format!("{} and {} held out, {:016x}", dataset.train().len(), dataset.held_out().len(), dataset.fingerprint()),
+        });
+        let steps_per_epoch = per_epoch / config.accumulate;
+        let mut trainer = Trainer {
+            network: parameters.network(&trained, config.statistics())?,
+            moving: Moving::new(&config.optimizer, &parameters, &trained)?,
+            average: config.ema.map(|_| parameters.copy()).transpose()?,
+            folder: Folder::open(folder)?,
+            progress: Progress::new(settings),
+            steps: (config.epochs * steps_per_epoch) as u64,
+            config,
+            dataset,
+            recipe,
+            meta,
+            parameters,
+            stop,
+            per_epoch,
+        };
+        match begin {
+            Begin::New if !trainer.folder.states()?.is_empty() => {
+                return Err(Error::Exists(folder.to_owned()));
+            }
+            Begin::New => {}
+            Begin::Resume => trainer.restore(on)?,
+        }
+        on(Event::Started {
+            train: trainer.dataset.train().len(),
+            held_out: trainer.dataset.held_out().len(),
+            classes,
+            steps: trainer.steps,
+            resumed: (begin == Begin::Resume).then_some(trainer.progress.step),
+        });
+        Ok(trainer)
+    }
+
+    fn restore(&mut self, on: &mut dyn FnMut(Event)) -> Result<()> {
+        let (progress, tensors, skipped) = self.folder.load()?;
+        skipped.into_iter().for_each(|why| on(Event::Skipped { why }));
+        let differences = differences(&progress.settings, &self.progress.settings);
+        if !differences.is_empty() {
+            return Err(Error::OtherRun { path: self.folder.path().to_owned(), differences });
+        }
+        let tensor = |name: String| {
+            tensors.get(&name).ok_or_else(|| Error::Model(resnet_model::Error::Missing(name.clone())))
+        };
+        for param in self.parameters.list() {
+            self.parameters.set(&param.name, tensor(format!("model/{}", param.name))?)?;
+            if let Some(average) = &self.average {
+                average.set(&param.name, tensor(format!("average/{}", param.name))?)?;
+            }
+        }
+        for (name, var) in self.moving.memory() {
+            let saved = tensor(format!("optimizer/{name}"))?;
+            var.set(&saved.to_candle(&name, DType::F32, self.parameters.device())?)?;
+        }
+        self.moving.set_steps(progress.step);
+        self.progress = progress;
+        Ok(())
+    }
+
+    fn run(&mut self, on: &mut dyn FnMut(Event)) -> Result<End> {
+        while self.progress.epoch < self.config.epochs {
+            if self.config.patience.is_some_and(|patience| self.progress.since_best >= patience) {
+                return Ok(End::Patience);
+            }
+            if !self.epoch(on)? {
+                return Ok(End::Stopped);
+            }
+        }
+        Ok(End::Complete)
+    }
+
+    /// The rest of the present epoch; `false` if it was told to stop.
+    fn epoch(&mut self, on: &mut dyn FnMut(Event)) -> Result<bool> {
+        let first = self.progress.batch;
+        let mut loader = Loader::new(self.recipe.clone(), self.dataset.clone(), self.progress.epoch, first)?;
+        let mut rate = self.config.schedule.at(self.progress.step.saturating_sub(1), self.steps);
+        while self.progress.batch + self.config.accumulate <= self.per_epoch {
+            if self.stop.load(Ordering::Relaxed) {
+                drop(loader);
+                self.save(on)?;
+                return Ok(false);
+            }
+            rate = self.step(&mut loader, on)?;
+            let due = |every| self.progress.step.is_multiple_of(every);
+            if self.config.save_every.is_some_and(due) {
+                self.save(on)?;
+            }
+        }
+        drop(loader);
+        self.finish_epoch(rate, on)?;
+        Ok(true)
+    }
+
+    /// One step on `accumulate` batches; the learning rate is returned.
+    fn step(&mut self, loader: &mut Loader, on: &mut dyn FnMut(Event)) -> Result<f64> {
+        let rate = self.config.schedule.at(self.progress.step, self.steps);
+        let mut gradients: Option<GradStore> = None;
+        let (mut loss_sum, mut images) = (0.0, 0);
+        for _ in 0..self.config.accumulate {
+            let batch = loader.next().ok_or_else(|| Error::Syntax("the loader ended early".into()))?;
+            self.progress.batch += 1;
+            self.count_skipped(&batch, on)?;
+            let n = batch.dims[0];
+            if n == 0 {
+                continue;
+            }
+            let (loss, right, new) = self.gradients(&batch)?;
+            if !loss.is_finite() {
+                return Err(self.diverged("loss", loss, rate));
+            }
+            match &mut gradients {
+                Some(sum) => sum.extend(new)?,
+                None => gradients = Some(new),
+            }
+            loss_sum += loss * n as f64;
+            images += n;
+            self.progress.right += right;
+        }
+        let mut norm = 0.0;
+        if let Some(gradients) = gradients {
+            let gradient = self.moving.gradient(&gradients, self.config.clip)?;
+            norm = gradient.norm;
+            if !norm.is_finite() {
+                return Err(self.diverged("norm of the gradients", norm, rate));
+            }
+            self.moving.step(&gradients, rate, gradient.scale)?;
+            self.average()?;
+        }
+        self.progress.step += 1;
+        self.progress.seen += images;
+        self.progress.loss_sum = (f64::from_bits(self.progress.loss_sum) + loss_sum).to_bits();
+        on(Event::Step {
+            step: self.progress.step,
+            steps: self.steps,
+            epoch: self.progress.epoch,
+            loss: loss_sum / images.max(1) as f64,
+            rate,
+            norm,
+            images,
+        });
+        Ok(rate)
+    }
+
+    /// Loss, images right, and gradients of a batch; the gradients are those of the mean over the whole step.
+    fn gradients(&self, batch: &Batch) -> Result<(f64, usize, GradStore)> {
+        let (images, targets) = batch.tensors(self.parameters.device())?;
+        let logits = self.network.forward_train(&images)?;
+        let loss = self.config.loss.of(&logits, &targets)?;
+        let value = f64::from(loss.to_dtype(DType::F32)?.to_scalar::<f32>()?);
+        let right = right(&logits, &batch.classes)?;
+        let share = match self.config.accumulate {
+            1 => loss,
+            n => (loss / n as f64)?,
+        };
+        Ok((value, right, share.backward()?))
+    }
+
+    fn diverged(&self, what: &'static str, value: f64, rate: f64) -> Error {
+        Error::Diverged { step: self.progress.step, what, value, rate }
+    }
+
+    fn count_skipped(&mut self, batch: &Batch, on: &mut dyn FnMut(Event)) -> Result<()> {
+        for why in &batch.skipped {
+            self.progress.unreadable += 1;
+            on(Event::Skipped { why: why.clone() });
+            // An image is met once per epoch.
+            let per_epoch = (self.config.unreadable * self.dataset.train().len() as f64).ceil() as usize;
+            let limit = per_epoch * (self.progress.epoch + 1);
+            if self.progress.unreadable > limit {
+                let (found, last) = (self.progress.unreadable, why.clone());
+                return Err(Error::Unreadable { found, limit, last });
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves the averaged parameters towards the present ones.
+    fn average(&self) -> Result<()> {
+        let (Some(average), Some(decay)) = (&self.average, self.config.ema) else { return Ok(()) };
+        let decay = decay as f32;
+        for param in self.parameters.list() {
+            let (to, from) = (average.var(&param.name)?, self.parameters.var(&param.name)?);
+            match to.dtype() {
+                DType::F32 => fused2(to, &from.as_detached_tensor(), |a, b| decay * a + (1.0 - decay) * b)?,
+                _ => to.set(&from.as_detached_tensor())?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Evaluates, records, keeps the best network, and saves the state.
+    fn finish_epoch(&mut self, rate: f64, on: &mut dyn FnMut(Event)) -> Result<()> {
+        let result = self.average.as_ref().unwrap_or(&self.parameters);
+        self.check_finite(result, rate)?;
+        let mut checkpoint = result.checkpoint(self.meta.clone())?;
+        let evaluation = match self.dataset.held_out() {
+            [] => None,
+            held_out => {
+                let model = Model::new(&checkpoint, self.parameters.device(), self.config.batch_size)?;
+                let views = Views::default();
+                let data = &self.dataset;
+                Some(evaluate(&[model], data, held_out, &views, self.config.batch_size, &mut |_| {})?)
+            }
+        };
+        let seen = self.progress.seen.max(1) as f64;
+        let record = Record {
+            epoch: self.progress.epoch,
+            step: self.progress.step,
+            loss: f64::from_bits(self.progress.loss_sum) / seen,
+            train_top1: self.progress.right as f64 / seen,
+            rate,
+            held_out_loss: evaluation.as_ref().map(|e| e.loss),
+            held_out_top1: evaluation.as_ref().map(Evaluation::top1_share),
+        };
+        self.progress.records.push(record);
+        self.progress.epoch += 1;
+        (self.progress.batch, self.progress.seen, self.progress.right) = (0, 0, 0);
+        self.progress.loss_sum = 0f64.to_bits();
+        on(Event::Epoch(record));
+        if self.is_best(evaluation.as_ref()) {
+            let mut meta = self.meta.clone();
+            meta.metrics.insert("epoch".into(), self.progress.epoch as f64);
+            if let Some(e) = &evaluation {
+                meta.metrics.insert("top1".into(), 100.0 * e.top1_share());
+                meta.metrics.insert("top5".into(), 100.0 * e.top5_share());
+            }
+            checkpoint = checkpoint.with_meta(meta)?;
+            let path = self.folder.path().join(MODEL);
+            checkpoint.save(&path, Existing::Replace, &mut |_| {})?;
+            sync(&path)?;
+            sync_folder(self.folder.path())?;
+            on(Event::Best { path });
+        }
+        let curves = plot::run(&self.progress.records)?;
+        write_atomically(&self.folder.path().join(CURVES), Existing::Replace, |out| {
+            Ok(std::io::Write::write_all(out, curves.as_bytes())?)
+        })?;
+        self.save(on)
+    }
+
+    /// Whether these figures are the best so far; without any, the latest network is.
+    fn is_best(&mut self, evaluation: Option<&Evaluation>) -> bool {
+        let Some(e) = evaluation else { return true };
+        let better = self
+            .progress
+            .best
+            .is_none_or(|(top1, loss)| e.top1 > top1 || (e.top1 == top1 && e.loss < f64::from_bits(loss)));
+        match better {
+            true => (self.progress.best, self.progress.since_best) = (Some((e.top1, e.loss.to_bits())), 0),
+            false => self.progress.since_best += 1,
+        }
+        better
+    }
+
+    /// Refuses numbers that are none: a state with them would be good for nothing.
+    fn check_finite(&self, parameters: &Parameters, rate: f64) -> Result<()> {
+        for param in parameters.list() {
+            let var = parameters.var(&param.name)?;
+            if var.dtype() != DType::F32 {
+                continue;
+            }
+            let sum = var.as_detached_tensor().abs()?.sum_all()?.to_scalar::<f32>()?;
+            if !sum.is_finite() {
+                return Err(self.diverged("sum of a parameter's magnitudes", f64::from(sum), rate));
+            }
+        }
+        Ok(())
+    }
+
+    fn save(&mut self, on: &mut dyn FnMut(Event)) -> Result<()> {
+        self.check_finite(&self.parameters, self.config.schedule.at(self.progress.step, self.steps))?;
+        let mut tensors = BTreeMap::new();
+        let mut add = |name: String, tensor: Tensor| -> Result<()> {
+            tensors.insert(name, RawTensor::from_candle(&tensor.to_device(&Device::Cpu)?)?);
+            Ok(())
+        };
+        for (part, parameters) in [("model", Some(&self.parameters)), ("average", self.average.as_ref())] {
+            let Some(parameters) = parameters else { continue };
+            for param in parameters.list() {
+                add(format!("{part}/{}", param.name), parameters.var(&param.name)?.as_detached_tensor())?;
+            }
+        }
+        for (name, var) in self.moving.memory() {
+            add(format!("optimizer/{name}"), var.as_detached_tensor())?;
+        }
+        let path = self.folder.save(&self.progress, &tensors)?;
+        on(Event::Saved { path });
+        Ok(())
+    }
+}
+
+/// How many rows of `logits` `[N, K]` are largest at the row's class.
+fn right(logits: &Tensor, classes: &[usize]) -> Result<usize> {
+    let answers = logits.detach().argmax(1)?.to_vec1::<u32>()?;
+    Ok(answers.iter().zip(classes).filter(|(answer, class)| **answer as usize == **class).count())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,223 @@
+use super::*;
+use image::RgbImage;
+use resnet_model::parameters::Initialisation;
+use resnet_model::{Arch, Checkpoint, Preprocess};
+
+use crate::augment::{Augment, Crop};
+use crate::random::Random;
+
+/// The paper's network for small images, four channels wide.
+fn arch(classes: usize) -> Arch {
+    let json = r#"{"family":"resnet","stem":{"kind":"conv3","width":4},"stages":[
+        {"block":"basic","depth":1,"width":4},{"block":"basic","depth":1,"width":8}],
+        "shortcut":"projection","in_channels":3,"num_classes":2}"#;
+    serde_json::from_str::<Arch>(json).unwrap().with_classes(classes)
+}
+
+fn meta(classes: usize) -> Meta {
+    let mut preprocess = Preprocess::torchvision(12, 12);
+    preprocess.mean = vec![0.5; 3];
+    preprocess.std = vec![0.25; 3];
+    Meta::new(arch(classes), preprocess)
+}
+
+/// Noise, with a bright square in one of two corners.
+fn dataset(count: usize, held_out: f64) -> Arc<Dataset> {
+    let images = (0..count).map(|i| {
+        let mut random = Random::new(11, &[i as u64]);
+        let class = i % 2;
+        let image = RgbImage::from_fn(12, 12, |x, y| {
+            let inside = if class == 0 { x < 5 && y < 5 } else { x > 6 && y > 6 };
+            let level = random.below(120) as u8 + if inside { 120 } else { 0 };
+            image::Rgb([level, level / 2, 255 - level])
+        });
+        (Arc::new(image), class)
+    });
+    Arc::new(Dataset::memory(vec!["left".into(), "right".into()], images.collect(), held_out, 1).unwrap())
+}
+
+fn config() -> Config {
+    let mut config = Config {
+        epochs: 3,
+        batch_size: 4,
+        ema: Some(0.9),
+        clip: Some(5.0),
+        held_out: 0.25,
+        augment: Augment { crop: Crop::Pad, pad: 1, mixup: 0.2, brightness: 0.2, ..Augment::none() },
+        ..Config::default()
+    };
+    config.schedule.rate = 0.05;
+    config
+}
+
+struct Outcome {
+    report: Report,
+    events: Vec<Event>,
+}
+
+/// Runs; `stop_after` steps it is told to stop.
+fn run(
+    folder: &Path,
+    config: &Config,
+    data: &Arc<Dataset>,
+    begin: Begin,
+    stop_after: Option<u64>,
+) -> Result<Outcome> {
+    let start = Initialisation { seed: config.seed, ..Initialisation::default() };
+    let parameters = Parameters::new(&arch(2), start, &Device::Cpu)?;
+    let stop = AtomicBool::new(false);
+    let mut events = Vec::new();
+    let run = Run { config, dataset: data.clone(), parameters, meta: meta(2), folder, begin, stop: &stop };
+    let report = fit(run, &mut |event| {
+        if let Event::Step { step, .. } = event
+            && Some(step) == stop_after
+        {
+            stop.store(true, Ordering::Relaxed);
+        }
+        events.push(event);
+    })?;
+    Ok(Outcome { report, events })
+}
+
+fn newest(folder: &Path) -> Vec<u8> {
+    let folder = Folder::open(folder).unwrap();
+    std::fs::read(&folder.states().unwrap()[0].1).unwrap()
+}
+
+#[test]
+fn eight_images_are_learnt_by_heart() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = Config { epochs: 150, batch_size: 8, augment: Augment::none(), ..config() };
+    config.ema = None;
+    let outcome = run(dir.path(), &config, &dataset(8, 0.0), Begin::New, None).unwrap();
+    let last = outcome.report.records.last().unwrap();
+    assert!(last.train_top1 == 1.0 && last.loss < 0.05, "{last:?}");
+    assert_eq!((outcome.report.end, outcome.report.records.len()), (End::Complete, 150));
+    let checkpoint = Checkpoint::open(&outcome.report.checkpoint.unwrap()).unwrap();
+    assert_eq!(checkpoint.meta().labels, Labels::Names(vec!["left".into(), "right".into()]));
+    assert!(dir.path().join(CURVES).exists());
+}
+
+#[test]
+fn a_resumed_run_is_the_uninterrupted_one() {
+    let data = dataset(24, 0.25);
+    let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let expected = run(whole.path(), &config(), &data, Begin::New, None).unwrap();
+    // 18 images make four batches; stopped in the second epoch, then at its end.
+    let first = run(parts.path(), &config(), &data, Begin::New, Some(6)).unwrap();
+    assert_eq!((first.report.end, first.report.records.len()), (End::Stopped, 1));
+    let second = run(parts.path(), &config(), &data, Begin::Resume, Some(8)).unwrap();
+    assert_eq!(
+        second.events[0],
+        Event::Started { train: 18, held_out: 6, classes: 2, steps: 12, resumed: Some(6) }
+    );
+    let third = run(parts.path(), &config(), &data, Begin::Resume, None).unwrap();
+    assert_eq!(third.report.records, expected.report.records);
+    assert_eq!(newest(parts.path()), newest(whole.path()));
+    let model = |folder: &Path| std::fs::read(folder.join(MODEL)).unwrap();
+    assert_eq!(model(parts.path()), model(whole.path()));
+    // A finished run has nothing left to do.
+    let again = run(parts.path(), &config(), &data, Begin::Resume, None).unwrap();
+    assert_eq!((again.report.end, again.events.len()), (End::Complete, 1));
+}
+
+#[test]
+fn threads_change_nothing() {
+    let data = dataset(16, 0.25);
+    let on = |threads: usize| {
+        let dir = tempfile::tempdir().unwrap();
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| run(dir.path(), &config(), &data, Begin::New, None)).unwrap();
+        newest(dir.path())
+    };
+    assert_eq!(on(1), on(3));
+}
+
+#[test]
+fn other_runs_are_not_continued() {
+    let data = dataset(16, 0.25);
+    let dir = tempfile::tempdir().unwrap();
+    let message = |config: &Config, data: &Arc<Dataset>, begin| {
+        run(dir.path(), config, data, begin, None).err().unwrap().to_string()
+    };
+    assert!(message(&config(), &data, Begin::Resume).contains("holds no state to resume from"));
+    run(dir.path(), &config(), &data, Begin::New, Some(2)).unwrap();
+    assert!(message(&config(), &data, Begin::New).contains("holds a run already"));
+    let other = Config { epochs: 9, clip: None, ..config() };
+    let error = message(&other, &data, Begin::Resume);
+    assert!(error.contains("config.epochs: there 3, here 9; config.clip: there 5.0, here null"), "{error}");
+    assert!(message(&config(), &dataset(20, 0.25), Begin::Resume).contains("images: there"));
+    let _held = Folder::open(dir.path()).unwrap();
+    assert!(message(&config(), &data, Begin::Resume).contains("another process trains"));
+}
+
+#[test]
+fn divergence_ends_a_run_and_keeps_the_last_good_state() {
+    let data = dataset(16, 0.25);
+    let dir = tempfile::tempdir().unwrap();
+    let mut wild = Config { clip: None, ema: None, save_every: Some(1), ..config() };
+    wild.schedule.rate = 1e30;
+    wild.schedule.warm_up = 0.0;
+    let error = run(dir.path(), &wild, &data, Begin::New, None).err().unwrap();
+    assert!(matches!(error, Error::Diverged { .. }), "{error}");
+    assert!(error.to_string().contains("learning rate of"), "{error}");
+    let folder = Folder::open(dir.path()).unwrap();
+    for (_, path) in folder.states().unwrap() {
+        let contents = resnet_model::safetensors::open(&path).unwrap();
+        for (name, tensor) in contents.tensors {
+            if tensor.scalar().is_none() && name.starts_with("model/") {
+                assert!(tensor.to_f32(&name).unwrap().iter().all(|v| v.is_finite()), "{name}");
+            }
+        }
+    }
+    assert!(!dir.path().join(MODEL).exists());
+}
+
+#[test]
+fn accumulated_batches_are_one_step() {
+    let data = dataset(16, 0.0);
+    let steps = |config: &Config| {
+        let dir = tempfile::tempdir().unwrap();
+        let outcome = run(dir.path(), config, &data, Begin::New, None).unwrap();
+        outcome.events.iter().filter(|e| matches!(e, Event::Step { images: 8, .. })).count()
+    };
+    assert_eq!(steps(&Config { accumulate: 2, ..config() }), 6);
+    let dir = tempfile::tempdir().unwrap();
+    let error =
+        run(dir.path(), &Config { accumulate: 9, ..config() }, &data, Begin::New, None).err().unwrap();
+    assert!(error.to_string().contains("setting `accumulate` is 9"), "{error}");
+}
+
+#[test]
+fn patience_ends() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut idle = Config { epochs: 50, patience: Some(2), ema: None, ..config() };
+    // A rate so small that nothing changes.
+    idle.schedule.rate = 1e-30;
+    idle.freeze_statistics = true;
+    let outcome = run(dir.path(), &idle, &dataset(16, 0.25), Begin::New, None).unwrap();
+    assert_eq!((outcome.report.end, outcome.report.records.len()), (End::Patience, 3));
+}
+
+#[test]
+fn unreadable_images_are_counted_up_to_a_limit() {
+    let dir = tempfile::tempdir().unwrap();
+    for i in 0..12 {
+        let path = dir.path().join(format!("data/{}/{i}.png", i % 2));
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        match i {
+            3 => std::fs::write(&path, b"broken").unwrap(),
+            _ => RgbImage::from_pixel(12, 12, image::Rgb([i * 20; 3])).save(&path).unwrap(),
+        }
+    }
+    let data = Arc::new(Dataset::folder(&dir.path().join("data"), 0.0, 1).unwrap());
+    let out = dir.path().join("run");
+    let lenient = Config { unreadable: 0.1, ..config() };
+    let outcome = run(&out, &lenient, &data, Begin::New, None).unwrap();
+    let skipped =
+        outcome.events.iter().filter(|e| matches!(e, Event::Skipped { why } if why.contains("3.png")));
+    assert_eq!(skipped.count(), 3);
+    let strict = Config { unreadable: 0.0, ..config() };
+    let error = run(&dir.path().join("other"), &strict, &data, Begin::New, None).err().unwrap();
+    assert!(error.to_string().contains("1 images cannot be read, more than the 0 allowed"), "{error}");
+}
