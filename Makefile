@@ -32,6 +32,7 @@ check:
 golden: $(STAMP)
 	$(GOLDEN)/bin/python -B tests/golden/generate.py
 	$(GOLDEN)/bin/python -B tests/golden/preprocess.py
+	$(GOLDEN)/bin/python -B tests/golden/train.py
 
 $(STAMP): tests/golden/requirements.txt
 	$(PYTHON) -m venv $(GOLDEN)

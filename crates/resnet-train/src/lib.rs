@@ -21,6 +21,8 @@ pub mod plot;
 mod state;
 
 mod error;
+#[cfg(test)]
+mod golden_tests;
 
 pub use config::Config;
 pub use dataset::Dataset;
