@@ -8,4 +8,5 @@ mod hub;
 mod manifest;
 mod predict;
 mod tidy;
+mod train;
 mod verify;

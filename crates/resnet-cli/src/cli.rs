@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{bench, predict, verify};
+use crate::commands::{bench, eval, predict, train, verify};
 
 /// Classify images with any ResNet.
 #[derive(Debug, Parser)]
@@ -18,6 +18,10 @@ pub struct Cli {
 pub enum Command {
     /// Name what images show
     Predict(predict::Args),
+    /// Train or fine-tune a network on a folder of images
+    Train(train::Args),
+    /// Measure how many images of a folder a checkpoint gets right
+    Eval(eval::Args),
     /// Compare a checkpoint's results with those saved from PyTorch
     Verify(verify::Args),
     /// Measure how fast the engine is on this CPU

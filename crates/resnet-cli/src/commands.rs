@@ -1,5 +1,7 @@
 //! One command, one file.
 
 pub mod bench;
+pub mod eval;
 pub mod predict;
+pub mod train;
 pub mod verify;

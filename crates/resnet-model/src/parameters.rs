@@ -97,19 +97,20 @@ impl Parameters {
 
     /// The parameters of a checkpoint, in `f32`.
     pub fn of(checkpoint: &Checkpoint, device: &Device) -> Result<Parameters> {
-        let start = Initialisation::default();
-        Ok(Parameters::transfer(checkpoint, &checkpoint.meta().arch, start, device)?.0)
+        let classes = checkpoint.meta().arch.classes().unwrap_or(0);
+        Ok(Parameters::transfer(checkpoint, classes, Initialisation::default(), device)?.0)
     }
 
-    /// Parameters for `arch` from a checkpoint of another architecture, e.g. with another number of classes: tensors of
-    /// equal name and shape are taken, the others begin anew.
+    /// The parameters of a checkpoint, in `f32`, for another number of classes; 0 removes the head. Tensors of equal shape
+    /// are taken, the others begin anew.
     pub fn transfer(
         checkpoint: &Checkpoint,
-        arch: &Arch,
+        classes: usize,
         start: Initialisation,
         device: &Device,
     ) -> Result<(Parameters, Partial)> {
-        let parameters = Parameters::new(arch, start, device)?;
+        let arch = checkpoint.meta().arch.clone().with_classes(classes);
+        let parameters = Parameters::new(&arch, start, device)?;
         let mut partial = Partial::default();
         for param in &parameters.params {
             match checkpoint.tensors().get(&param.name) {
@@ -352,12 +353,12 @@ mod tests {
     #[test]
     fn another_head_begins_anew_and_the_rest_is_kept() {
         let checkpoint = synthetic::checkpoint(&small()).unwrap();
-        let arch = small().with_classes(3);
-        let (parameters, partial) = Parameters::transfer(&checkpoint, &arch, start(1), &Device::Cpu).unwrap();
+        let (parameters, partial) = Parameters::transfer(&checkpoint, 3, start(1), &Device::Cpu).unwrap();
         let names = ["fc.weight".to_owned(), "fc.bias".to_owned()];
         assert_eq!(partial.initialised, names);
         assert_eq!(partial.unused, ["fc.bias", "fc.weight"]);
-        let back = parameters.checkpoint(Meta::new(arch, checkpoint.meta().preprocess.clone())).unwrap();
+        let meta = Meta::new(small().with_classes(3), checkpoint.meta().preprocess.clone());
+        let back = parameters.checkpoint(meta).unwrap();
         for name in checkpoint.tensors().keys().filter(|name| !names.contains(name)) {
             assert_eq!(back.values(name).unwrap(), checkpoint.values(name).unwrap(), "{name}");
         }

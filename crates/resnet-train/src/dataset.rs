@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use image::RgbImage;
-use resnet_model::decode;
+use resnet_model::labels::Label;
+use resnet_model::{Labels, decode};
 
 use crate::random::Random;
 use crate::{Error, Result};
@@ -185,6 +186,33 @@ impl Dataset {
         Ok(Dataset { origin: origin.to_owned(), classes, samples, train, held_out })
     }
 
+    /// The same images with the numbers that `labels` gives to their classes, by name or synset, for a network of
+    /// `classes` classes. Without labels the numbers stay. Error: a class that the network does not know.
+    pub fn numbered(mut self, labels: &Labels, classes: usize) -> Result<Dataset> {
+        if labels.is_none() {
+            let found = self.classes.len();
+            return match found == classes {
+                true => Ok(self),
+                false => Err(wrong(
+                    &self.origin,
+                    format!("{found} classes, but the network has {classes} and no names"),
+                )),
+            };
+        }
+        let known: Vec<_> = (0..classes).filter_map(|index| labels.get(index)).collect();
+        let number = |name: &String| {
+            let is_it = |label: &Label| label.name == name || label.synset == Some(name.as_str());
+            let found = known.iter().position(is_it);
+            found.ok_or_else(|| wrong(&self.origin, format!("the network knows no class `{name}`")))
+        };
+        let numbers: Vec<usize> = self.classes.iter().map(number).collect::<Result<_>>()?;
+        for sample in &mut self.samples {
+            sample.class = numbers[sample.class];
+        }
+        self.classes = known.iter().map(|label| label.name.to_owned()).collect();
+        Ok(self)
+    }
+
     /// The folder or list.
     pub fn origin(&self) -> &Path {
         &self.origin
@@ -329,6 +357,19 @@ mod tests {
         let data = Dataset::folder(dir.path(), 0.4, 1).unwrap();
         assert_eq!((data.train(), data.held_out()), (&[0, 1, 2][..], &[3][..]));
         assert_eq!(data.sample(3).unwrap().class, 2);
+    }
+
+    #[test]
+    fn classes_are_numbered_as_the_network_does() {
+        let data = || Dataset::folder(tree(&["tabby/1.png", "tench/1.png"]).path(), 0.0, 1).unwrap();
+        let imagenet = data().numbered(&Labels::ImageNet1k, 1000).unwrap();
+        assert_eq!([0, 1].map(|i| imagenet.sample(i).unwrap().class), [281, 0]);
+        assert_eq!(imagenet.classes().len(), 1000);
+        let names = |names: &[&str]| Labels::Names(names.iter().map(|n| n.to_string()).collect());
+        let error = data().numbered(&names(&["tench", "trout"]), 2).unwrap_err().to_string();
+        assert!(error.contains("the network knows no class `tabby`"), "{error}");
+        assert!(data().numbered(&Labels::None, 2).is_ok());
+        assert!(data().numbered(&Labels::None, 3).unwrap_err().to_string().contains("2 classes"));
     }
 
     #[test]

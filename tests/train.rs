@@ -1,0 +1,182 @@
+//! `resnet-cli train` and `eval`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use resnet_model::{Checkpoint, Labels, safetensors};
+use serde_json::Value;
+
+use crate::cli::{command, digits, file, resnet_cli};
+
+fn s(path: impl AsRef<Path>) -> String {
+    path.as_ref().to_str().unwrap().to_owned()
+}
+
+/// The first `count` held-out digits as PNGs in folders named after `name(digit)`, in `folder/data`.
+fn data(folder: &Path, count: usize, name: impl Fn(u8) -> String) -> PathBuf {
+    let contents = safetensors::open(&file("tests/golden/digits.safetensors")).unwrap();
+    let read = |wanted: &str| {
+        let (_, tensor) = contents.tensors.iter().find(|(name, _)| name == wanted).unwrap();
+        tensor.read().unwrap()
+    };
+    let (images, labels) = (read("images"), read("labels"));
+    let root = folder.join("data");
+    for (i, (pixels, label)) in images.chunks_exact(28 * 28).zip(labels).take(count).enumerate() {
+        let folder = root.join(name(label));
+        fs::create_dir_all(&folder).unwrap();
+        let image = image::GrayImage::from_raw(28, 28, pixels.to_vec()).unwrap();
+        image.save(folder.join(format!("{i:04}.png"))).unwrap();
+    }
+    root
+}
+
+/// Odd and even digits: two classes that the bundled network was not made for.
+fn parity(digit: u8) -> String {
+    if digit.is_multiple_of(2) { "even".into() } else { "odd".into() }
+}
+
+fn settings(folder: &Path, text: &str) -> String {
+    let path = folder.join("settings.toml");
+    fs::write(&path, text).unwrap();
+    s(path)
+}
+
+#[test]
+fn a_bundled_backbone_learns_new_classes() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = s(data(dir.path(), 300, parity));
+    let out = s(dir.path().join("run"));
+    let config = settings(
+        dir.path(),
+        "epochs = 4\nbatch_size = 16\nheld_out = 0.2\n[augment]\ncrop = \"centre\"\nflip = 0.0\n[schedule]\nrate = 0.05\n",
+    );
+    let weights = s(digits());
+    let run = resnet_cli(&[
+        "train",
+        "--weights",
+        &weights,
+        "--config",
+        &config,
+        "--out",
+        &out,
+        "--train",
+        "layer3",
+        &data,
+    ]);
+    assert!(run.ok().contains("model.safetensors"), "{run:?}");
+    assert!(run.stderr.contains("begins anew: fc.weight, fc.bias"), "{run:?}");
+    assert!(run.stderr.contains("epoch 4: loss"), "{run:?}");
+    let model = dir.path().join("run/model.safetensors");
+    let meta = Checkpoint::open(&model).unwrap().meta().clone();
+    assert_eq!(meta.labels, Labels::Names(vec!["even".into(), "odd".into()]));
+    assert!(meta.metrics["top1"] > 95.0, "{:?}", meta.metrics);
+    assert!(dir.path().join("run/curves.svg").exists());
+    let lines = fs::read_to_string(dir.path().join("run/metrics.jsonl")).unwrap();
+    let events: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(events.iter().filter(|e| e["event"] == "epoch").count(), 4);
+
+    let model = s(model);
+    let predicted = resnet_cli(&[
+        "predict",
+        "--weights",
+        &model,
+        "--top-k",
+        "1",
+        "--format",
+        "csv",
+        &s(file("examples/images/digit-7-a.png")),
+    ]);
+    assert!(predicted.ok().contains(",odd,"), "{predicted:?}");
+    let evaluated = resnet_cli(&["eval", "--format", "json", "--per-class", "--confusion", &model, &data]);
+    let figures: Value = serde_json::from_str(evaluated.ok()).unwrap();
+    assert_eq!(figures["images"], 300);
+    assert!(figures["top1"].as_f64().unwrap() > 95.0, "{figures}");
+    let of_classes: u64 =
+        figures["classes"].as_array().unwrap().iter().map(|c| c["images"].as_u64().unwrap()).sum();
+    assert_eq!(of_classes, 300);
+    let ensemble = resnet_cli(&["eval", "--ten-crop", "--sizes", "28,30", &model, &model, &data]);
+    assert!(ensemble.ok().contains("images  300"), "{ensemble:?}");
+    let other = resnet_cli(&["eval", &weights, &data]);
+    other.fails_with(&["the network knows no class `even`"]);
+    let again = resnet_cli(&["train", "--weights", &weights, "--out", &out, &data]);
+    assert!(again.code == 1 && again.stderr.contains("holds a run already"), "{again:?}");
+}
+
+#[test]
+fn the_bundled_network_is_as_good_as_its_card_says() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = s(data(dir.path(), 2000, |digit| digit.to_string()));
+    let output = resnet_cli(&["eval", &s(digits()), &data]);
+    assert!(output.ok().contains("top-1   99.30 %  (1986 right)"), "{output:?}");
+}
+
+#[test]
+fn a_killed_run_is_resumed_to_the_same_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = s(data(dir.path(), 120, |digit| (digit % 3).to_string()));
+    let config = settings(
+        dir.path(),
+        "epochs = 3\nbatch_size = 8\nsave_every = 1\nema = 0.9\n[augment]\nmixup = 0.2\npad = 2\ncrop = \"pad\"\ndegrees = 10.0\n",
+    );
+    let train = |out: &str, more: &[&str]| {
+        let fixed = [
+            "train",
+            "--scratch",
+            "resnet20_cifar",
+            "--grey",
+            "--size",
+            "16",
+            "--config",
+            &config,
+            "--out",
+            out,
+        ];
+        command(&[&fixed[..], more, &[&data]].concat())
+    };
+    let whole = s(dir.path().join("whole"));
+    let output = crate::cli::run(&mut train(&whole, &[]), &[]);
+    output.ok();
+
+    let parts = dir.path().join("parts");
+    let mut child = train(&s(&parts), &[]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let began = Instant::now();
+    let states = || {
+        fs::read_dir(&parts).map_or(0, |entries| {
+            entries.flatten().filter(|e| e.file_name().to_string_lossy().starts_with("state-")).count()
+        })
+    };
+    while states() < 2 {
+        assert!(began.elapsed() < Duration::from_secs(120), "no state was saved");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let resumed = crate::cli::run(&mut train(&s(&parts), &["--resume"]), &[]);
+    resumed.ok();
+    assert!(resumed.stderr.contains("going on at step"), "{resumed:?}");
+    let bytes = |run: &Path| fs::read(run.join("model.safetensors")).unwrap();
+    assert!(bytes(&parts) == bytes(Path::new(&whole)), "the models differ");
+
+    let other = crate::cli::run(&mut train(&s(&parts), &["--resume", "--epochs", "9"]), &[]);
+    assert!(other.stderr.contains("config.epochs: there 3, here 9"), "{other:?}");
+}
+
+#[test]
+fn bad_requests_are_explained() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = s(data(dir.path(), 20, parity));
+    let weights = s(digits());
+    let out = s(dir.path().join("run"));
+    let check = |args: &[&str], parts: &[&str]| {
+        resnet_cli(&[&["train", "--weights", &weights, "--out", &out][..], args].concat()).fails_with(parts);
+    };
+    check(&["--epochs", "0", &data], &["setting `epochs` is 0"]);
+    check(&["/nowhere", "--epochs", "1"], &["/nowhere"]);
+    check(
+        &["--config", &settings(dir.path(), "epoch = 3"), &data],
+        &["settings.toml", "unknown field `epoch`"],
+    );
+    check(&[&s(dir.path().join("data/even"))], &["no class; a classifier needs two"]);
+}
