@@ -37,6 +37,7 @@ pub enum Kind {
     /// PyTorch's `SGD`: decay is added to the gradient.
     Sgd,
     /// PyTorch's `AdamW` (arXiv 1711.05101).
+    #[serde(rename = "adamw")]
     AdamW,
     /// LAMB (arXiv 1904.00962), bias-corrected: AdamW's movement as long as the parameter is.
     Lamb,
