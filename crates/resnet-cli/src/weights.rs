@@ -2,6 +2,7 @@
 
 use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use anyhow::{Context, bail};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -120,13 +121,16 @@ impl Published {
 }
 
 /// All published weights that the manifest knows.
-pub fn published() -> anyhow::Result<Vec<Published>> {
+pub fn published() -> anyhow::Result<&'static [Published]> {
     #[derive(Deserialize)]
     struct Manifest {
         weights: Vec<Published>,
     }
-    let manifest: Manifest = toml::from_str(MANIFEST).context("weights/manifest.toml")?;
-    Ok(manifest.weights)
+    static PARSED: LazyLock<Result<Manifest, toml::de::Error>> = LazyLock::new(|| toml::from_str(MANIFEST));
+    match &*PARSED {
+        Ok(manifest) => Ok(&manifest.weights),
+        Err(error) => Err(error.clone()).context("weights/manifest.toml"),
+    }
 }
 
 /// Where weights are.
@@ -187,11 +191,9 @@ impl Selection {
             (None, Some(model)) => (model.clone(), format!("--model {model}")),
             (None, None) => return Ok(None),
         };
-        let published = published()?;
-        let found = published.into_iter().find(|p| p.name == name || (p.default && p.arch == name));
-        let arch_name = found
-            .as_ref()
-            .map_or_else(|| name.split('.').next().unwrap_or(&name).to_owned(), |p| p.arch.clone());
+        let found = published()?.iter().find(|p| p.name == name || (p.default && p.arch == name));
+        let arch_name =
+            found.map_or_else(|| name.split('.').next().unwrap_or(&name).to_owned(), |p| p.arch.clone());
         Ok(Some(Named { arch: zoo::arch(&arch_name)?, arch_name, flag, name, published: found }))
     }
 }
@@ -201,12 +203,12 @@ struct Named {
     arch_name: String,
     flag: String,
     name: String,
-    published: Option<Published>,
+    published: Option<&'static Published>,
 }
 
 impl Named {
     fn location(&self) -> anyhow::Result<Location> {
-        match &self.published {
+        match self.published {
             Some(published) => Location::hub(&published.hub),
             None => bail!(
                 "{}: no published weights of `{}` are known; name some with --weights",
@@ -223,7 +225,7 @@ fn locate(weights: &str) -> anyhow::Result<Location> {
     if path.exists() {
         return Ok(Location::File(path.to_owned()));
     }
-    if let Some(published) = published()?.into_iter().find(|p| p.name == weights) {
+    if let Some(published) = published()?.iter().find(|p| p.name == weights) {
         return Location::hub(&published.hub);
     }
     let looks_like_a_file = [".pth", ".pt", ".bin", ".ckpt", ".safetensors", ".pkl", ".onnx", ".npz"]
@@ -255,7 +257,7 @@ fn download(repo: &RepoId, revision: &Revision) -> anyhow::Result<Checkpoint> {
         Some(path) => path,
         None => fetch("pytorch_model.bin")?,
     };
-    let known = published()?.into_iter().find(|p| p.hub == repo.as_str());
+    let known = published()?.iter().find(|p| p.hub == repo.as_str());
     let preprocess = match (&preprocessor, &config) {
         (Some(preprocessor), _) => {
             let preprocess = Preprocess::from_hf_preprocessor(preprocessor);
@@ -265,7 +267,7 @@ fn download(repo: &RepoId, revision: &Revision) -> anyhow::Result<Checkpoint> {
             let preprocess = Preprocess::from_hub_config(config);
             Some(preprocess.with_context(|| format!("{}: config.json", repo.as_str()))?)
         }
-        _ => known.as_ref().map(Published::preprocess).transpose()?,
+        _ => known.map(Published::preprocess).transpose()?,
     };
     let labels = config.as_ref().and_then(Labels::from_hub_config);
     let options = resnet_convert::Options { labels, preprocess, ..resnet_convert::Options::default() };
@@ -314,7 +316,7 @@ mod tests {
     #[test]
     fn every_published_architecture_is_in_the_zoo_and_has_one_default() {
         let published = published().unwrap();
-        for p in &published {
+        for p in published {
             zoo::arch(&p.arch).unwrap();
             assert_eq!(p.name.split('.').next(), Some(p.arch.as_str()));
             RepoId::parse(&p.hub).unwrap();

@@ -115,11 +115,18 @@ impl Classifier {
     }
 }
 
+/// Probabilities of one image's logits, in f64.
+pub fn softmax(logits: &[f32]) -> Vec<f64> {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let exps: Vec<f64> = logits.iter().map(|&x| (f64::from(x) - f64::from(max)).exp()).collect();
+    let sum: f64 = exps.iter().sum();
+    exps.into_iter().map(|e| e / sum).collect()
+}
+
 fn top_k(logits: &[f32], k: usize, score: Score, labels: &Labels) -> Vec<Prediction> {
     let mut order: Vec<usize> = (0..logits.len()).collect();
     order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]).then(a.cmp(&b)));
-    let max = order.first().map_or(0.0, |&i| f64::from(logits[i]));
-    let sum: f64 = logits.iter().map(|&l| (f64::from(l) - max).exp()).sum();
+    let probabilities = softmax(logits);
     let prediction = |index: usize| {
         let logit = logits[index];
         let label = labels.get(index);
@@ -129,7 +136,7 @@ fn top_k(logits: &[f32], k: usize, score: Score, labels: &Labels) -> Vec<Predict
             synset: label.and_then(|l| l.synset).map(str::to_owned),
             score: match score {
                 Score::Logit => logit,
-                Score::Probability => ((f64::from(logit) - max).exp() / sum) as f32,
+                Score::Probability => probabilities[index] as f32,
             },
         }
     };

@@ -8,7 +8,6 @@ use candle_core::{DType, Device, Tensor};
 use resnet_kernels::Pool;
 pub use resnet_kernels::{Isa, Precision, fma_peak};
 
-use crate::cost;
 use crate::graph::{Graph, NodeId};
 use crate::{Checkpoint, Error, Result};
 
@@ -72,8 +71,6 @@ pub struct Engine {
     program: Program,
     options: Options,
     pool: Pool,
-    /// Images computed at once; larger batches are cut.
-    images: usize,
     /// Memory of past calls, to be used again; at most one per size and simultaneous caller.
     sessions: Mutex<Vec<Session>>,
     plans: Mutex<HashMap<Wanted, Arc<session::Layout>>>,
@@ -118,9 +115,8 @@ impl Engine {
     /// Compiles a checkpoint's network.
     pub fn new(checkpoint: &Checkpoint, options: Options) -> Result<Engine> {
         let pool = Pool::new(options.threads)?;
-        let images = pack::images_at_once(checkpoint, &options)?;
-        let program = Program::new(checkpoint, &Options { batch: images, ..options.clone() }, &pool)?;
-        Ok(Engine { program, options, pool, images, sessions: Mutex::default(), plans: Mutex::default() })
+        let program = Program::new(checkpoint, &options, &pool)?;
+        Ok(Engine { program, options, pool, sessions: Mutex::default(), plans: Mutex::default() })
     }
 
     /// How it was compiled.
@@ -140,14 +136,14 @@ impl Engine {
 
     /// Bytes of activation memory for a batch `dims` `[N, C, H, W]`.
     pub fn arena_bytes(&self, [n, c, h, w]: [usize; 4]) -> Result<usize> {
-        let wanted = Wanted { dims: [n.min(self.images), c, h, w], nodes: vec![self.graph().output()] };
+        let wanted =
+            Wanted { dims: [n.min(self.program.images), c, h, w], nodes: vec![self.graph().output()] };
         Ok(self.layout(&wanted)?.arena_len() * size_of::<f32>())
     }
 
     /// The results named `taps`, e.g. `logits` or `layer3`, of the normalised images `x` of shape `dims` `[N, C, H, W]`.
     pub fn run(&self, x: &[f32], dims: [usize; 4], taps: &[&str]) -> Result<Vec<Output>> {
-        let nodes = taps.iter().map(|&tap| Ok(self.graph().tap(tap)?.node)).collect::<Result<Vec<_>>>()?;
-        self.run_nodes(x, dims, nodes, &mut |_, _| {})
+        self.run_nodes(x, dims, self.graph().tapped(taps)?, &mut |_, _| {})
     }
 
     /// The network's own result for the normalised images `x` of shape `dims` `[N, C, H, W]`.
@@ -180,8 +176,7 @@ impl Engine {
 
     /// The results named `taps` of `x` `[N, C, H, W]`, as tensors.
     pub fn features(&self, x: &Tensor, taps: &[&str]) -> Result<Vec<Tensor>> {
-        let nodes = taps.iter().map(|&tap| Ok(self.graph().tap(tap)?.node)).collect::<Result<Vec<_>>>()?;
-        self.tensors(x, nodes)
+        self.tensors(x, self.graph().tapped(taps)?)
     }
 
     fn tensors(&self, x: &Tensor, nodes: Vec<NodeId>) -> Result<Vec<Tensor>> {
@@ -207,13 +202,12 @@ impl Engine {
         if dims[0] == 0 || dims[1] != self.graph().in_channels() || elements != Some(x.len()) {
             return Err(self.bad_input(&dims));
         }
-        if x.is_empty() {
-            cost::list(self.graph(), dims[2], dims[3])?;
-        }
+        let image = x.len() / dims[0];
         let mut whole: Vec<Output> = Vec::new();
         let mut times = vec![Duration::ZERO; self.program.steps.len()];
-        for part in x.chunks(self.images * (x.len() / dims[0]).max(1)) {
-            let n = part.len() / (x.len() / dims[0]).max(1);
+        for start in (0..dims[0]).step_by(self.program.images) {
+            let n = self.program.images.min(dims[0] - start);
+            let part = &x[start * image..(start + n) * image];
             let wanted = Wanted { dims: [n, dims[1], dims[2], dims[3]], nodes: nodes.clone() };
             let outputs = self.run_at_once(part, wanted, &mut |step, time| times[step] += time)?;
             match whole.as_mut_slice() {

@@ -104,19 +104,14 @@ impl Folded {
     /// a batch norm `w · s` and `(b − mean) · s + shift` with `s = scale / √(var + eps)`. A convolution without bias gets
     /// zeros.
     pub fn conv(&self, node: &Node, checkpoint: &Checkpoint) -> Result<ConvValues> {
-        let name = &node.name;
-        let weight = checkpoint.values(&format!("{name}.weight"))?;
-        let own_bias = format!("{name}.bias");
-        let bias = match checkpoint.tensors().contains_key(&own_bias) {
-            true => checkpoint.values(&own_bias)?,
-            false => vec![0.0; node.channels],
-        };
-        let Some(change) = self.changes.get(name) else { return Ok(ConvValues { weight, bias }) };
-        // Per output channel: what the weight is multiplied by, its mean before that, and the bias.
+        let weight = checkpoint.values(&format!("{}.weight", node.name))?;
+        let (factor, bias) = self.channels(node, checkpoint)?;
+        let bias = bias.into_iter().map(|b| b as f32).collect();
+        let Some(change) = self.changes.get(&node.name) else { return Ok(ConvValues { weight, bias }) };
+        // Per output channel: the weight's mean, and what is left is multiplied by.
         let per_channel = weight.len() / node.channels;
         let mut scale = vec![1.0f64; node.channels];
         let mut mean = vec![0.0f64; node.channels];
-        let mut bias: Vec<f64> = bias.into_iter().map(f64::from).collect();
         if let Some(eps) = change.standardize {
             for (c, weights) in weight.chunks_exact(per_channel).enumerate() {
                 let n = per_channel as f64;
@@ -125,32 +120,46 @@ impl Folded {
                 scale[c] = 1.0 / (var + eps).sqrt();
             }
         }
-        for after in &change.after {
-            match after {
-                After::Factor(factor) => {
-                    scale.iter_mut().for_each(|s| *s *= factor);
-                    bias.iter_mut().for_each(|b| *b *= factor);
-                }
-                After::Norm { name, eps } => {
-                    let part = |suffix| checkpoint.values(&format!("{name}.{suffix}"));
-                    let (factor, shift) = (part("weight")?, part("bias")?);
-                    let (running, var) = (part("running_mean")?, part("running_var")?);
-                    for c in 0..node.channels {
-                        let s = f64::from(factor[c]) / (f64::from(var[c]) + eps).sqrt();
-                        scale[c] *= s;
-                        bias[c] = (bias[c] - f64::from(running[c])) * s + f64::from(shift[c]);
-                    }
-                }
-            }
-        }
+        scale.iter_mut().zip(factor).for_each(|(s, f)| *s *= f);
         let folded = |(i, w): (usize, f32)| {
             let c = i / per_channel;
             ((f64::from(w) - mean[c]) * scale[c]) as f32
         };
-        Ok(ConvValues {
-            weight: weight.into_iter().enumerate().map(folded).collect(),
-            bias: bias.into_iter().map(|b| b as f32).collect(),
-        })
+        Ok(ConvValues { weight: weight.into_iter().enumerate().map(folded).collect(), bias })
+    }
+
+    /// The bias alone, without reading the weight.
+    pub(crate) fn bias(&self, node: &Node, checkpoint: &Checkpoint) -> Result<Vec<f32>> {
+        Ok(self.channels(node, checkpoint)?.1.into_iter().map(|b| b as f32).collect())
+    }
+
+    /// What followed a convolution, per output channel: the factor of its results and the bias.
+    fn channels(&self, node: &Node, checkpoint: &Checkpoint) -> Result<(Vec<f64>, Vec<f64>)> {
+        let own_bias = format!("{}.bias", node.name);
+        let mut factor = vec![1.0f64; node.channels];
+        let mut bias: Vec<f64> = match checkpoint.tensors().contains_key(&own_bias) {
+            true => checkpoint.values(&own_bias)?.into_iter().map(f64::from).collect(),
+            false => vec![0.0; node.channels],
+        };
+        for after in self.changes.get(&node.name).iter().flat_map(|change| &change.after) {
+            match after {
+                After::Factor(by) => {
+                    factor.iter_mut().for_each(|f| *f *= by);
+                    bias.iter_mut().for_each(|b| *b *= by);
+                }
+                After::Norm { name, eps } => {
+                    let part = |suffix| checkpoint.values(&format!("{name}.{suffix}"));
+                    let (scale, shift) = (part("weight")?, part("bias")?);
+                    let (mean, var) = (part("running_mean")?, part("running_var")?);
+                    for c in 0..node.channels {
+                        let s = f64::from(scale[c]) / (f64::from(var[c]) + eps).sqrt();
+                        factor[c] *= s;
+                        bias[c] = (bias[c] - f64::from(mean[c])) * s + f64::from(shift[c]);
+                    }
+                }
+            }
+        }
+        Ok((factor, bias))
     }
 }
 

@@ -102,6 +102,11 @@ impl Graph {
         })
     }
 
+    /// The operations behind the taps of these names, in the order asked for.
+    pub(crate) fn tapped(&self, names: &[&str]) -> Result<Vec<NodeId>> {
+        names.iter().map(|&name| Ok(self.tap(name)?.node)).collect()
+    }
+
     /// How many operations take each result, the network's own output counted as one more.
     pub fn uses(&self) -> Vec<usize> {
         let mut uses = vec![0; self.nodes.len()];

@@ -125,8 +125,7 @@ impl Network {
 
     /// The results named `taps`, e.g. `layer1`, in the order asked for; evaluation mode.
     pub fn features(&self, x: &Tensor, taps: &[&str]) -> Result<Vec<Tensor>> {
-        let nodes = taps.iter().map(|&tap| Ok(self.graph.tap(tap)?.node)).collect::<Result<Vec<_>>>()?;
-        self.run(x, &nodes, false)
+        self.run(x, &self.graph.tapped(taps)?, false)
     }
 
     /// Refuses inputs that are not `[N, C, H, W]` of the right channels, or too small.
@@ -313,10 +312,12 @@ impl Source {
             }
             return self.checkpoint.candle(name, dtype, device);
         };
-        let values = folded.conv(node, &self.checkpoint)?;
         let tensor = match part {
-            "bias" => Tensor::from_vec(values.bias, conv.out_channels, device)?,
-            _ => Tensor::from_vec(values.weight, &conv.weight_shape(), device)?,
+            "bias" => Tensor::from_vec(folded.bias(node, &self.checkpoint)?, conv.out_channels, device)?,
+            _ => {
+                let weight = folded.conv(node, &self.checkpoint)?.weight;
+                Tensor::from_vec(weight, &conv.weight_shape(), device)?
+            }
         };
         Ok(tensor.to_dtype(dtype)?)
     }

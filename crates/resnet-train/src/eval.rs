@@ -3,6 +3,7 @@
 use candle_core::Device;
 use image::RgbImage;
 use rayon::prelude::*;
+use resnet_model::classifier::softmax;
 use resnet_model::engine::Options;
 use resnet_model::preprocess::Resize;
 use resnet_model::{Checkpoint, Preprocess, Runtime};
@@ -185,13 +186,6 @@ fn probabilities(
     }
     sums.iter_mut().flatten().for_each(|p| *p /= f64::max(count, 1.0));
     Ok(sums)
-}
-
-fn softmax(logits: &[f32]) -> Vec<f64> {
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let exps: Vec<f64> = logits.iter().map(|&x| f64::from(x - max).exp()).collect();
-    let sum: f64 = exps.iter().sum();
-    exps.into_iter().map(|e| e / sum).collect()
 }
 
 impl Views {

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use resnet_kernels::LANES;
+
 use crate::graph::{Graph, NodeId, Op, Pool};
 
 /// One step of the program. Its result is that of `node`, the last operation it takes in.
@@ -15,31 +17,23 @@ pub(super) struct Step {
 
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Kind {
-    Conv(FusedConv),
-    Map(FusedMap),
+    /// A convolution and what is computed on its results before they are written.
+    Conv(Fused),
+    /// An operation on each value by itself, and what follows.
+    Map(Fused),
     /// The operation of the step's node alone.
     Plain,
 }
 
-/// A convolution and what is computed on its results before they are written.
+/// An operation and what it has taken in.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct FusedConv {
-    pub(super) conv: NodeId,
-    pub(super) residual: bool,
-    pub(super) relu: bool,
-    pub(super) pool: Option<Pool>,
-}
-
-/// An operation on each value by itself, and the addition and ReLU that follow.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct FusedMap {
+pub(super) struct Fused {
     pub(super) first: NodeId,
     pub(super) residual: bool,
     pub(super) relu: bool,
+    /// For convolutions that read the network's input only.
+    pub(super) pool: Option<Pool>,
 }
-
-/// Input channels below which a convolution reads the image as it is, which is where a pooling can follow it.
-const PLANAR_CHANNELS: usize = 16;
 
 /// The steps in an order in which every result is there before it is read.
 ///
@@ -63,80 +57,58 @@ pub(super) fn fuse(graph: &Graph) -> Vec<Step> {
         });
     }
     let tapped: BTreeSet<NodeId> = graph.taps().iter().map(|t| t.node).collect();
-    // The one operation that uses the result of `id`, if it may be taken in.
-    let next = |id: NodeId, taken: &BTreeSet<NodeId>| match users[id.index()].as_slice() {
-        [user] if !tapped.contains(&id) && !taken.contains(user) => Some(*user),
-        _ => None,
-    };
     let mut taken = BTreeSet::new();
     let mut steps = Vec::new();
     for id in graph.ids() {
         let node = graph.node(id);
-        match &node.op {
-            Op::Input => {}
+        let (kind, pools): (fn(Fused) -> Kind, bool) = match &node.op {
+            Op::Input => continue,
+            _ if taken.contains(&id) => continue,
+            // Few channels are read as they are, not in blocks; a pooling can follow such a convolution.
             Op::Conv(conv) => {
-                let mut last = id;
-                let mut fused = FusedConv { conv: id, residual: false, relu: false, pool: None };
-                let mut inputs = node.inputs.clone();
-                while let Some(user) = next(last, &taken) {
-                    let user_node = graph.node(user);
-                    match &user_node.op {
-                        Op::Add if !fused.residual && !fused.relu => {
-                            let other = user_node.inputs.iter().find(|&&input| input != last);
-                            let Some(&other) = other else { break };
-                            fused.residual = true;
-                            inputs.push(other);
-                        }
-                        Op::Relu if !fused.relu => fused.relu = true,
-                        Op::MaxPool(pool)
-                            if fused.relu
-                                && !fused.residual
-                                && conv.groups == 1
-                                && conv.in_channels < PLANAR_CHANNELS
-                                && matches!(graph.node(node.inputs[0]).op, Op::Input) =>
-                        {
-                            fused.pool = Some(*pool);
-                        }
-                        _ => break,
-                    }
-                    taken.insert(user);
-                    last = user;
-                    if fused.pool.is_some() {
-                        break;
-                    }
-                }
-                steps.push(Step { node: last, kind: Kind::Conv(fused), inputs });
+                let planar = conv.groups == 1 && conv.in_channels < LANES;
+                (Kind::Conv, planar && matches!(graph.node(node.inputs[0]).op, Op::Input))
             }
-            _ if taken.contains(&id) => {}
             Op::BatchNorm(_) | Op::GroupNorm(_) | Op::Scale | Op::Multiply(_) | Op::Add | Op::Relu
                 if pixels[id.index()] =>
             {
-                let mut last = id;
-                let mut fused = FusedMap {
-                    first: id,
-                    residual: matches!(node.op, Op::Add),
-                    relu: matches!(node.op, Op::Relu),
-                };
-                let mut inputs = node.inputs.clone();
-                while let Some(user) = next(last, &taken) {
-                    let user_node = graph.node(user);
-                    match &user_node.op {
-                        Op::Add if !fused.residual && !fused.relu => {
-                            let other = user_node.inputs.iter().find(|&&input| input != last);
-                            let Some(&other) = other else { break };
-                            fused.residual = true;
-                            inputs.push(other);
-                        }
-                        Op::Relu if !fused.relu => fused.relu = true,
-                        _ => break,
-                    }
-                    taken.insert(user);
-                    last = user;
-                }
-                steps.push(Step { node: last, kind: Kind::Map(fused), inputs });
+                (Kind::Map, false)
             }
-            _ => steps.push(Step { node: id, kind: Kind::Plain, inputs: node.inputs.clone() }),
+            _ => {
+                steps.push(Step { node: id, kind: Kind::Plain, inputs: node.inputs.clone() });
+                continue;
+            }
+        };
+        let mut last = id;
+        let mut fused = Fused {
+            first: id,
+            residual: matches!(node.op, Op::Add),
+            relu: matches!(node.op, Op::Relu),
+            pool: None,
+        };
+        let mut inputs = node.inputs.clone();
+        // The one operation that uses the last result, if it may be taken in; nothing follows a pooling.
+        while let ([user], None, false) = (users[last.index()].as_slice(), fused.pool, tapped.contains(&last))
+        {
+            if taken.contains(user) {
+                break;
+            }
+            let user_node = graph.node(*user);
+            match &user_node.op {
+                Op::Add if !fused.residual && !fused.relu => {
+                    let other = user_node.inputs.iter().find(|&&input| input != last);
+                    let Some(&other) = other else { break };
+                    fused.residual = true;
+                    inputs.push(other);
+                }
+                Op::Relu if !fused.relu => fused.relu = true,
+                Op::MaxPool(pool) if pools && fused.relu && !fused.residual => fused.pool = Some(*pool),
+                _ => break,
+            }
+            taken.insert(*user);
+            last = *user;
         }
+        steps.push(Step { node: last, kind: kind(fused), inputs });
     }
     steps.sort_by_key(|step| step.node);
     steps

@@ -9,7 +9,7 @@ use resnet_kernels::{
     Window,
 };
 
-use super::fuse::{FusedConv, FusedMap, Kind, Step, fuse};
+use super::fuse::{Fused, Kind, Step, fuse};
 use super::map::{Affine, First, Map};
 use super::{Options, StepInfo};
 use crate::cost::{self, Cost};
@@ -23,6 +23,8 @@ use crate::{Checkpoint, Error, Result};
 pub(super) struct Program {
     pub(super) graph: Graph,
     pub(super) steps: Vec<Compiled>,
+    /// Images computed at once; larger batches are cut.
+    pub(super) images: usize,
     /// The zero border that readers of a node's result need around it, in pixels; by node.
     pub(super) halos: Vec<[usize; 2]>,
     /// Whether a step reads the network's input in blocks of channels, so that it must be repacked first.
@@ -82,8 +84,9 @@ impl Program {
         let graph = folded.graph().clone();
         let [height, width] = options.input.unwrap_or(checkpoint.meta().preprocess.crop);
         let costs = cost::list(&graph, height, width)?;
-        let packer = Packer { checkpoint, folded: &folded, graph: &graph, options, costs };
         let steps = fuse(&graph);
+        let images = images_at_once(&steps, &costs, options.batch);
+        let packer = Packer { checkpoint, folded: &folded, graph: &graph, options, images, costs };
         let packed: Vec<Mutex<Option<Result<Kernel>>>> = steps.iter().map(|_| Mutex::new(None)).collect();
         pool.run(steps.len(), |_, i| {
             *packed[i].lock().unwrap_or_else(PoisonError::into_inner) = Some(packer.kernel(&steps[i]));
@@ -111,7 +114,7 @@ impl Program {
                 _ => packs_input |= reads_input,
             }
         }
-        Ok(Program { graph, steps, halos, packs_input, isa: options.isa })
+        Ok(Program { graph, steps, images, halos, packs_input, isa: options.isa })
     }
 
     pub(super) fn weight_bytes(&self) -> usize {
@@ -122,8 +125,7 @@ impl Program {
         let costs = cost::list(&self.graph, height, width)?;
         let info = |Compiled { step, kernel }: &Compiled| {
             let main = match &step.kind {
-                Kind::Conv(fused) => fused.conv,
-                Kind::Map(fused) => fused.first,
+                Kind::Conv(fused) | Kind::Map(fused) => fused.first,
                 Kind::Plain => step.node,
             };
             StepInfo {
@@ -137,15 +139,13 @@ impl Program {
     }
 }
 
-/// How many images are computed at once. Weights that do not fit the cache are read once for all of them, but their
-/// activations must stay in it: on Zen 4, ResNet-50 is fastest one by one, ResNet-18 four by four.
-pub(super) fn images_at_once(checkpoint: &Checkpoint, options: &Options) -> Result<usize> {
+/// How many images of a batch are computed at once, for costs per image. Weights that do not fit the cache are read once
+/// for all of them, but their activations must stay in it: on Zen 4, ResNet-50 is fastest one by one, ResNet-18 four by
+/// four.
+fn images_at_once(steps: &[Step], costs: &[Cost], batch: usize) -> usize {
     const CACHED: u64 = 3_300_000;
-    let graph = fold(checkpoint.graph()).graph().clone();
-    let [height, width] = options.input.unwrap_or(checkpoint.meta().preprocess.crop);
-    let costs = cost::list(&graph, height, width)?;
-    let largest = fuse(&graph).iter().map(|step| costs[step.node.index()].bytes).max().unwrap_or(1);
-    Ok(usize::try_from(CACHED / largest.max(1)).unwrap_or(1).clamp(1, options.batch.max(1)))
+    let largest = steps.iter().map(|step| costs[step.node.index()].bytes).max().unwrap_or(1);
+    usize::try_from(CACHED / largest.max(1)).unwrap_or(1).clamp(1, batch.max(1))
 }
 
 /// Everything that the packing of one step needs to know.
@@ -154,6 +154,7 @@ struct Packer<'a> {
     folded: &'a Folded,
     graph: &'a Graph,
     options: &'a Options,
+    images: usize,
     /// At the size that the kernels are chosen for.
     costs: Vec<Cost>,
 }
@@ -185,11 +186,11 @@ impl Packer<'_> {
         }
     }
 
-    fn conv(&self, fused: &FusedConv) -> Result<Kernel> {
-        let node = self.graph.node(fused.conv);
+    fn conv(&self, fused: &Fused) -> Result<Kernel> {
+        let node = self.graph.node(fused.first);
         let Op::Conv(conv) = &node.op else { return Err(Error::Missing(node.name.clone())) };
         let shape = shape(conv);
-        let plan = self.plan(fused.conv, &shape);
+        let plan = self.plan(fused.first, &shape);
         let finish = Finish {
             activation: if fused.relu { Activation::Relu } else { Activation::None },
             max_pool: fused.pool.as_ref().map(window),
@@ -199,7 +200,7 @@ impl Packer<'_> {
         Ok(Kernel::Conv(Box::new(PackedConv::new(shape, plan, params, finish)?)))
     }
 
-    fn map(&self, fused: &FusedMap) -> Result<Kernel> {
+    fn map(&self, fused: &Fused) -> Result<Kernel> {
         let node = self.graph.node(fused.first);
         let part = |suffix: &str| self.checkpoint.values(&format!("{}.{suffix}", node.name));
         let first = match node.op {
@@ -228,7 +229,7 @@ impl Packer<'_> {
     fn plan(&self, conv: NodeId, shape: &ConvShape) -> Plan {
         let input = self.graph.node(conv).inputs[0];
         let size = &self.costs[input.index()].shape;
-        let site = Site { batch: self.options.batch, input: [size[1], size[2]] };
+        let site = Site { batch: self.images, input: [size[1], size[2]] };
         let choose = |shape: &ConvShape| Plan::choose(shape, site, self.options.isa, self.options.precision);
         let plan = choose(shape);
         if plan.algorithm == Algorithm::Planar && self.graph.node(input).op != Op::Input {
