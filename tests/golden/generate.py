@@ -19,8 +19,6 @@ import checkpoints
 import formula
 import nets
 
-VERSIONS = {"torch": "2.15.0", "torchvision": "0.29.2", "safetensors": "0.8.0", "numpy": "2.4.6", "pillow": "13.0.0"}
-
 HERE = Path(__file__).resolve().parent
 
 # Full-size networks whose logits are stored; the weights are the formula's.
@@ -203,9 +201,8 @@ PARTS = {"formula": formula_hashes, "logits": logits, "narrow": narrow, "zoo": z
 
 
 def main() -> None:
-    pinned = [line for line in (HERE / "requirements.txt").read_text().splitlines() if "==" in line]
-    assert pinned == [f"{package}=={version}" for package, version in VERSIONS.items()], pinned
-    for package, version in VERSIONS.items():
+    pinned = [line.split("==") for line in (HERE / "requirements.txt").read_text().splitlines() if "==" in line]
+    for package, version in pinned:
         found = importlib.metadata.version(package)
         if found != version:
             sys.exit(f"{package} is {found}, expected {version}: see tests/golden/requirements.txt")
