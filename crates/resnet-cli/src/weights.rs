@@ -157,7 +157,12 @@ impl Selection {
             (None, None) => bail!("name the weights: --depth, --model or --weights"),
         };
         let checkpoint = match &location {
-            Location::File(path) => resnet_convert::open(path, &resnet_convert::Options::default())?.0,
+            Location::File(path) => {
+                // Decides between networks of equal tensors; whether it is that network is checked below.
+                let name = named.as_ref().map(|named| named.arch_name.clone());
+                let options = resnet_convert::Options { name, ..resnet_convert::Options::default() };
+                resnet_convert::open(path, &options)?.0
+            }
             Location::Hub(repo, revision) => download(repo, revision)?,
         };
         // `--depth` or `--model` beside `--weights` says what the weights are expected to be.
@@ -270,7 +275,9 @@ fn download(repo: &RepoId, revision: &Revision) -> anyhow::Result<Checkpoint> {
         _ => known.map(Published::preprocess).transpose()?,
     };
     let labels = config.as_ref().and_then(Labels::from_hub_config);
-    let options = resnet_convert::Options { labels, preprocess, ..resnet_convert::Options::default() };
+    let name = config.as_ref().and_then(|c| c.get("architecture")?.as_str()).map(str::to_owned);
+    let name = name.or_else(|| known.map(|k| k.arch.clone()));
+    let options = resnet_convert::Options { labels, name, preprocess, ..resnet_convert::Options::default() };
     Ok(resnet_convert::open(&path, &options).with_context(|| repo.as_str().to_owned())?.0)
 }
 

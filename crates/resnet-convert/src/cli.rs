@@ -48,7 +48,7 @@ struct Cli {
     /// Insist on an architecture, e.g. resnet50 or plain34.
     #[arg(long, value_name = "NAME")]
     arch: Option<String>,
-    /// Leave out tensors beside the network that nothing is known about.
+    /// Leave out tensors that nothing is known about, and a head that does not fit.
     #[arg(long)]
     partial: bool,
     /// Print the report as JSON.
@@ -97,6 +97,7 @@ pub(crate) fn run(
 fn convert_all(cli: &Cli, out: &mut dyn Write, err: &mut dyn Write) -> Result<bool> {
     let options = Options {
         arch: cli.arch.as_deref().map(zoo::arch).transpose().context("--arch")?,
+        name: None,
         labels: cli.labels.as_deref().map(read_labels).transpose().context("--labels")?,
         preprocess: cli.preprocess.as_deref().map(read_preprocess).transpose().context("--preprocess")?,
         dtype: cli.dtype.map(|d| match d {

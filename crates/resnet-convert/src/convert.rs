@@ -3,17 +3,18 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use resnet_model::arch::{Arch, Stem};
+use resnet_model::arch::{Arch, ResNet, ResNetV2, Stem, StemV2};
 use resnet_model::file::Existing;
 use resnet_model::meta::{KEY, Origin};
-use resnet_model::preprocess::{Channels, Resize};
+use resnet_model::preprocess::{Channels, Filter, Resize};
 use resnet_model::{Checkpoint, Labels, Meta, Preprocess, RawTensor, escape, params};
 
 use crate::cast::{self, Float};
 use crate::dialect::{self, Translation};
 use crate::error::{Code, Error, Fault, Result};
-use crate::identify;
-use crate::report::{Cast, Dropped, Report, plural};
+use crate::fit;
+use crate::identify::{self, Hint, Shapes};
+use crate::report::{Cast, Dropped, How, Identified, Report, plural};
 use crate::source::{self, StateDict};
 
 /// What is known about a file beyond its bytes, and what is wanted.
@@ -22,6 +23,9 @@ pub struct Options {
     /// The architecture to insist on, instead of finding it from the shapes. The numbers of classes and input channels
     /// are always the file's.
     pub arch: Option<Arch>,
+    /// What those who publish the weights call the architecture, e.g. `architecture` in timm's `config.json`. It decides
+    /// between architectures that have the same tensors; it is no reason to doubt the tensors.
+    pub name: Option<String>,
     /// What the outputs mean. By default 1000 classes are ImageNet's and others have no names.
     pub labels: Option<Labels>,
     /// How images are prepared. By default as torchvision does, unless the dialect is known to differ.
@@ -95,8 +99,8 @@ fn understand(state: StateDict, path: &Path, options: &Options) -> Result<(Check
         let fault = Fault::new(Code::Unsupported, format!("`{}` is {kind}, which is not read", escape(name)));
         return Err(Error::Fault { path: path.to_owned(), fault: Box::new(fault) });
     }
-    let mut meta = match own {
-        Some(meta) => meta,
+    let (mut meta, identified) = match own {
+        Some(meta) => (meta, described()),
         None => describe(&state, &mut names, path, options)?,
     };
     if let Some(preprocess) = &options.preprocess {
@@ -114,6 +118,7 @@ fn understand(state: StateDict, path: &Path, options: &Options) -> Result<(Check
         output: None,
         model: checkpoint.meta().arch.to_string(),
         arch: checkpoint.meta().arch.clone(),
+        identified,
         parameters: params::count(checkpoint.graph()),
         classes: checkpoint.meta().arch.classes(),
         container: state.container,
@@ -124,6 +129,9 @@ fn understand(state: StateDict, path: &Path, options: &Options) -> Result<(Check
         dtypes: BTreeMap::new(),
         renamed: names.renamed,
         dropped: names.dropped,
+        reshaped: names.reshaped,
+        synthesised: names.synthesised,
+        unset: names.unset,
         cast,
         opaque: state.opaque,
         notes: state.notes,
@@ -158,13 +166,30 @@ fn translate(state: &StateDict, path: &Path) -> Result<Translation> {
     }
 }
 
+fn described() -> Identified {
+    Identified { how: How::Described, evidence: "the file's own description".into(), ..Identified::default() }
+}
+
 /// What foreign tensors are.
-fn describe(state: &StateDict, names: &mut Translation, path: &Path, options: &Options) -> Result<Meta> {
+fn describe(
+    state: &StateDict,
+    names: &mut Translation,
+    path: &Path,
+    options: &Options,
+) -> Result<(Meta, Identified)> {
     let unrecognised = |reason| Error::Unrecognised { path: path.to_owned(), reason };
-    let arch = match &options.arch {
-        Some(arch) => identify::adapt(arch, &names.tensors),
-        None => identify::identify(&names.tensors).map_err(unrecognised)?,
+    let shapes = Shapes::of_tensors(&names.tensors);
+    let (arch, identified) = match &options.arch {
+        Some(arch) => {
+            let evidence = "the user's word".to_owned();
+            (
+                identify::adapt(arch, &shapes),
+                Identified { how: How::Insisted, evidence, ..Identified::default() },
+            )
+        }
+        None => identify::identify(&shapes, &hints(state, options)).map_err(unrecognised)?,
     };
+    let arch = fit::fit(arch, names, options.partial).map_err(|e| Error::from_model(e, path))?;
     let usual = usual_preprocess(&arch);
     if options.preprocess.is_none() && usual.crop != [224; 2] {
         names.notes.push(format!("preprocessing is a guess: images of {0}×{0} pixels", usual.crop[0]));
@@ -178,16 +203,37 @@ fn describe(state: &StateDict, names: &mut Translation, path: &Path, options: &O
         container: Some(state.container.to_string()),
         dialect: Some(names.dialect.into()),
     };
-    Ok(meta)
+    Ok((meta, identified))
+}
+
+/// Keys under which programs keep the name of an architecture.
+const NAME_KEYS: [&str; 4] = ["architecture", "arch", "model_name", "model"];
+
+/// The names that the user's source or the file itself gives the architecture.
+fn hints(state: &StateDict, options: &Options) -> Vec<Hint> {
+    let given =
+        options.name.iter().map(|name| Hint { name: name.clone(), place: "that came with it".into() });
+    let kept = NAME_KEYS.iter().filter_map(|key| {
+        let name = state.metadata.get(*key)?.clone();
+        Some(Hint { name, place: format!("under `{key}` in the file") })
+    });
+    given.chain(kept).collect()
 }
 
 /// torchvision's for the ImageNet networks; for the CIFAR ones their images' size, and for one channel plain grey.
 fn usual_preprocess(arch: &Arch) -> Preprocess {
     let mut usual = Preprocess::torchvision(256, 224);
-    if let Arch::ResNet(net) = arch
-        && let Stem::Conv3 { .. } = net.stem
-    {
-        (usual.resize, usual.crop) = (Resize::Exact([32; 2]), [32; 2]);
+    match arch {
+        Arch::ResNet(ResNet { stem: Stem::Conv3 { .. }, .. })
+        | Arch::ResNetV2(ResNetV2 { stem: StemV2::Conv3 { .. }, .. }) => {
+            (usual.resize, usual.crop) = (Resize::Exact([32; 2]), [32; 2]);
+        }
+        Arch::InceptionV3(_) | Arch::InceptionV4(_) | Arch::InceptionResNetV2(_) => {
+            let half = |channels: &[f32]| vec![0.5; channels.len()];
+            usual = Preprocess { filter: Filter::Bicubic, ..Preprocess::torchvision(341, 299) };
+            (usual.mean, usual.std) = (half(&usual.mean), half(&usual.std));
+        }
+        _ => {}
     }
     if arch.in_channels() == 1 {
         (usual.channels, usual.mean, usual.std) = (Channels::Grey, vec![0.0], vec![1.0]);
@@ -198,8 +244,7 @@ fn usual_preprocess(arch: &Arch) -> Preprocess {
 fn check_labels(meta: &Meta) -> Result<()> {
     match (meta.labels.len(), meta.arch.classes()) {
         (Some(labels), classes) if classes != Some(labels) => {
-            let head =
-                classes.map_or_else(|| "no head".into(), |k| plural(k, "class").replace("classs", "classes"));
+            let head = classes.map_or_else(|| "no head".into(), |k| plural(k, "class"));
             Err(Error::Labels(format!("{} for a network with {head}", plural(labels, "label"))))
         }
         _ => Ok(()),

@@ -12,7 +12,7 @@ use resnet_model::{Preprocess, RawTensor, escape};
 
 use self::pattern::Pattern;
 use self::tables::{DIALECTS, Dialect, Norm, SIBLINGS, TRAINING, WRAPPERS};
-use crate::report::{Dropped, Renamed};
+use crate::report::{Dropped, Renamed, Reshaped, Synthesised};
 
 /// A network's tensors under torchvision's names, and how they came to it.
 #[derive(Debug)]
@@ -26,6 +26,11 @@ pub(crate) struct Translation {
     /// Tensors beside the network that nothing is known about.
     pub(crate) leftover: Vec<String>,
     pub(crate) notes: Vec<String>,
+    pub(crate) reshaped: Vec<Reshaped>,
+    pub(crate) synthesised: Vec<Synthesised>,
+    pub(crate) unset: Vec<String>,
+    /// Whether batch norms are a factor and an addend, without statistics.
+    pub(crate) affine: bool,
     norm: Norm,
 }
 
@@ -40,6 +45,10 @@ impl Translation {
             dropped: vec![],
             leftover: vec![],
             notes: vec![],
+            reshaped: vec![],
+            synthesised: vec![],
+            unset: vec![],
+            affine: false,
             norm: Norm::ImageNet,
         }
     }
@@ -65,12 +74,8 @@ pub(crate) fn translate(tensors: &[(String, RawTensor)]) -> Option<Result<Transl
     let mut out = Translation {
         dialect: dialect.name,
         root: root.to_owned(),
-        tensors: BTreeMap::new(),
-        renamed: vec![],
-        dropped: vec![],
-        leftover: vec![],
-        notes: vec![],
         norm: dialect.norm,
+        ..Translation::identity(&[])
     };
     if roots.len() > 1 {
         let others: Vec<String> =

@@ -71,6 +71,12 @@ impl Error {
     pub fn hint(&self) -> Option<&'static str> {
         Some(match self {
             Error::Leftover { .. } => "--partial leaves them out",
+            Error::Model(resnet_model::Error::At { source, .. }) => match &**source {
+                resnet_model::Error::Mismatch(m) if m.missing.is_empty() && m.reshaped.is_empty() => {
+                    "--partial leaves them out"
+                }
+                _ => return None,
+            },
             Error::Unrecognised { .. } => "--arch NAME insists on an architecture",
             Error::Model(resnet_model::Error::Exists(_)) => "--force replaces it",
             Error::Fault { fault, .. } if fault.code == Code::UnsafeGlobal => {

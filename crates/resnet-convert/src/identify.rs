@@ -1,126 +1,168 @@
-//! Which architecture tensors belong to, from their shapes.
+//! Which architecture tensors belong to, from their names and shapes; what those cannot tell, from what the file says
+//! of itself or by a default that is told.
 
-use std::collections::BTreeMap;
+mod inception;
+mod resnet;
+mod resnet_v2;
+mod twins;
+mod vgg;
 
-use resnet_model::arch::{Arch, Block, ResNet, Shortcut, Stage, Stem};
-use resnet_model::{RawTensor, escape};
+use std::collections::{BTreeMap, HashMap};
+
+use resnet_model::arch::{Arch, GlobalPool};
+use resnet_model::graph::{Graph, Op};
+use resnet_model::params::Param;
+use resnet_model::{RawTensor, escape, zoo};
+
+use crate::report::{How, Identified};
 
 /// More stages or blocks than any network has; a file's names decide how often we look.
 const MAX_STAGES: usize = 16;
 const MAX_BLOCKS: usize = 1000;
 
-type Tensors = BTreeMap<String, RawTensor>;
+/// The shapes of tensors by the zoo's names.
+pub(crate) struct Shapes<'a>(HashMap<&'a str, &'a [usize]>);
 
-fn shape<'a>(tensors: &'a Tensors, name: &str) -> Option<&'a [usize]> {
-    tensors.get(name).map(RawTensor::shape)
+impl<'a> Shapes<'a> {
+    pub(crate) fn of_tensors(tensors: &'a BTreeMap<String, RawTensor>) -> Shapes<'a> {
+        Shapes(tensors.iter().map(|(name, t)| (name.as_str(), t.shape())).collect())
+    }
+
+    #[cfg_attr(not(test), expect(dead_code, reason = "tests have no tensors"))]
+    fn of_params(params: &'a [Param]) -> Shapes<'a> {
+        Shapes(params.iter().map(|p| (p.name.as_str(), p.shape.as_slice())).collect())
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.0.contains_key(name)
+    }
+
+    fn get(&self, name: &str) -> Option<&'a [usize]> {
+        self.0.get(name).copied()
+    }
+
+    /// The shape of a convolution's weight: `[out, in / groups, height, width]`.
+    fn conv(&self, name: &str) -> Option<[usize; 4]> {
+        self.get(name)?.try_into().ok()
+    }
+
+    /// The shape of a convolution's weight that must be there.
+    fn need(&self, name: &str) -> Result<[usize; 4], String> {
+        match self.get(name) {
+            Some(shape) => shape
+                .try_into()
+                .map_err(|_| format!("`{name}` has shape {shape:?}, which is no convolution's")),
+            None => Err(format!("there is no `{name}`")),
+        }
+    }
+
+    /// Rows and columns of a fully connected layer's weight, whether it is stored as a matrix or as a convolution.
+    fn linear(&self, name: &str) -> Result<Option<[usize; 2]>, String> {
+        match self.get(name) {
+            None => Ok(None),
+            Some(&[rows, columns] | &[rows, columns, 1, 1]) => Ok(Some([rows, columns])),
+            Some(other) => Err(format!("`{name}` has shape {other:?}, expected [classes, features]")),
+        }
+    }
 }
 
-/// The shape of a convolution's weight: `[out, in / groups, height, width]`.
-fn conv(tensors: &Tensors, name: &str) -> Option<[usize; 4]> {
-    shape(tensors, name)?.try_into().ok()
+/// A name of the architecture that somebody who should know gives, and where.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Hint {
+    /// The name, maybe with timm's tag: `resnetblur50.bt_in1k`.
+    pub(crate) name: String,
+    /// Where it stands, for the report.
+    pub(crate) place: String,
 }
 
-/// `arch` with the numbers of classes and input channels that the file has.
-pub(crate) fn adapt(arch: &Arch, tensors: &Tensors) -> Arch {
-    let classes = shape(tensors, "fc.weight").and_then(|s| s.first()).copied().unwrap_or(0);
-    let arch = arch.clone().with_classes(classes);
-    match conv(tensors, "conv1.weight") {
+type Identify = fn(&Shapes) -> Result<Arch, String>;
+
+/// Names that prove a family, and who knows its members apart.
+const FAMILIES: &[(&[&str], Identify)] = &[
+    (&["layer1.0.conv1.weight"], resnet::identify),
+    (&["stages.0.blocks.0.norm1.weight"], resnet_v2::identify),
+    (&["Conv2d_1a_3x3.conv.weight"], inception::v3),
+    (&["conv2d_1a.conv.weight"], inception::resnet_v2),
+    (&["features.0.conv.weight"], inception::v4),
+    (&["features.0.weight", "classifier.0.weight"], vgg::identify),
+];
+
+/// The architecture of tensors under the zoo's names and how it is known; else why there is none.
+pub(crate) fn identify(shapes: &Shapes, hints: &[Hint]) -> Result<(Arch, Identified), String> {
+    let family = FAMILIES.iter().find(|(names, _)| names.iter().all(|n| shapes.has(n)));
+    let (_, identify) = family.ok_or("no family of networks has tensors of these names")?;
+    Ok(choose(identify(shapes)?, hints))
+}
+
+/// Decides between the architectures that have the same tensors as `arch`.
+fn choose(arch: Arch, hints: &[Hint]) -> (Arch, Identified) {
+    let twins = twins::of(&arch);
+    for hint in hints {
+        // timm's tag tells the training, not the network.
+        let name = hint.name.split('.').next().unwrap_or_default();
+        let named = std::iter::once(&arch).chain(&twins).find(|a| zoo::name_of(a) == Some(name));
+        if let Some(named) = named {
+            let evidence = format!("the shapes and the name `{}` {}", escape(name), hint.place);
+            let named = named.clone();
+            return (named, Identified { how: How::Named, evidence, ..Identified::default() });
+        }
+    }
+    // A network that is published is likelier than one that nobody has named.
+    let mut published = twins.iter().filter(|a| zoo::name_of(a).is_some());
+    let arch = match (zoo::name_of(&arch), published.next(), published.next()) {
+        (None, Some(only), None) => only.clone(),
+        _ => arch,
+    };
+    let own = zoo::name_of(&arch);
+    let mut alternatives: Vec<String> =
+        twins.iter().filter_map(zoo::name_of).filter(|n| Some(*n) != own).map(str::to_owned).collect();
+    alternatives.sort();
+    alternatives.dedup();
+    let assumed = twins::assumptions(&arch);
+    let how = if assumed.is_empty() { How::Shapes } else { How::Assumed };
+    let mut evidence = "the shapes".to_owned();
+    if let Some(hint) = hints.first() {
+        evidence.push_str(&format!(
+            ", which are not those of the `{}` named {}",
+            escape(&hint.name),
+            hint.place
+        ));
+    }
+    (arch, Identified { how, evidence, assumed, alternatives })
+}
+
+/// `arch` with the numbers of classes and input channels and the global pool that the file has.
+pub(crate) fn adapt(arch: &Arch, shapes: &Shapes) -> Arch {
+    let Ok(graph) = arch.clone().with_classes(1).graph() else { return arch.clone() };
+    let head = graph.tap("logits").ok().map(|tap| &graph.node(tap.node).name);
+    let head = head.and_then(|name| shapes.get(&format!("{name}.weight")));
+    let arch = arch.clone().with_classes(head.and_then(|s| s.first()).copied().unwrap_or(0));
+    match first_conv(&graph).and_then(|name| shapes.conv(&format!("{name}.weight"))) {
         Some([_, channels, _, _]) => arch.with_in_channels(channels),
         None => arch,
     }
 }
 
-/// The architecture of tensors under torchvision's names; else why there is none.
-pub(crate) fn identify(tensors: &Tensors) -> Result<Arch, String> {
-    let [width, in_channels, kernel, _] =
-        conv(tensors, "conv1.weight").ok_or("`conv1.weight` is no convolution")?;
-    let stem = match kernel {
-        7 => Stem::Conv7 { width },
-        3 => Stem::Conv3 { width },
-        k => return Err(format!("a stem with a {k}×{k} convolution, expected 7×7 or 3×3")),
-    };
-    let mut stages = Vec::new();
-    while stages.len() < MAX_STAGES {
-        let Some(stage) = stage(tensors, stages.len().saturating_add(1))? else { break };
-        stages.push(stage);
-    }
-    let (groups, group_width) = groups(tensors, &stages)?;
-    let num_classes = match shape(tensors, "fc.weight") {
-        None => 0,
-        Some([classes, _]) => *classes,
-        Some(other) => return Err(format!("`fc.weight` has shape {other:?}, expected two dimensions")),
-    };
-    let net = ResNet {
-        stem,
-        stages,
-        shortcut: Shortcut::Projection,
-        groups,
-        group_width,
-        in_channels,
-        num_classes,
-        ..ResNet::imagenet(Block::Basic, &[])
-    };
-    let shortcut = shortcut(tensors, &net)?;
-    Ok(Arch::ResNet(ResNet { shortcut, ..net }))
+/// The name of the convolution that sees the image.
+fn first_conv(graph: &Graph) -> Option<&str> {
+    let conv = graph.nodes().iter().find(|n| matches!(n.op, Op::Conv(_) | Op::StdConv(_)))?;
+    Some(&conv.name)
 }
 
-/// The stage of number `n`, from 1; `None` if there is none.
-fn stage(tensors: &Tensors, n: usize) -> Result<Option<Stage>, String> {
-    let has = |b: usize| tensors.contains_key(&format!("layer{n}.{b}.conv1.weight"));
-    let depth = (0..MAX_BLOCKS).take_while(|&b| has(b)).count();
-    if depth == 0 {
-        return Ok(None);
-    }
-    let out = |i: usize| conv(tensors, &format!("layer{n}.0.conv{i}.weight")).map(|[out, ..]| out);
-    let (block, out) = match (out(3), out(2)) {
-        (Some(out), _) => (Block::Bottleneck, out),
-        (None, Some(out)) => (Block::Basic, out),
-        (None, None) => return Err(format!("`layer{n}.0` has no second convolution")),
-    };
-    match out.checked_rem(block.expansion()) {
-        Some(0) => Ok(Some(Stage { block, depth, width: out.checked_div(block.expansion()).unwrap_or(out) })),
-        _ => Err(format!("`layer{n}.0.conv3.weight` has {out} channels, expected a multiple of 4")),
-    }
-}
-
-/// Groups of the 3×3 convolutions, and their width at a stage width of 64.
-fn groups(tensors: &Tensors, stages: &[Stage]) -> Result<(usize, usize), String> {
-    let name = "layer1.0.conv2.weight";
-    let first = stages.first().filter(|s| s.block == Block::Bottleneck);
-    let (Some(stage), Some([inner, per_group, _, _])) = (first, conv(tensors, name)) else {
-        return Ok((1, 64));
-    };
-    let odd = || format!("`{name}` has shape [{inner}, {per_group}, …], which fits no groups");
-    let groups =
-        inner.checked_div(per_group).filter(|g| g.checked_mul(per_group) == Some(inner)).ok_or_else(odd)?;
-    let scaled = inner.checked_mul(64).ok_or_else(odd)?;
-    let width = stage.width.checked_mul(groups).and_then(|w| scaled.checked_div(w)).ok_or_else(odd)?;
-    Ok((groups, width))
-}
-
-/// The kind of shortcut, from the blocks that have a projection.
-fn shortcut(tensors: &Tensors, net: &ResNet) -> Result<Shortcut, String> {
-    let mut channels = net.stem.width();
-    let (mut all, mut none, mut where_needed) = (true, true, true);
-    for (i, stage) in net.stages.iter().enumerate() {
-        let out = stage.width.saturating_mul(stage.block.expansion());
-        for b in 0..stage.depth {
-            let projects =
-                tensors.contains_key(&format!("layer{}.{b}.downsample.0.weight", i.saturating_add(1)));
-            let needed = channels != out || (i > 0 && b == 0);
-            channels = out;
-            all &= projects;
-            none &= !projects;
-            where_needed &= projects == needed;
+/// The classes of the head `name`, and the global pool, which a head for twice the features tells.
+fn head(shapes: &Shapes, name: &str, features: usize) -> Result<(usize, GlobalPool), String> {
+    Ok(match shapes.linear(name)? {
+        None => (0, GlobalPool::Avg),
+        Some([classes, columns]) if features.checked_mul(2) == Some(columns) => {
+            (classes, GlobalPool::CatAvgMax)
         }
-    }
-    match net.stem {
-        _ if where_needed => Ok(Shortcut::Projection),
-        _ if all => Ok(Shortcut::ProjectionAll),
-        Stem::Conv3 { .. } if none => Ok(Shortcut::ZeroPad),
-        _ if none => Err("no block has a projection, so its shortcuts are zero-padded or absent, which the tensors cannot tell".into()),
-        _ => Err("some blocks have a projection where none is needed, or lack one".into()),
-    }
+        Some([classes, _]) => (classes, GlobalPool::Avg),
+    })
+}
+
+/// How many names in a row there are, from 0 on.
+fn count(max: usize, has: impl Fn(usize) -> bool) -> usize {
+    (0..max).take_while(|&i| has(i)).count()
 }
 
 /// A few names, for the message that nothing was recognised.
@@ -130,3 +172,6 @@ pub(crate) fn some_names(tensors: &[(String, RawTensor)]) -> String {
     let more = if tensors.len() > names.len() { ", …" } else { "" };
     format!("{}{more}", names.join(", "))
 }
+
+#[cfg(test)]
+mod tests;

@@ -22,6 +22,8 @@ pub struct Report {
     pub model: String,
     /// The architecture.
     pub arch: Arch,
+    /// How that is known.
+    pub identified: Identified,
     /// Trainable parameters.
     pub parameters: u64,
     /// Number of classes; `None` without a head.
@@ -42,6 +44,14 @@ pub struct Report {
     pub renamed: Vec<Renamed>,
     /// Tensors that were left out.
     pub dropped: Vec<Dropped>,
+    /// Tensors that keep their bytes and have another shape now.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub reshaped: Vec<Reshaped>,
+    /// Tensors that the file lacks or has otherwise, and that follow from what it has.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub synthesised: Vec<Synthesised>,
+    /// Tensors that the architecture has, the file lacks and no result depends on.
+    pub unset: Vec<String>,
     /// Tensors that were cast.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cast: Option<Cast>,
@@ -49,6 +59,52 @@ pub struct Report {
     pub opaque: Vec<String>,
     /// What else a user may want to know.
     pub notes: Vec<String>,
+}
+
+/// How an architecture is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum How {
+    /// The file describes itself.
+    Described,
+    /// The user said so.
+    Insisted,
+    /// The file, or who handed it over, names one of the architectures that have tensors of these names and shapes.
+    Named,
+    /// Names and shapes of the tensors leave no choice.
+    #[default]
+    Shapes,
+    /// Names and shapes of the tensors leave a choice, and the usual was taken.
+    Assumed,
+}
+
+/// How an architecture is known, and how surely.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+pub struct Identified {
+    /// The kind of knowledge.
+    pub how: How,
+    /// What the knowledge rests on, in words.
+    pub evidence: String,
+    /// What no tensor shows and is taken for granted.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub assumed: Vec<String>,
+    /// Names of other architectures with the same tensors.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub alternatives: Vec<String>,
+}
+
+impl fmt::Display for Identified {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.evidence)?;
+        if !self.assumed.is_empty() {
+            write!(f, "; assumed: {}", self.assumed.join(", "))?;
+        }
+        match self.alternatives.as_slice() {
+            [] => Ok(()),
+            others => write!(f, "; same tensors: {} (--arch)", others.join(", ")),
+        }
+    }
 }
 
 /// A tensor that has another name now.
@@ -69,6 +125,26 @@ pub struct Dropped {
     pub reason: String,
 }
 
+/// A tensor that keeps its bytes and has another shape now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Reshaped {
+    /// The name now.
+    pub name: String,
+    /// The shape in the file.
+    pub from: Vec<usize>,
+    /// The shape now.
+    pub to: Vec<usize>,
+}
+
+/// A tensor that follows from what the file has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Synthesised {
+    /// The name.
+    pub name: String,
+    /// From what.
+    pub reason: String,
+}
+
 /// Tensors that were cast.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Cast {
@@ -79,7 +155,12 @@ pub struct Cast {
 }
 
 pub(crate) fn plural(n: usize, noun: &str) -> String {
-    format!("{} {noun}{}", thousands(n as u64), if n == 1 { "" } else { "s" })
+    let ending = match (n, noun.ends_with('s')) {
+        (1, _) => "",
+        (_, true) => "es",
+        (_, false) => "s",
+    };
+    format!("{} {noun}{ending}", thousands(n as u64))
 }
 
 /// The first few names, safe to print.
@@ -118,11 +199,12 @@ impl fmt::Display for Report {
             write!(f, " → {}", escape(output))?;
         }
         let head = match self.classes {
-            Some(classes) => format!("{} classes", thousands(classes as u64)),
+            Some(classes) => plural(classes, "class"),
             None => "no head: an embedding".into(),
         };
         let mut line = |what: &str, text: String| write!(f, "\n  {what:<13}{text}");
         line("architecture", format!("{}, {} parameters, {head}", self.model, thousands(self.parameters)))?;
+        line("known by", self.identified.to_string())?;
         line("container", self.container.to_string())?;
         let root =
             if self.root.is_empty() { String::new() } else { format!(", under `{}`", escape(&self.root)) };
@@ -140,12 +222,20 @@ impl fmt::Display for Report {
                 format!("{} ({example}{})", thousands(self.renamed.len() as u64), more(self.renamed.len())),
             )?;
         }
-        let mut reasons: BTreeMap<&str, Vec<String>> = BTreeMap::new();
-        for dropped in &self.dropped {
-            reasons.entry(&dropped.reason).or_default().push(dropped.name.clone());
+        if let Some(first) = self.reshaped.first() {
+            let example = format!("{} {:?} → {:?}", escape(&first.name), first.from, first.to);
+            let more = more(self.reshaped.len());
+            line("reshaped", format!("{} ({example}{more})", thousands(self.reshaped.len() as u64)))?;
         }
-        for (reason, names) in reasons {
-            line("dropped", format!("{} ({}): {reason}", thousands(names.len() as u64), some_of(&names)))?;
+        let dropped = self.dropped.iter().map(|d| (&d.name, &d.reason));
+        for text in by_reason(dropped) {
+            line("dropped", text)?;
+        }
+        for text in by_reason(self.synthesised.iter().map(|s| (&s.name, &s.reason))) {
+            line("made", text)?;
+        }
+        if !self.unset.is_empty() {
+            line("absent", format!("{} ({})", thousands(self.unset.len() as u64), some_of(&self.unset)))?;
         }
         if let Some(cast) = &self.cast {
             line("cast", format!("{} to {:?}", plural(cast.tensors, "tensor"), cast.to))?;
@@ -155,6 +245,18 @@ impl fmt::Display for Report {
         }
         self.notes.iter().try_for_each(|note| line("note", note.clone()))
     }
+}
+
+/// Names with equal reasons in one line.
+fn by_reason<'a>(all: impl Iterator<Item = (&'a String, &'a String)>) -> Vec<String> {
+    let mut reasons: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for (name, reason) in all {
+        reasons.entry(reason).or_default().push(name.clone());
+    }
+    let text = |(reason, names): (&str, Vec<String>)| {
+        format!("{} ({}): {}", thousands(names.len() as u64), some_of(&names), escape(reason))
+    };
+    reasons.into_iter().map(text).collect()
 }
 
 fn more(n: usize) -> &'static str {

@@ -75,7 +75,7 @@ pub struct StateDict {
     pub opaque: Vec<String>,
     /// What a user may want to know about the file.
     pub notes: Vec<String>,
-    /// The strings under `__metadata__` of a safetensors file.
+    /// The strings under `__metadata__` of a safetensors file; what a PyTorch checkpoint calls its architecture.
     pub metadata: HashMap<String, String>,
 }
 

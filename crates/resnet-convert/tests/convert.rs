@@ -7,7 +7,7 @@ mod golden;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use resnet_convert::{Container, Error, Float, Job, Options, Report};
+use resnet_convert::{Container, Error, Float, How, Job, Options, Report};
 use resnet_model::arch::{Arch, Block, ResNet, Shortcut};
 use resnet_model::file::Existing;
 use resnet_model::raw::Dtype;
@@ -158,9 +158,24 @@ fn architectures_come_from_shapes() {
 fn what_shapes_cannot_tell_must_be_told() {
     let plain = zoo::arch("plain18").unwrap().with_classes(2);
     let bytes = network::zip(&tensors(&plain), &[]);
-    let error = convert(&bytes, &Options::default()).unwrap_err();
-    assert!(error.to_string().contains("zero-padded or absent"), "{error}");
-    assert!(error.hint().unwrap().contains("--arch"));
+    let report = check("plain18", &bytes, &plain, &tensors(&plain));
+    assert_eq!(report.identified.how, How::Assumed);
+    assert_eq!(report.identified.assumed, ["no shortcuts", "no anti-aliasing"]);
+    assert!(report.to_string().contains("known by     the shapes; assumed: no shortcuts"), "{report}");
+
+    // A name decides between networks of equal tensors, wherever it comes from.
+    let blur = zoo::arch("resnetblur18").unwrap().with_classes(2);
+    let bytes = network::zip(&tensors(&blur), &["state_dict"]);
+    let report = check("unnamed", &bytes, &zoo::arch("resnet18").unwrap().with_classes(2), &tensors(&blur));
+    assert_eq!(report.identified.alternatives, ["resnetblur18"]);
+    let named = Options { name: Some("resnetblur18.ra_in1k".into()), ..Options::default() };
+    let (checkpoint, report) = convert(&bytes, &named).unwrap();
+    assert_eq!((&checkpoint.meta().arch, report.identified.how), (&blur, How::Named));
+    let told = network::zip_named(&tensors(&blur), "resnetblur18");
+    let report = check("named by the file", &told, &blur, &tensors(&blur));
+    assert_eq!(report.identified.evidence, "the shapes and the name `resnetblur18` under `arch` in the file");
+
+    let bytes = network::zip(&tensors(&plain), &[]);
     let options = Options { arch: Some(zoo::arch("plain18").unwrap()), ..Options::default() };
     assert_eq!(convert(&bytes, &options).unwrap().0.meta().arch, plain);
 

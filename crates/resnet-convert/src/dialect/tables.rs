@@ -88,8 +88,37 @@ pub(super) static DIALECTS: &[Dialect] = &[
         rules: &[("linear.*", "fc.*"), ("layer{s}.{b}.shortcut.*", "layer{s}.{b}.downsample.*")],
         ..PLAIN
     },
-    // torchvision and timm call the parts of the plain family alike.
+    // torchvision and timm call the parts of the plain family alike; the deep stem is timm's.
     Dialect { anchors: &["conv1.weight", "layer1.0.conv1.weight"], ..PLAIN },
+    Dialect { name: "timm", anchors: &["conv1.0.weight", "layer1.0.conv1.weight"], ..PLAIN },
+    Dialect { name: "timm", anchors: &["stem.conv.weight", "stages.0.blocks.0.norm1.weight"], ..PLAIN },
+    Dialect { name: "timm", anchors: &["stem.conv1.weight", "stages.0.blocks.0.norm1.weight"], ..PLAIN },
+    // torchvision and timm again. The auxiliary head is for training.
+    Dialect {
+        anchors: &["Conv2d_1a_3x3.conv.weight", "Mixed_5b.branch1x1.conv.weight"],
+        drop: &["AuxLogits.*"],
+        ..PLAIN
+    },
+    Dialect { name: "timm", anchors: &["features.0.conv.weight", "features.3.conv.conv.weight"], ..PLAIN },
+    // timm's head was called otherwise before; so it was in the collection that the network comes from.
+    Dialect {
+        name: "timm",
+        anchors: &["conv2d_1a.conv.weight", "mixed_5b.branch0.conv.weight"],
+        rules: &[("last_linear.*", "classif.*")],
+        ..PLAIN
+    },
+    Dialect { anchors: &["features.0.weight", "classifier.0.weight"], ..PLAIN },
+    // timm's VGG keeps its first fully connected layers as convolutions.
+    Dialect {
+        name: "timm",
+        anchors: &["features.0.weight", "pre_logits.fc1.weight"],
+        rules: &[
+            ("pre_logits.fc1.*", "classifier.0.*"),
+            ("pre_logits.fc2.*", "classifier.3.*"),
+            ("head.fc.*", "classifier.6.*"),
+        ],
+        ..PLAIN
+    },
 ];
 
 /// Keys that wrap a state dict and are never the name of a module: what lies beside them is not the network.

@@ -36,6 +36,14 @@ pub(crate) fn collect(
         Walker { pickle, bytes, storages, maker, into, names: HashSet::new(), todo: vec![], open: vec![] };
     walker.run()?;
     into.opaque = pickle.globals.opaque();
+    // What training scripts write beside the weights.
+    for (key, value) in pickle.arena.dict(pickle.root).unwrap_or_default() {
+        if let (Some(key @ ("arch" | "architecture" | "model_name")), Some(value)) =
+            (pickle.arena.str(*key), pickle.arena.str(*value))
+        {
+            into.metadata.insert(key.to_owned(), value.to_owned());
+        }
+    }
     if into.tensors.is_empty() && into.unsupported.is_empty() {
         let found = pickle.arena.type_name(pickle.root);
         return Err(Fault::new(Code::Empty, format!("no tensor in it, but a value of type {found}")));

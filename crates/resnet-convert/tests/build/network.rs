@@ -93,6 +93,12 @@ pub(crate) fn zip(tensors: &[Named], wrapper: &[&str]) -> Vec<u8> {
     zip_of(tensors, wrapped(wrapper, dict(&items(tensors, false))))
 }
 
+/// `torch.save({"epoch": …, "arch": name, "state_dict": …})`, as training scripts do.
+pub(crate) fn zip_named(tensors: &[Named], name: &str) -> Vec<u8> {
+    let items = [(s("epoch"), i(3)), (s("arch"), s(name)), (s("state_dict"), dict(&items(tensors, false)))];
+    zip_of(tensors, dict(&items))
+}
+
 fn zip_of(tensors: &[Named], object: Vec<u8>) -> Vec<u8> {
     let extra = tensors.iter().enumerate().map(|(k, t)| Entry::new(&format!("archive/data/{k}"), &t.bytes));
     let extra: Vec<Entry> = extra.map(|e| Entry { descriptor: true, ..e }).collect();

@@ -28,7 +28,7 @@ fn a_checkpoint_is_converted_beside_itself_and_reported() {
     let report = text(&out.stdout);
     for expected in [
         "net.pth → net.safetensors\n",
-        "architecture a 8-layer ResNet (2×basic 8, 1×basic 16), 7,291 parameters, 3 classes\n",
+        "architecture an 8-layer ResNet (2×basic 8, 1×basic 16), 7,291 parameters, 3 classes\n",
         "container    PyTorch zip\n",
         "names        torchvision, under `state_dict.`\n",
         "renamed      50 (state_dict.conv1.weight → conv1.weight, …)",

@@ -118,3 +118,22 @@ pub(crate) fn default_eps() -> f64 {
 pub(crate) fn is_default_eps(value: &f64) -> bool {
     *value == EPS
 }
+
+/// The English article before a number of layers: `an 8-layer`, `an 18-layer`, `a 34-layer`.
+pub(crate) fn article(number: usize) -> &'static str {
+    let vowel = number.to_string().starts_with('8') || [11, 18].contains(&number);
+    if vowel { "an" } else { "a" }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn articles_go_by_the_sound() {
+        let with = |n| format!("{} {n}", super::article(n));
+        let all: Vec<String> = [1, 8, 10, 11, 18, 34, 80, 110, 118, 800].map(with).to_vec();
+        assert_eq!(
+            all,
+            ["a 1", "an 8", "a 10", "an 11", "an 18", "a 34", "an 80", "a 110", "a 118", "an 800"]
+        );
+    }
+}

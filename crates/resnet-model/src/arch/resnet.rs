@@ -5,8 +5,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::options::{
-    EPS, check_ends, check_eps, check_output_stride, default_eps, is_default, is_default_eps, is_one, one,
-    within,
+    EPS, article, check_ends, check_eps, check_output_stride, default_eps, is_default, is_default_eps,
+    is_one, one, within,
 };
 use super::{GlobalPool, Norm};
 use crate::{Error, Result};
@@ -231,11 +231,11 @@ pub enum Attention {
 }
 
 impl Attention {
-    /// Channels of the hidden layer of squeeze and excitation.
-    pub(crate) fn hidden(channels: usize, reduction: usize) -> usize {
+    /// Channels of the hidden layer of squeeze and excitation for a stage's result of `channels`; `reduction` is at least 1.
+    pub fn hidden(channels: usize, reduction: usize) -> usize {
         // timm's `make_divisible(channels / reduction, 8, round_limit=0)`: to the nearest multiple of 8, but not to 0.
         // Halves go up.
-        ((channels + 4 * reduction) / reduction / 8 * 8).max(8)
+        ((channels + 4 * reduction) / reduction.max(1) / 8 * 8).max(8)
     }
 
     /// Kernel size of efficient channel attention: the odd number nearest above `(log₂ channels + 1) / 2`, at least 3.
@@ -309,7 +309,8 @@ impl ResNet {
 
     pub(super) fn describe(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kind = if self.shortcut == Shortcut::None { "plain network" } else { "ResNet" };
-        write!(f, "a {}-layer {kind} (", self.layers())?;
+        let layers = self.layers();
+        write!(f, "{} {layers}-layer {kind} (", article(layers))?;
         for (i, s) in self.stages.iter().enumerate() {
             let block = if s.block == Block::Basic { "basic" } else { "bottleneck" };
             write!(f, "{}{}×{block} {}", if i > 0 { ", " } else { "" }, s.depth, s.width)?;

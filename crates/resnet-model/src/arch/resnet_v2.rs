@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::options::{
-    EPS, check_ends, check_eps, check_output_stride, default_eps, is_default, is_default_eps, within,
+    EPS, article, check_ends, check_eps, check_output_stride, default_eps, is_default, is_default_eps, within,
 };
 use super::{Block, GlobalPool, Norm, StrideIn};
 use crate::Result;
@@ -167,7 +167,8 @@ impl ResNetV2 {
     }
 
     pub(super) fn describe(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "a {}-layer pre-activation ResNet (", self.layers())?;
+        let layers = self.layers();
+        write!(f, "{} {layers}-layer pre-activation ResNet (", article(layers))?;
         for (i, s) in self.stages.iter().enumerate() {
             write!(f, "{}{}×{}", if i > 0 { ", " } else { "" }, s.depth, s.channels)?;
         }

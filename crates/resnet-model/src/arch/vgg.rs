@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::options::{check_ends, is_default, within};
+use super::options::{article, check_ends, is_default, within};
 use crate::Result;
 
 /// A VGG network (arXiv 1409.1556), as torchvision's `vgg.py` writes it. Its head sees a grid of 7×7 pixels, so that it
@@ -55,8 +55,8 @@ impl Vgg {
     }
 
     pub(super) fn describe(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let convolutions: usize = self.stages.iter().map(|s| s.depth).sum();
-        write!(f, "a {}-layer VGG", convolutions + 3)
+        let layers = 3 + self.stages.iter().map(|s| s.depth).sum::<usize>();
+        write!(f, "{} {layers}-layer VGG", article(layers))
     }
 
     /// Refuses sizes that no network has, so that a hostile description cannot ask for unbounded memory.

@@ -1,0 +1,124 @@
+//! The last steps from a file's tensors to a network's: equal bytes in another shape, biases that a norm takes up, norms
+//! that had become biases, and what is left out of a part of a network.
+
+use std::collections::HashSet;
+
+use resnet_model::graph::{Graph, Node, Op};
+use resnet_model::params::{self, Param, Role};
+use resnet_model::{Arch, RawTensor, Result};
+
+use crate::dialect::Translation;
+use crate::report::{Dropped, Reshaped, Synthesised};
+
+/// Makes the tensors fit `arch` as far as that is exact, and tells in `names` what was done. With `partial`, what the
+/// architecture has no place for is left out, and so is a head that does not fit: the result may be without one.
+pub(crate) fn fit(arch: Arch, names: &mut Translation, partial: bool) -> Result<Arch> {
+    let mut arch = arch;
+    let mut graph = arch.graph()?;
+    if partial && !head_fits(&graph, names) {
+        arch = arch.with_classes(0);
+        graph = arch.graph()?;
+    }
+    reshape(&params::list(&graph), names);
+    norms(&graph, names)?;
+    let params = params::list(&graph);
+    if partial {
+        let known: HashSet<&str> = params.iter().map(|p| p.name.as_str()).collect();
+        let odd: Vec<String> =
+            names.tensors.keys().filter(|n| !known.contains(n.as_str())).cloned().collect();
+        for name in odd {
+            names.tensors.remove(&name);
+            names.dropped.push(Dropped { name, reason: "the architecture has no place for it".into() });
+        }
+    }
+    let absent = params.into_iter().filter(|p| p.role.is_optional() && !names.tensors.contains_key(&p.name));
+    names.unset = absent.map(|p| p.name).collect();
+    Ok(arch)
+}
+
+/// Whether the head, if the architecture has one, finds its tensors.
+fn head_fits(graph: &Graph, names: &Translation) -> bool {
+    let Ok(tap) = graph.tap("logits") else { return true };
+    let head = &graph.node(tap.node).name;
+    let own = |p: &Param| p.name.strip_prefix(head.as_str()).is_some_and(|rest| rest.starts_with('.'));
+    let mut params = params::list(graph).into_iter().filter(own);
+    params.all(|p| names.tensors.get(&p.name).is_some_and(|t| same_rows(t.shape(), &p.shape)))
+}
+
+/// Whether a weight of one shape is, byte for byte, one of the other: a matrix that is kept as a convolution, or the
+/// reverse.
+fn same_rows(found: &[usize], expected: &[usize]) -> bool {
+    let elements = |s: &[usize]| s.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
+    found.first() == expected.first() && elements(found) == elements(expected)
+}
+
+fn reshape(params: &[Param], names: &mut Translation) {
+    for param in params.iter().filter(|p| p.role == Role::LinearWeight) {
+        let Some(tensor) = names.tensors.get_mut(&param.name) else { continue };
+        if tensor.shape() == param.shape || !same_rows(tensor.shape(), &param.shape) {
+            continue;
+        }
+        let from = tensor.shape().to_vec();
+        if let Some(reshaped) = tensor.reshape(param.shape.clone()) {
+            *tensor = reshaped;
+            names.reshaped.push(Reshaped { name: param.name.clone(), from, to: param.shape.clone() });
+        }
+    }
+}
+
+/// Gives every batch norm its four vectors where they follow from what there is.
+fn norms(graph: &Graph, names: &mut Translation) -> Result<()> {
+    for node in graph.nodes() {
+        let Op::BatchNorm(norm) = &node.op else { continue };
+        let of = |suffix: &str| format!("{}.{suffix}", node.name);
+        let has = |names: &Translation, suffix: &str| names.tensors.contains_key(&of(suffix));
+        let bias = unwanted_bias(graph, node, names);
+        let vector = |value: f32| RawTensor::from_f32(vec![node.channels], &vec![value; node.channels]);
+        // In f32, this variance and the network's epsilon add up to exactly 1.
+        let unit = (1.0 - norm.eps) as f32;
+        let make = |names: &mut Translation, suffix: &str, tensor: Option<RawTensor>, reason: &str| {
+            let Some(tensor) = tensor else { return };
+            names.tensors.insert(of(suffix), tensor);
+            names.synthesised.push(Synthesised { name: of(suffix), reason: reason.into() });
+        };
+        if let Some((bias, tensor)) = bias {
+            if !["weight", "bias", "running_mean", "running_var"].iter().any(|s| has(names, s)) {
+                let reason = "the norm was folded into the convolution";
+                names.tensors.remove(&bias);
+                make(names, "weight", vector(1.0), reason);
+                make(names, "bias", Some(tensor), "the convolution's bias, which a folded norm left");
+                make(names, "running_mean", vector(0.0), reason);
+                make(names, "running_var", vector(unit), reason);
+                continue;
+            }
+            if let Some(mean) = names.tensors.get(&of("running_mean")) {
+                let (mean, bias_values) = (mean.to_f32(&of("running_mean"))?, tensor.to_f32(&bias)?);
+                if mean.len() == bias_values.len() {
+                    let shifted: Vec<f32> = mean.iter().zip(&bias_values).map(|(m, b)| m - b).collect();
+                    names.tensors.remove(&bias);
+                    let reason = format!("less `{bias}`, which the network has no place for");
+                    make(names, "running_mean", RawTensor::from_f32(vec![shifted.len()], &shifted), &reason);
+                }
+            }
+        }
+        if names.affine && has(names, "weight") && has(names, "bias") && !has(names, "running_mean") {
+            let reason = "the file's norm is a factor and an addend";
+            make(names, "running_mean", vector(0.0), reason);
+            make(names, "running_var", vector(unit), reason);
+        }
+    }
+    Ok(())
+}
+
+/// A bias of the convolution before a norm, which has none in the network.
+fn unwanted_bias(graph: &Graph, norm: &Node, names: &Translation) -> Option<(String, RawTensor)> {
+    let before = graph.node(*norm.inputs.first()?);
+    match &before.op {
+        Op::Conv(conv) if !conv.bias => {
+            let name = format!("{}.bias", before.name);
+            let tensor = names.tensors.get(&name)?.clone();
+            (tensor.shape() == [norm.channels]).then_some((name, tensor))
+        }
+        _ => None,
+    }
+}

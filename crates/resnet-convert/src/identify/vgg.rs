@@ -1,0 +1,38 @@
+//! VGG.
+
+use resnet_model::arch::{Arch, Vgg, VggNorm, VggStage};
+
+use super::Shapes;
+
+/// More modules than any VGG has.
+const MAX_MODULES: usize = 4096;
+
+pub(super) fn identify(shapes: &Shapes) -> Result<Arch, String> {
+    let [_, in_channels, ..] = shapes.need("features.0.weight")?;
+    let norm = if shapes.has("features.1.running_mean") { VggNorm::Batch } else { VggNorm::None };
+    // A convolution, its norm and its ReLU count; one more before the next convolution is a max-pool.
+    let step = if norm == VggNorm::Batch { 3usize } else { 2 };
+    let mut stages = Vec::<VggStage>::new();
+    let mut expected = 0usize;
+    for i in 0..MAX_MODULES {
+        let Some([width, ..]) = shapes.conv(&format!("features.{i}.weight")) else { continue };
+        match stages.last_mut() {
+            Some(stage) if i == expected && stage.width == width => {
+                stage.depth = stage.depth.saturating_add(1)
+            }
+            Some(stage) if i == expected => {
+                return Err(format!(
+                    "`features.{i}.weight` changes {} channels to {width} without a pool",
+                    stage.width
+                ));
+            }
+            Some(_) if i != expected.saturating_add(1) => {
+                return Err(format!("`features.{i}.weight` stands where a VGG has no convolution"));
+            }
+            _ => stages.push(VggStage { depth: 1, width }),
+        }
+        expected = i.saturating_add(step);
+    }
+    let num_classes = shapes.linear("classifier.6.weight")?.map_or(0, |[classes, _]| classes);
+    Ok(Arch::Vgg(Vgg { stages, norm, in_channels, num_classes }))
+}
