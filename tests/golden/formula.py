@@ -42,7 +42,7 @@ def bounds(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
         return 0.4, 0.8
     elif last == "running_var":
         return 0.7, 1.3
-    elif last in ("bias", "running_mean"):
+    elif last in ("bias", "running_mean", "pos_embed"):
         high = 0.2
     else:
         raise ValueError(f"no role for {name} {shape}")

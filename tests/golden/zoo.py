@@ -16,6 +16,7 @@ import timm
 import torch
 import torchvision
 from safetensors.numpy import load_file, save_file
+from timm.layers.attention_pool2d import AttentionPool2d
 from timm.models.resnetv2 import ResNetV2
 from torch import nn
 
@@ -40,6 +41,9 @@ OPTIONS = {
     "test_resnet+in1": ("test_resnet", dict(in_chans=1)),
     "resnetv2_18+catavgmax": ("resnetv2_18", dict(global_pool="catavgmax")),
     "resnetv2_18+classes0": ("resnetv2_18", dict(num_classes=0)),
+    "resnet50_clip+classes0": ("resnet50_clip", dict(num_classes=0)),
+    "resnet50_clip_gap+os8": ("resnet50_clip_gap", dict(output_stride=8)),
+    "resnet50_clip_gap+catavgmax": ("resnet50_clip_gap", dict(global_pool="catavgmax")),
 }
 
 
@@ -86,6 +90,8 @@ def builders() -> dict:
         for name in timm.list_models(module=module):
             if name not in LEFT_OUT:
                 table[name] = lambda name=name: timm.create_model(name)
+    for name in timm.list_models("*_clip*", module="byobnet"):
+        table[name] = lambda name=name: timm.create_model(name)
     for name in ("inception_v4", "inception_resnet_v2"):
         table[name] = lambda name=name: timm.create_model(name)
     for depth in (11, 13, 16, 19):
@@ -110,6 +116,11 @@ def size(name: str) -> tuple[int, int]:
         return (75, 107)
     if "+os" in name:
         return (64, 96)
+    # CLIP's position embeddings as they are, then resampled: fewer pixels, and more along the height than there are.
+    if name == "resnet50_clip":
+        return (224, 224)
+    if name == "resnet50x4_clip":
+        return (320, 32)
     if name in ("resnet1202_cifar", "plain1202_cifar", "preresnet1001_cifar"):
         return (16, 8)
     return (64, 32)
@@ -158,7 +169,12 @@ def macs(model: nn.Module, channels: int, pixels: int) -> int:
 
     def count(module, _, output):
         nonlocal total
-        total += output.numel() * module.weight[0].numel()
+        # An attention pool wants the result of one token; timm asks for all of them.
+        tokens = output.shape[1] if module in one_token else 1
+        total += output.numel() // tokens * module.weight[0].numel()
+
+    pools = [m for m in model.modules() if isinstance(m, AttentionPool2d)]
+    one_token = [m for pool in pools for m in (pool.q, pool.proj)]
 
     for module in model.modules():
         if isinstance(module, (nn.Conv2d, nn.Conv1d, nn.Linear)):

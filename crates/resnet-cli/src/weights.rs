@@ -65,7 +65,7 @@ pub struct Published {
     pub top1: Option<f64>,
     /// Top-5 accuracy in per cent, for the classes of ImageNet-1k.
     pub top5: Option<f64>,
-    /// Number of classes.
+    /// Number of classes; features of the embedding for CLIP; 0 without a last layer.
     #[serde(default = "imagenet_classes")]
     pub classes: usize,
     /// What the classes are, where they are not those of ImageNet-1k.
@@ -83,7 +83,14 @@ pub enum Normalize {
     Imagenet,
     /// 0.5 and 0.5.
     Half,
+    /// CLIP's.
+    Clip,
 }
+
+/// CLIP's channel means of R, G and B, for values from 0 to 1.
+const CLIP_MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
+/// CLIP's channel deviations.
+const CLIP_STD: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
 
 /// torchvision's name of weights.
 #[derive(Debug, Clone, Deserialize)]
@@ -116,6 +123,7 @@ impl Published {
         Ok(match self.normalize {
             Normalize::Imagenet => imagenet,
             Normalize::Half => Preprocess { mean: vec![0.5; 3], std: vec![0.5; 3], ..imagenet },
+            Normalize::Clip => Preprocess { mean: CLIP_MEAN.to_vec(), std: CLIP_STD.to_vec(), ..imagenet },
         })
     }
 }

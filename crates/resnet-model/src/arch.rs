@@ -7,12 +7,15 @@ use serde::{Deserialize, Serialize};
 use crate::graph::{Graph, Node, Op};
 use crate::{Error, Result, families, zoo};
 
+mod clip;
 mod inception;
 pub(crate) mod options;
 mod resnet;
 mod resnet_v2;
 mod vgg;
 
+pub(crate) use clip::HEAD_CHANNELS;
+pub use clip::{Clip, ClipHead};
 pub use inception::Inception;
 pub use options::{GlobalPool, Norm, Options};
 pub use resnet::{
@@ -42,6 +45,8 @@ pub enum Arch {
     /// Inception-ResNet-v2 (arXiv 1602.07261).
     #[serde(rename = "inception_resnet_v2")]
     InceptionResNetV2(Inception),
+    /// The image towers of CLIP that are residual networks (arXiv 2103.00020).
+    Clip(Clip),
 }
 
 /// The settings that a family has; `None` for those it has not.
@@ -62,6 +67,7 @@ impl Arch {
             Arch::InceptionV3(net) => families::inception::v3::graph(net),
             Arch::InceptionV4(net) => families::inception::v4::graph(net),
             Arch::InceptionResNetV2(net) => families::inception::resnet_v2::graph(net),
+            Arch::Clip(net) => families::clip::graph(net),
         }?;
         let odd =
             |node: &&Node| matches!(&node.op, Op::GroupNorm(n) if !node.channels.is_multiple_of(n.groups));
@@ -99,6 +105,15 @@ impl Arch {
                 pool: Some(&mut net.pool),
                 output_stride: None,
             },
+            Arch::Clip(net) => Settings {
+                num_classes: &mut net.num_classes,
+                in_channels: &mut net.in_channels,
+                pool: match &mut net.head {
+                    ClipHead::Global { pool } => Some(pool),
+                    ClipHead::Attention { .. } => None,
+                },
+                output_stride: Some(&mut net.output_stride),
+            },
         }
     }
 
@@ -108,6 +123,7 @@ impl Arch {
             Arch::ResNet(net) => net.num_classes,
             Arch::ResNetV2(net) => net.num_classes,
             Arch::Vgg(net) => net.num_classes,
+            Arch::Clip(net) => net.num_classes,
             Arch::InceptionV3(net) | Arch::InceptionV4(net) | Arch::InceptionResNetV2(net) => net.num_classes,
         };
         (classes > 0).then_some(classes)
@@ -119,6 +135,7 @@ impl Arch {
             Arch::ResNet(net) => net.in_channels,
             Arch::ResNetV2(net) => net.in_channels,
             Arch::Vgg(net) => net.in_channels,
+            Arch::Clip(net) => net.in_channels,
             Arch::InceptionV3(net) | Arch::InceptionV4(net) | Arch::InceptionResNetV2(net) => net.in_channels,
         }
     }
@@ -183,6 +200,7 @@ impl fmt::Display for Arch {
             (None, Arch::ResNet(net)) => net.describe(f),
             (None, Arch::ResNetV2(net)) => net.describe(f),
             (None, Arch::Vgg(net)) => net.describe(f),
+            (None, Arch::Clip(net)) => net.describe(f),
             (None, Arch::InceptionV3(_)) => f.write_str("an Inception-v3"),
             (None, Arch::InceptionV4(_)) => f.write_str("an Inception-v4"),
             (None, Arch::InceptionResNetV2(_)) => f.write_str("an Inception-ResNet-v2"),

@@ -35,6 +35,11 @@ pub fn list(graph: &Graph, height: usize, width: usize) -> Result<Vec<Cost>> {
             }
             Op::Linear(linear) => linear.in_features as u64,
             Op::ChannelConv(conv) => conv.kernel as u64,
+            // The query of one token, keys and values of all.
+            Op::AttentionPool(_) => {
+                let pixels = inputs[0][1..].iter().map(|&d| d as u64).product::<u64>();
+                node.channels as u64 * (1 + 2 * (1 + pixels))
+            }
             _ => 0,
         };
         let elements = shape.iter().map(|&d| d as u64).product::<u64>();
@@ -61,6 +66,7 @@ fn output(node: &Node, inputs: &[&[usize]], image: [usize; 2]) -> Result<Vec<usi
     };
     match &node.op {
         Op::Input => Ok(vec![c, height, width]),
+        Op::AttentionPool(_) => fits(first.len() == 3, vec![c]),
         Op::Conv(conv) | Op::StdConv(StdConv { conv, .. }) => pixels(&|axis, n| conv.output(axis, n)),
         Op::MaxPool(pool) => pixels(&|axis, n| pool.output(axis, n)),
         Op::AvgPool(pool) => pixels(&|axis, n| pool.output(axis, n)),

@@ -1,5 +1,6 @@
 //! One file per family: the function that turns an architecture into its graph.
 
+pub(crate) mod clip;
 mod head;
 pub(crate) mod inception;
 mod parts;

@@ -53,6 +53,7 @@ pub(crate) enum Layer {
     GroupNorm(GroupNorm),
     Linear { weight: Tensor, bias: Tensor },
     ChannelConv(Tensor),
+    AttentionPool(Box<ops::AttentionWeights>),
 }
 
 impl Network {
@@ -203,6 +204,25 @@ pub(crate) fn layer(node: &Node, vb: VarBuilder) -> Result<Layer> {
             let init = Init::Uniform { lo: -bound, up: bound };
             Layer::ChannelConv(vb.get_with_hints((1, 1, conv.kernel), "weight", init)?)
         }
+        Op::AttentionPool(pool) => {
+            let c = node.channels;
+            let stdev = 1.0 / (c as f64).sqrt();
+            let projection = |part: &str| -> Result<ops::Projection> {
+                let (vb, init) = (vb.pp(part), Init::Uniform { lo: -stdev, up: stdev });
+                let weight = vb.get_with_hints((c, c), "weight", init)?;
+                Ok(ops::Projection { weight, bias: vb.get_with_hints(c, "bias", init)? })
+            };
+            Layer::AttentionPool(Box::new(ops::AttentionWeights {
+                position: vb.get_with_hints(
+                    &pool.position_shape(c),
+                    "pos_embed",
+                    Init::Randn { mean: 0.0, stdev },
+                )?,
+                query: projection("q")?,
+                key: projection("k")?,
+                value: projection("v")?,
+            }))
+        }
         _ => Layer::Without,
     })
 }
@@ -222,6 +242,7 @@ pub(crate) fn apply(node: &Node, layer: &Layer, inputs: &[Tensor], train: bool) 
             x.matmul(&weight.flatten_from(1)?.t()?)?.broadcast_add(bias)?
         }
         (Op::ChannelConv(conv), Layer::ChannelConv(weight)) => ops::channel_conv(x, weight, conv)?,
+        (Op::AttentionPool(pool), Layer::AttentionPool(weights)) => ops::attention_pool(x, weights, pool)?,
         (Op::Relu, _) => ops::relu(x)?,
         (Op::Sigmoid, _) => candle_nn::ops::sigmoid(x)?,
         (Op::MaxPool(pool), _) => ops::max_pool(x, pool)?,
@@ -245,7 +266,8 @@ pub(crate) fn apply(node: &Node, layer: &Layer, inputs: &[Tensor], train: bool) 
             | Op::BatchNorm(_)
             | Op::GroupNorm(_)
             | Op::Linear(_)
-            | Op::ChannelConv(_),
+            | Op::ChannelConv(_)
+            | Op::AttentionPool(_),
             _,
         ) => return Err(Error::Missing(node.name.clone())),
     };

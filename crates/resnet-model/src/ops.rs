@@ -7,12 +7,14 @@ use candle_core::{Result, Tensor};
 
 use crate::graph::{ChannelConv, Pad, PadChannels, Subsample};
 
+mod attention;
 mod conv;
 mod norm;
 mod pool;
 mod real;
 mod relu;
 
+pub(crate) use attention::{AttentionWeights, Projection, attention_pool};
 pub(crate) use conv::conv;
 pub(crate) use norm::{Affine, Moments, normalize};
 pub(crate) use pool::{adaptive_avg_pool, avg_pool, blur, max_pool};

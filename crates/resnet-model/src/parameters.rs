@@ -260,7 +260,7 @@ fn initial(param: &Param, seed: u64) -> Vec<f32> {
             };
             (0..elements).map(|i| (normal(i) * deviation) as f32).collect()
         }
-        Role::LinearWeight | Role::LinearBias => {
+        Role::LinearWeight | Role::LinearBias | Role::Position => {
             // A bias does not know its layer's inputs; it begins at 0, well inside PyTorch's ±1/√C.
             let bound = match param.shape.get(1) {
                 Some(&features) => 1.0 / (features as f64).sqrt(),

@@ -35,6 +35,8 @@ pub enum Role {
     LinearWeight,
     /// A fully connected layer's bias, `[K]`.
     LinearBias,
+    /// A position embedding, `[positions, C]`.
+    Position,
 }
 
 impl Role {
@@ -78,6 +80,13 @@ pub fn list(graph: &Graph) -> Vec<Param> {
             Op::Linear(linear) => {
                 push("weight", &linear.weight_shape(), Role::LinearWeight);
                 push("bias", &channels, Role::LinearBias);
+            }
+            Op::AttentionPool(pool) => {
+                push("pos_embed", &pool.position_shape(node.channels), Role::Position);
+                for part in ["q", "k", "v"] {
+                    push(&format!("{part}.weight"), &[node.channels; 2], Role::LinearWeight);
+                    push(&format!("{part}.bias"), &channels, Role::LinearBias);
+                }
             }
             Op::ChannelConv(conv) => push("weight", &[1, 1, conv.kernel], Role::ConvWeight),
             Op::Input

@@ -46,7 +46,9 @@ pub fn values(param: &Param) -> Vec<f32> {
         Role::ConvWeight | Role::LinearWeight => symmetric((6.0 / fan_in as f64).sqrt()),
         Role::NormScale => (0.4, 0.8),
         Role::RunningVar => (0.7, 1.3),
-        Role::ConvBias | Role::LinearBias | Role::NormShift | Role::RunningMean => symmetric(0.2),
+        Role::ConvBias | Role::LinearBias | Role::NormShift | Role::RunningMean | Role::Position => {
+            symmetric(0.2)
+        }
         Role::BatchesTracked => (0.0, 0.0),
     };
     let hash = hash(&param.name);

@@ -20,6 +20,7 @@ static TABLE: LazyLock<Vec<Entry>> = LazyLock::new(|| {
     let resnets = resnets::imagenet().into_iter().chain(resnets::cifar());
     let all = resnets.map(|(name, net)| (name, Arch::ResNet(net)));
     let all = all.chain(neighbours::pre_activation()).chain(neighbours::vgg()).chain(neighbours::inception());
+    let all = all.chain(neighbours::clip());
     all.map(|(name, arch)| Entry { name, bare: arch.bare(), arch }).collect()
 });
 

@@ -50,9 +50,12 @@ pub(super) fn fuse(graph: &Graph) -> Vec<Step> {
     for id in graph.ids() {
         let node = graph.node(id);
         pixels.push(match node.op {
-            Op::GlobalAvgPool | Op::GlobalMaxPool | Op::Flatten(_) | Op::Linear(_) | Op::ChannelConv(_) => {
-                false
-            }
+            Op::GlobalAvgPool
+            | Op::GlobalMaxPool
+            | Op::AttentionPool(_)
+            | Op::Flatten(_)
+            | Op::Linear(_)
+            | Op::ChannelConv(_) => false,
             _ => node.inputs.first().is_none_or(|input: &NodeId| pixels[input.index()]),
         });
     }

@@ -49,7 +49,7 @@ impl Builder {
             Op::Concat => (inputs.iter().map(|&i| self.channels(i)).sum(), before),
             Op::Flatten(f) => (c * f.pixels[0] * f.pixels[1], 0),
             Op::Linear(l) => (l.out_features, 0),
-            Op::GlobalAvgPool | Op::GlobalMaxPool | Op::AdaptiveAvgPool(_) => (c, 0),
+            Op::GlobalAvgPool | Op::GlobalMaxPool | Op::AdaptiveAvgPool(_) | Op::AttentionPool(_) => (c, 0),
             Op::Input
             | Op::BatchNorm(_)
             | Op::GroupNorm(_)

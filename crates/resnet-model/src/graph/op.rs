@@ -30,6 +30,9 @@ pub enum Op {
     GlobalAvgPool,
     /// Maximum over all pixels: `[N, C, H, W]` to `[N, C]`.
     GlobalMaxPool,
+    /// Attention from the mean of all pixels to each of them: `[N, C, H, W]` to `[N, C]`; parameters `pos_embed`
+    /// `[1 + rows · columns, C]` and, for each of `q`, `k` and `v`, `weight` `[C, C]` and `bias` `[C]`.
+    AttentionPool(AttentionPool),
     /// Sum of two results of equal shape.
     Add,
     /// The channels of all inputs, one after the other; `[N, C, H, W]` or `[N, C]`.
@@ -276,6 +279,23 @@ pub struct Pad {
 pub struct Flatten {
     /// Height and width of the input.
     pub pixels: [usize; 2],
+}
+
+/// CLIP's pool (arXiv 2103.00020): multi-head attention whose one query is the mean of all pixels, with a learned position
+/// embedding, which is resampled for inputs of other sizes than that of training.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AttentionPool {
+    /// Heads; they divide the channels.
+    pub heads: usize,
+    /// Rows and columns of the position embedding.
+    pub grid: [usize; 2],
+}
+
+impl AttentionPool {
+    /// The shape of the position embedding for `channels` channels.
+    pub const fn position_shape(&self, channels: usize) -> [usize; 2] {
+        [1 + self.grid[0] * self.grid[1], channels]
+    }
 }
 
 /// A fully connected layer.

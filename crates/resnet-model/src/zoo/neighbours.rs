@@ -1,6 +1,8 @@
 //! The networks beside ResNet that its papers compare with or lead to: one line each.
 
-use crate::arch::{Arch, Block, Inception, Norm, ProjectionV2, ResNetV2, StemV2, Vgg, VggNorm};
+use crate::arch::{
+    Arch, Block, Clip, ClipHead, GlobalPool, Inception, Norm, ProjectionV2, ResNetV2, StemV2, Vgg, VggNorm,
+};
 
 /// Blocks per stage, by the layers that bottleneck blocks make of them (basic blocks: 18 and 34).
 const N26: [usize; 4] = [2, 2, 2, 2];
@@ -88,4 +90,31 @@ pub(super) fn inception() -> Vec<(&'static str, Arch)> {
         ("inception_v4", Arch::InceptionV4(Inception::imagenet())),
         ("inception_resnet_v2", Arch::InceptionResNetV2(Inception::imagenet())),
     ]
+}
+
+/// CLIP with a mean instead of attention, and no last layer.
+fn gap(net: Clip) -> Clip {
+    Clip { head: ClipHead::Global { pool: GlobalPool::Avg }, num_classes: 0, ..net }
+}
+
+/// CLIP's residual networks in timm's `byobnet.py`: RN50, RN101, RN50x4, RN50x16 and RN50x64.
+pub(super) fn clip() -> Vec<(&'static str, Arch)> {
+    let rn50 = Clip::new(64, N50, 224, 1024);
+    let rn101 = Clip::new(64, N101, 224, 512);
+    let x4 = Clip::new(80, [4, 6, 10, 6], 288, 640);
+    let x16 = Clip::new(96, [6, 8, 18, 8], 384, 768);
+    let x64 = Clip::new(128, [3, 15, 36, 10], 448, 1024);
+    let table = vec![
+        ("resnet50_clip", rn50.clone()),
+        ("resnet101_clip", rn101.clone()),
+        ("resnet50x4_clip", x4.clone()),
+        ("resnet50x16_clip", x16.clone()),
+        ("resnet50x64_clip", x64.clone()),
+        ("resnet50_clip_gap", gap(rn50)),
+        ("resnet101_clip_gap", gap(rn101)),
+        ("resnet50x4_clip_gap", gap(x4)),
+        ("resnet50x16_clip_gap", gap(x16)),
+        ("resnet50x64_clip_gap", gap(x64)),
+    ];
+    table.into_iter().map(|(name, net)| (name, Arch::Clip(net))).collect()
 }

@@ -6,7 +6,8 @@ use candle_core::{DType, Device, Tensor};
 
 use super::*;
 use crate::arch::{GlobalPool, Options};
-use crate::{Network, cost, params, safetensors, synthetic};
+use crate::engine::{self, Engine};
+use crate::{Graph, Network, cost, params, safetensors, synthetic};
 
 const PARAMS: &str = include_str!("../../../../tests/golden/zoo_params.tsv");
 
@@ -108,6 +109,8 @@ fn size(name: &str) -> [usize; 2] {
     match name {
         _ if name.contains("inception") => [75, 107],
         _ if name.contains("+os") => [64, 96],
+        "resnet50_clip" => [224, 224],
+        "resnet50x4_clip" => [320, 32],
         "resnet1202_cifar" | "plain1202_cifar" | "preresnet1001_cifar" => [16, 8],
         _ => [64, 32],
     }
@@ -126,8 +129,43 @@ fn spread(tensor: &Tensor) -> Vec<f32> {
     (0..SAMPLES).map(|i| flat[i * flat.len() / SAMPLES]).collect()
 }
 
+/// What computes a network: its graph, named results, and its own result.
+trait Runs {
+    fn graph(&self) -> &Graph;
+    fn taps(&self, x: &Tensor, names: &[&str]) -> Vec<Tensor>;
+    fn result(&self, x: &Tensor) -> Tensor;
+}
+
+impl Runs for Network {
+    fn graph(&self) -> &Graph {
+        self.graph()
+    }
+
+    fn taps(&self, x: &Tensor, names: &[&str]) -> Vec<Tensor> {
+        self.features(x, names).unwrap()
+    }
+
+    fn result(&self, x: &Tensor) -> Tensor {
+        self.forward(x).unwrap()
+    }
+}
+
+impl Runs for Engine {
+    fn graph(&self) -> &Graph {
+        self.graph()
+    }
+
+    fn taps(&self, x: &Tensor, names: &[&str]) -> Vec<Tensor> {
+        self.features(x, names).unwrap()
+    }
+
+    fn result(&self, x: &Tensor) -> Tensor {
+        self.forward(x).unwrap()
+    }
+}
+
 /// How far a network is from PyTorch's: all stages and the logits.
-fn distance_from_pytorch(name: &str, network: &Network, golden: &BTreeMap<String, Vec<f32>>) -> f32 {
+fn distance_from_pytorch(name: &str, network: &dyn Runs, golden: &BTreeMap<String, Vec<f32>>) -> f32 {
     let [h, w] = size(name);
     let c = network.graph().in_channels();
     let x = Tensor::from_vec(synthetic::input(2 * c * h * w), (2, c, h, w), &Device::Cpu).unwrap();
@@ -135,13 +173,13 @@ fn distance_from_pytorch(name: &str, network: &Network, golden: &BTreeMap<String
     let stages: Vec<&str> =
         stages.into_iter().filter(|t| !["stem", "pooled", "logits"].contains(t)).collect();
     let mut worst = 0f32;
-    for (i, tap) in network.features(&x, &stages).unwrap().iter().enumerate() {
+    for (i, tap) in network.taps(&x, &stages).iter().enumerate() {
         let e = error(&spread(tap), &golden[&format!("{name}/tap{i}")]);
         assert!(e < 1e-4, "{name} {}: {e}", stages[i]);
         worst = worst.max(e);
     }
     assert!(!golden.contains_key(&format!("{name}/tap{}", stages.len())), "{name} has more stages");
-    let y = network.forward(&x).unwrap();
+    let y = network.result(&x);
     let second = y.get(1).unwrap().to_vec1::<f32>().unwrap();
     let expected = &golden[&format!("{name}/logits")];
     let logits = error(&second[..expected.len()], expected);
@@ -171,11 +209,12 @@ fn agree(part: usize, parts: usize) {
         }
         let start = std::time::Instant::now();
         let checkpoint = synthetic::checkpoint(&golden_arch(row.name)).unwrap();
-        let load = |folded: bool| match folded {
-            true => Network::load_folded(&checkpoint, DType::F32, &Device::Cpu).unwrap(),
-            false => Network::load(&checkpoint, DType::F32, &Device::Cpu).unwrap(),
-        };
-        let errors = [false, true].map(|folded| distance_from_pytorch(row.name, &load(folded), &golden));
+        let network = Network::load(&checkpoint, DType::F32, &Device::Cpu).unwrap();
+        let of_network = distance_from_pytorch(row.name, &network, &golden);
+        drop(network);
+        let options = engine::Options { input: Some(size(row.name)), ..engine::Options::default() };
+        let engine = Engine::new(&checkpoint, options).unwrap();
+        let errors = [of_network, distance_from_pytorch(row.name, &engine, &golden)];
         println!(
             "{}\t{:.1e}\t{:.1e}\t{:.1} s",
             row.name,
