@@ -6,11 +6,13 @@ GOLDEN := target/golden-env
 # The registry's own names only; see tests/golden/requirements.txt for the pinned versions.
 STAMP := $(GOLDEN)/.installed
 
-.PHONY: demo test check golden peers peers-rust help
+.PHONY: demo test test-slow check figures golden peers peers-rust help
 
 help:
 	@echo 'make demo    build and classify the bundled digits, without a network'
 	@echo 'make test    run all tests'
+	@echo 'make test-slow  with the networks of more than 100 M parameters'
+	@echo 'make figures  draw the figures of the README'
 	@echo 'make check   formatting, clippy, documentation, tidy'
 	@echo 'make peers   time the engine beside ncnn, MNN, OpenVINO, ONNX Runtime and PyTorch (downloads them)'
 	@echo 'make peers-rust  build candle-transformers, tract and rten, for make peers to time too'
@@ -22,6 +24,14 @@ demo:
 
 test:
 	$(CARGO) test --workspace --quiet
+
+test-slow:
+	RESNET_SLOW=1 $(CARGO) test --workspace --quiet
+
+# tests/zoo.rs checks that they are what the program draws.
+figures:
+	$(CARGO) run --quiet --bin resnet-cli -- summary resnet34 --only layer1.1 --svg docs/basic-block.svg --force
+	$(CARGO) run --quiet --bin resnet-cli -- summary resnet50 --only layer1.1 --svg docs/bottleneck-block.svg --force
 
 check:
 	$(CARGO) fmt --all --check

@@ -10,3 +10,4 @@ mod predict;
 mod tidy;
 mod train;
 mod verify;
+mod zoo;

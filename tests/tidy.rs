@@ -169,6 +169,7 @@ fn the_top_level_is_what_the_map_says() {
         "weights",
         "examples",
         "tests",
+        "docs",
         "target",
     ];
     let entries = fs::read_dir(root()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());

@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{bench, eval, predict, train, verify};
+use crate::commands::{bench, eval, info, list, predict, summary, train, verify};
 
 /// Classify images with any ResNet.
 #[derive(Debug, Parser)]
@@ -18,6 +18,12 @@ pub struct Cli {
 pub enum Command {
     /// Name what images show
     Predict(predict::Args),
+    /// List models: accuracy against cost
+    List(list::Args),
+    /// Tell all that is known about a model
+    Info(info::Args),
+    /// Show or draw the layers of a network
+    Summary(summary::Args),
     /// Train or fine-tune a network on a folder of images
     Train(train::Args),
     /// Measure how many images of a folder a checkpoint gets right

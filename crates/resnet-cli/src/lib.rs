@@ -3,6 +3,10 @@
 pub mod cli;
 pub mod commands;
 pub mod device;
+pub mod draw;
 pub mod hub;
+pub mod models;
 pub mod output;
+mod scatter;
+pub mod terminal;
 pub mod weights;

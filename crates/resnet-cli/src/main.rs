@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use resnet_cli::cli::{Cli, Command};
-use resnet_cli::commands::{bench, eval, predict, train, verify};
+use resnet_cli::commands::{bench, eval, info, list, predict, summary, train, verify};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -13,6 +13,9 @@ fn main() -> ExitCode {
     let mut out = io::BufWriter::new(stdout.lock());
     let result = match cli.command {
         Command::Predict(args) => predict::run(args, &mut out),
+        Command::List(args) => list::run(args, &mut out),
+        Command::Info(args) => info::run(args, &mut out),
+        Command::Summary(args) => summary::run(args, &mut out),
         Command::Train(args) => train::run(args, &mut out),
         Command::Eval(args) => eval::run(args, &mut out),
         Command::Verify(args) => verify::run(args, &mut out),

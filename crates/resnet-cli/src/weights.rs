@@ -7,8 +7,8 @@ use std::sync::LazyLock;
 use anyhow::{Context, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use resnet_model::preprocess::Filter;
-use resnet_model::{Arch, Checkpoint, Labels, Preprocess, zoo};
-use serde::Deserialize;
+use resnet_model::{Arch, Checkpoint, Labels, Preprocess, params, zoo};
+use serde::{Deserialize, Serialize};
 
 use crate::hub::{Client, Config, Event, HubError, Missing, RepoId, Revision};
 
@@ -93,7 +93,7 @@ const CLIP_MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
 const CLIP_STD: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
 
 /// torchvision's name of weights.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Torchvision {
     /// The member of torchvision's enumeration, e.g. `IMAGENET1K_V2`.
@@ -111,15 +111,19 @@ fn imagenet_classes() -> usize {
 }
 
 impl Published {
+    /// The shorter side of the resized image in pixels.
+    pub fn resize(&self) -> usize {
+        (self.size as f64 / self.crop).floor() as usize
+    }
+
     /// The evaluation transform.
-    fn preprocess(&self) -> anyhow::Result<Preprocess> {
+    pub fn preprocess(&self) -> anyhow::Result<Preprocess> {
         let filter = match self.filter.as_str() {
             "bilinear" => Filter::Bilinear,
             "bicubic" => Filter::Bicubic,
             other => bail!("weights/manifest.toml: {}: filter `{other}`", self.name),
         };
-        let resize = (self.size as f64 / self.crop).floor() as usize;
-        let imagenet = Preprocess { filter, ..Preprocess::torchvision(resize, self.size) };
+        let imagenet = Preprocess { filter, ..Preprocess::torchvision(self.resize(), self.size) };
         Ok(match self.normalize {
             Normalize::Imagenet => imagenet,
             Normalize::Half => Preprocess { mean: vec![0.5; 3], std: vec![0.5; 3], ..imagenet },
@@ -179,7 +183,8 @@ impl Selection {
             let comparable = |arch: &Arch| arch.clone().with_classes(1).with_in_channels(3);
             if comparable(found) != comparable(expected) {
                 let weights = self.weights.as_deref().unwrap_or(&named.name);
-                bail!("`{weights}` holds {found}, but {} asks for {expected}", named.flag);
+                let difference = first_difference(&comparable(found), &comparable(expected))?;
+                bail!("`{weights}` holds {found}, but {} asks for {expected}{difference}", named.flag);
             }
         }
         Ok(checkpoint)
@@ -209,6 +214,23 @@ impl Selection {
             found.map_or_else(|| name.split('.').next().unwrap_or(&name).to_owned(), |p| p.arch.clone());
         Ok(Some(Named { arch: zoo::arch(&arch_name)?, arch_name, flag, name, published: found }))
     }
+}
+
+/// In words, the first of the tensors that two architectures do not share.
+fn first_difference(found: &Arch, expected: &Arch) -> anyhow::Result<String> {
+    let (found, expected) = (params::list(&found.graph()?), params::list(&expected.graph()?));
+    let one = found.iter().zip(&expected).find(|(a, b)| a != b);
+    Ok(match one {
+        Some((a, b)) if a.name == b.name => {
+            format!("; `{}` has shape {:?}, expected {:?}", a.name, a.shape, b.shape)
+        }
+        Some((a, b)) => format!("; its first other tensor is `{}`, expected `{}`", a.name, b.name),
+        None => match (found.get(expected.len()), expected.get(found.len())) {
+            (Some(extra), _) => format!("; `{}` is too much", extra.name),
+            (None, Some(lacking)) => format!("; `{}` is missing", lacking.name),
+            (None, None) => String::new(),
+        },
+    })
 }
 
 struct Named {

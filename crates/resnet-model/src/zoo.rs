@@ -34,16 +34,18 @@ pub fn arch(name: &str) -> Result<Arch> {
     if let Some(entry) = TABLE.iter().find(|entry| entry.name == name) {
         return Ok(entry.arch.clone());
     }
-    let mut near: Vec<(usize, &'static str)> = TABLE
-        .iter()
-        .map(|entry| (distance(name, entry.name), entry.name))
-        .filter(|&(d, k)| d <= k.len() / 3)
-        .collect();
-    near.sort();
     Err(Error::UnknownModel {
         name: crate::error::escape(name),
-        nearest: near.into_iter().take(3).map(|(_, known)| known).collect(),
+        nearest: nearest(name, TABLE.iter().map(|entry| entry.name)),
     })
+}
+
+/// Up to three of the `known` names that look like `name`, best first.
+pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
+    let known = known.into_iter().map(|known| (distance(name, known), known));
+    let mut near: Vec<(usize, &str)> = known.filter(|&(d, known)| d <= known.len() / 3).collect();
+    near.sort();
+    near.into_iter().take(3).map(|(_, known)| known).collect()
 }
 
 /// The zoo's name of an architecture, whatever its numbers of input channels and classes, its global pool and its output

@@ -1,0 +1,281 @@
+//! `summary`: the layers of a network with their results, parameters and multiply-adds; as a table or a picture.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use resnet_model::cost::{self, Cost};
+use resnet_model::file::{Existing, write_atomically};
+use resnet_model::{Arch, Graph, params};
+
+use crate::draw::{self, Picture};
+use crate::{models, terminal};
+
+/// Show the layers of a network: results, parameters, multiply-adds.
+///
+/// Layers are folded by the parts of their names: --depth 1 shows a stage in one line, 2 a block, 9 every operation.
+/// A folded line shows the last result in it. Multiply-adds count convolutions and fully connected layers.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// An architecture (resnet50), published weights (resnet50.a1_in1k), or a checkpoint file
+    #[arg(value_name = "MODEL|FILE")]
+    model: String,
+    /// Height and width of the input in pixels; default: what the weights expect
+    #[arg(long, value_name = "PIXELS", value_parser = super::predict::positive)]
+    input: Option<usize>,
+    /// Parts of the names by which layers are told apart
+    #[arg(long, value_name = "N", default_value = "2", value_parser = super::predict::positive)]
+    depth: usize,
+    /// Only what is under this name, e.g. layer1.0
+    #[arg(long, value_name = "NAME")]
+    only: Option<String>,
+    /// Draw the graph to this file instead
+    #[arg(long, value_name = "FILE.svg")]
+    svg: Option<PathBuf>,
+    /// Write the graph in Graphviz's language to this file instead
+    #[arg(long, value_name = "FILE.dot")]
+    dot: Option<PathBuf>,
+    /// Replace files of --svg and --dot if there are such
+    #[arg(long)]
+    force: bool,
+}
+
+/// Runs the command.
+pub fn run(args: Args, out: &mut dyn Write) -> anyhow::Result<bool> {
+    let (name, arch, size) = named(&args.model)?;
+    let side = args.input.unwrap_or(size);
+    let graph = arch.graph()?;
+    let costs = cost::list(&graph, side, side).context("--input")?;
+    let only = args.only.as_deref();
+    if args.svg.is_none() && args.dot.is_none() {
+        let table = Table::new(&graph, &costs, args.depth, only)?;
+        table.write(out, &name, terminal::width().unwrap_or(100))?;
+        return Ok(true);
+    }
+    let Some(picture) = Picture::new(&graph, &costs, only) else { return Err(nothing(&graph, only)) };
+    let title = only.map_or(name.clone(), |only| format!("{name}: {only}"));
+    let existing = if args.force { Existing::Replace } else { Existing::Keep };
+    let write = |path: &Path, text: String| {
+        write_atomically(path, existing, |file| Ok(file.write_all(text.as_bytes())?))
+    };
+    if let Some(path) = &args.svg {
+        write(path, draw::svg(&picture, &title))?;
+    }
+    if let Some(path) = &args.dot {
+        write(path, draw::dot(&picture, &title))?;
+    }
+    Ok(true)
+}
+
+/// What a name or a file stands for, and the side of its input in pixels.
+fn named(model: &str) -> anyhow::Result<(String, Arch, usize)> {
+    let path = Path::new(model);
+    if path.is_file() {
+        let checkpoint = resnet_convert::open(path, &resnet_convert::Options::default())?.0;
+        let meta = checkpoint.meta();
+        let side = meta.preprocess.crop[0];
+        return Ok((meta.arch.to_string(), meta.arch.clone(), side));
+    }
+    let model = models::find(model)?;
+    Ok((model.name().to_owned(), model.arch, model.size))
+}
+
+fn nothing(graph: &Graph, only: Option<&str>) -> anyhow::Error {
+    let mut first: Vec<&str> = graph.nodes().iter().filter_map(|n| n.name.split('.').next()).collect();
+    first.dedup();
+    anyhow::anyhow!(
+        "--only {}: no layer has that name; there are {}",
+        resnet_model::escape(only.unwrap_or_default()),
+        first.join(", ")
+    )
+}
+
+/// Layers by the parts of their names.
+struct Table {
+    rows: Vec<Row>,
+    total: Row,
+    /// Bytes of all results in f32.
+    bytes: u64,
+    input: String,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Row {
+    depth: usize,
+    name: String,
+    operation: String,
+    shape: Vec<usize>,
+    params: u64,
+    macs: u64,
+}
+
+impl Table {
+    fn new(graph: &Graph, costs: &[Cost], depth: usize, only: Option<&str>) -> anyhow::Result<Table> {
+        let weights = parameters(graph);
+        let mut rows: Vec<Row> = Vec::new();
+        let mut places: BTreeMap<Vec<&str>, usize> = BTreeMap::new();
+        let mut total = Row { name: "total".into(), ..Row::default() };
+        let mut bytes = 0;
+        for (node, cost) in graph.nodes().iter().zip(costs) {
+            if !only.is_none_or(|only| draw::is_under(&node.name, only)) {
+                continue;
+            }
+            let params = weights.get(node.name.as_str()).copied().unwrap_or(0);
+            let path: Vec<&str> = node.name.split('.').collect();
+            // The operation itself, and everything that it is a part of.
+            for end in 1..=path.len().min(depth) {
+                let whole = end == path.len();
+                let place = *places.entry(path[..end].to_vec()).or_insert_with(|| {
+                    let name = path[end - 1].to_owned();
+                    rows.push(Row { depth: end - 1, name, ..Row::default() });
+                    rows.len() - 1
+                });
+                let row = &mut rows[place];
+                if whole {
+                    row.operation = draw::operation(&node.op);
+                }
+                row.shape.clone_from(&cost.shape);
+                row.params += params;
+                row.macs += cost.macs;
+            }
+            total.params += params;
+            total.macs += cost.macs;
+            total.shape.clone_from(&cost.shape);
+            bytes += cost.bytes;
+        }
+        if rows.is_empty() {
+            return Err(nothing(graph, only));
+        }
+        let rows = in_order(rows, &places);
+        Ok(Table { rows, total, bytes, input: draw::dims(&costs[0].shape) })
+    }
+
+    fn write(&self, out: &mut dyn Write, title: &str, width: usize) -> anyhow::Result<()> {
+        let cells = |row: &Row| {
+            [
+                format!("{}{}", "  ".repeat(row.depth), row.name),
+                row.operation.clone(),
+                draw::dims(&row.shape),
+                if row.params > 0 { terminal::thousands(row.params) } else { "-".into() },
+                if row.macs > 0 { terminal::short(row.macs) } else { "-".into() },
+            ]
+        };
+        let head = ["layer", "operation", "result", "parameters", "MACs"].map(str::to_owned);
+        let lines: Vec<[String; 5]> =
+            std::iter::once(head).chain(self.rows.iter().chain([&self.total]).map(cells)).collect();
+        let longest = |column: usize| lines.iter().map(|l| l[column].chars().count()).max().unwrap_or(0);
+        let mut widths = [0, 1, 2, 3, 4].map(longest);
+        // Names and operations give way.
+        let gaps = 2 * (widths.len() - 1);
+        let mut excess = (widths.iter().sum::<usize>() + gaps).saturating_sub(width);
+        for (column, least) in [(1, 9), (0, 12)] {
+            let cut = excess.min(widths[column].saturating_sub(least));
+            widths[column] -= cut;
+            excess -= cut;
+        }
+        let [name, operation, result, params, macs] = widths;
+        writeln!(out, "{}", terminal::fit(&format!("{title}, input {}", self.input), width))?;
+        for (i, line) in lines.iter().enumerate() {
+            if i + 1 == lines.len() {
+                writeln!(out, "{}", "─".repeat((widths.iter().sum::<usize>() + gaps).min(width)))?;
+            }
+            let [a, b, c, d, e] = line;
+            let (a, b) = (terminal::fit(a, name), terminal::fit(b, operation));
+            writeln!(out, "{a:<name$}  {b:<operation$}  {c:>result$}  {d:>params$}  {e:>macs$}")?;
+        }
+        let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+        writeln!(
+            out,
+            "in f32: parameters {:.1} MiB, all results of one image {:.1} MiB",
+            mib(4 * self.total.params),
+            mib(self.bytes)
+        )?;
+        Ok(())
+    }
+}
+
+/// Trainable parameters of each operation. Those of parts (`head.q.weight`) are the nearest operation's.
+fn parameters(graph: &Graph) -> BTreeMap<&str, u64> {
+    let mut counts: BTreeMap<&str, u64> = graph.nodes().iter().map(|n| (n.name.as_str(), 0)).collect();
+    for param in params::list(graph).iter().filter(|p| p.role.is_trainable()) {
+        let elements = param.shape.iter().map(|&d| d as u64).product::<u64>();
+        let mut name = param.name.as_str();
+        while let Some((module, _)) = name.rsplit_once('.') {
+            if let Some(count) = counts.get_mut(module) {
+                *count += elements;
+                break;
+            }
+            name = module;
+        }
+    }
+    counts
+}
+
+/// Every row behind the one that it is a part of, in the order in which they are first executed.
+fn in_order(rows: Vec<Row>, places: &BTreeMap<Vec<&str>, usize>) -> Vec<Row> {
+    let mut keys: Vec<(Vec<usize>, usize)> = places
+        .iter()
+        .map(|(path, &place)| {
+            let key = (1..=path.len()).map(|end| places.get(&path[..end]).copied().unwrap_or(place));
+            (key.collect(), place)
+        })
+        .collect();
+    keys.sort();
+    keys.into_iter().map(|(_, place)| rows[place].clone()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table(model: &str, depth: usize, only: Option<&str>) -> Table {
+        let (_, arch, side) = named(model).unwrap();
+        let graph = arch.graph().unwrap();
+        Table::new(&graph, &cost::list(&graph, side, side).unwrap(), depth, only).unwrap()
+    }
+
+    #[test]
+    fn folded_lines_add_up_to_the_whole() {
+        for model in
+            ["resnet50", "resnet50_clip", "inception_resnet_v2", "vgg11", "resnetv2_50x1_bit", "senet154"]
+        {
+            let (_, arch, side) = named(model).unwrap();
+            let graph = arch.graph().unwrap();
+            for depth in 1..5 {
+                let table = table(model, depth, None);
+                let sum = |value: &dyn Fn(&Row) -> u64| {
+                    table.rows.iter().filter(|row| row.depth == 0).map(value).sum::<u64>()
+                };
+                assert_eq!(sum(&|row| row.params), params::count(&graph), "{model} {depth}");
+                assert_eq!(sum(&|row| row.macs), cost::macs(&graph, side, side).unwrap(), "{model} {depth}");
+            }
+        }
+    }
+
+    #[test]
+    fn parts_follow_their_whole() {
+        let names: Vec<String> = table("resnet18", 2, None).rows.into_iter().map(|row| row.name).collect();
+        assert_eq!(
+            names,
+            [
+                "input", "conv1", "bn1", "relu", "maxpool", "layer1", "0", "1", "layer2", "0", "1", "layer3",
+                "0", "1", "layer4", "0", "1", "avgpool", "fc"
+            ]
+        );
+        assert_eq!(table("resnet18", 9, Some("layer1.0")).rows.len(), 9);
+    }
+
+    #[test]
+    fn tables_fit_80_columns() {
+        for model in
+            ["resnet50", "resnet50_clip", "inception_resnet_v2", "inception_v3", "resnetv2_152x4_bit"]
+        {
+            let mut out = Vec::new();
+            table(model, 9, None).write(&mut out, model, 80).unwrap();
+            let text = String::from_utf8(out).unwrap();
+            let longest = text.lines().map(|line| line.chars().count()).max().unwrap();
+            assert!(longest <= 80, "{model}: {longest}");
+        }
+    }
+}

@@ -1,0 +1,252 @@
+//! Pictures of a graph: what is drawn as one shape, what belongs together, and the files that show it.
+
+use std::collections::BTreeMap;
+
+use resnet_model::cost::Cost;
+use resnet_model::graph::{Conv, Graph, Node, NodeId, Op, StdConv};
+
+mod dot;
+mod layout;
+mod svg;
+
+pub use dot::dot;
+pub(crate) use svg::escaped;
+pub use svg::svg;
+
+/// A graph as shapes, in the order of execution.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Picture {
+    shapes: Vec<Shape>,
+    blocks: Vec<Block>,
+}
+
+/// An operation, with the norm and the ReLU behind it where nobody else takes what lies between.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Shape {
+    name: String,
+    kind: Kind,
+    label: String,
+    /// What else is computed on its results.
+    notes: Vec<&'static str>,
+    /// Height and width of its results, where they differ from those of what it is computed from.
+    resized: Option<[usize; 2]>,
+    inputs: Vec<usize>,
+}
+
+/// What a shape is, which decides its looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Input,
+    Conv,
+    Pool,
+    Linear,
+    /// Norms, gates, paddings.
+    Other,
+    /// Sums and products.
+    Merge,
+}
+
+/// Shapes of one block of the network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Block {
+    name: String,
+    shapes: Vec<usize>,
+}
+
+impl Picture {
+    /// The shapes of `graph`, whose operations cost `costs`; with `only`, those under that name (`layer1.0`) and what
+    /// they are computed from. `None` if there is nothing under it.
+    pub fn new(graph: &Graph, costs: &[Cost], only: Option<&str>) -> Option<Picture> {
+        let users = users(graph);
+        let wanted = |name: &str| only.is_none_or(|only| is_under(name, only));
+        let mut shapes: Vec<Shape> = Vec::new();
+        let mut shape_of: BTreeMap<NodeId, usize> = BTreeMap::new();
+        let mut drawn = false;
+        for id in graph.ids() {
+            let node = graph.node(id);
+            if !wanted(&node.name) {
+                continue;
+            }
+            drawn = true;
+            if let (Some(note), [before]) = (note(&node.op), node.inputs.as_slice())
+                && users[before.index()] == 1
+                && let Some(&shape) = shape_of.get(before)
+                && shapes[shape].takes(note)
+            {
+                shapes[shape].notes.push(note);
+                shape_of.insert(id, shape);
+                continue;
+            }
+            let mut inputs = Vec::with_capacity(node.inputs.len());
+            for input in &node.inputs {
+                let shape = *shape_of.entry(*input).or_insert_with(|| {
+                    let shape = &costs[input.index()].shape;
+                    shapes.push(Shape {
+                        name: graph.node(*input).name.clone(),
+                        kind: Kind::Input,
+                        label: dims(shape),
+                        notes: vec![],
+                        resized: None,
+                        inputs: vec![],
+                    });
+                    shapes.len() - 1
+                });
+                inputs.push(shape);
+            }
+            let pixels = |id: NodeId| match costs[id.index()].shape[..] {
+                [_, h, w] => Some([h, w]),
+                _ => None,
+            };
+            let (kind, label) = describe(node, &costs[id.index()]);
+            let resized = pixels(id).filter(|_| node.inputs.first().is_none_or(|i| pixels(*i) != pixels(id)));
+            shape_of.insert(id, shapes.len());
+            shapes.push(Shape { name: node.name.clone(), kind, label, notes: vec![], resized, inputs });
+        }
+        let blocks = blocks(graph, &shapes, only);
+        drawn.then_some(Picture { shapes, blocks })
+    }
+}
+
+impl Shape {
+    /// Whether what `note` says belongs to this shape.
+    fn takes(&self, note: &str) -> bool {
+        match self.kind {
+            Kind::Conv | Kind::Linear => note == "ReLU" || self.notes.is_empty(),
+            Kind::Merge => note == "ReLU" && self.notes.is_empty(),
+            Kind::Other => note == "ReLU" && self.label.ends_with("norm") && self.notes.is_empty(),
+            Kind::Input | Kind::Pool => false,
+        }
+    }
+}
+
+/// How many operations take each result.
+fn users(graph: &Graph) -> Vec<usize> {
+    let mut users = vec![0; graph.nodes().len()];
+    for input in graph.nodes().iter().flat_map(|node| &node.inputs) {
+        users[input.index()] += 1;
+    }
+    users
+}
+
+/// Whether `name` is `prefix` or a part of it.
+pub(crate) fn is_under(name: &str, prefix: &str) -> bool {
+    name.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+}
+
+/// Every sum or concatenation closes a block, whose name is all but the last part of its own; of nested ones the outer
+/// counts.
+fn blocks(graph: &Graph, shapes: &[Shape], only: Option<&str>) -> Vec<Block> {
+    let closes = |node: &&Node| matches!(node.op, Op::Add | Op::Concat);
+    let parent = |node: &'_ Node| node.name.rsplit_once('.').map(|(block, _)| block.to_owned());
+    let mut names: Vec<String> = graph.nodes().iter().filter(closes).filter_map(parent).collect();
+    names.dedup();
+    let all = names.clone();
+    let is_inner = |name: &String| all.iter().any(|other| other != name && is_under(name, other));
+    names.retain(|name| !is_inner(name) && only != Some(name.as_str()));
+    let block = |name: String| {
+        let inside = |i: &usize| shapes[*i].kind != Kind::Input && is_under(&shapes[*i].name, &name);
+        let shapes: Vec<usize> = (0..shapes.len()).filter(inside).collect();
+        (!shapes.is_empty()).then_some(Block { name, shapes })
+    };
+    names.into_iter().filter_map(block).collect()
+}
+
+/// What an operation is called beside the one before it.
+fn note(op: &Op) -> Option<&'static str> {
+    match op {
+        Op::BatchNorm(_) => Some("batch norm"),
+        Op::GroupNorm(_) => Some("group norm"),
+        Op::Relu => Some("ReLU"),
+        _ => None,
+    }
+}
+
+fn describe(node: &Node, cost: &Cost) -> (Kind, String) {
+    let kind = match &node.op {
+        Op::Input => Kind::Input,
+        Op::Conv(_) | Op::StdConv(_) => Kind::Conv,
+        Op::Linear(_) => Kind::Linear,
+        Op::Add | Op::Scale => Kind::Merge,
+        Op::MaxPool(_)
+        | Op::AvgPool(_)
+        | Op::AdaptiveAvgPool(_)
+        | Op::GlobalAvgPool
+        | Op::GlobalMaxPool
+        | Op::AttentionPool(_) => Kind::Pool,
+        _ => Kind::Other,
+    };
+    let label = match &node.op {
+        Op::Input => dims(&cost.shape),
+        Op::Add => "+".into(),
+        Op::Scale => "×".into(),
+        Op::Conv(conv) | Op::StdConv(StdConv { conv, .. }) => {
+            format!("{}, {}{}", window(conv.kernel, "conv"), conv.out_channels, conv_rest(conv))
+        }
+        Op::Linear(linear) => format!("linear, {}", linear.out_features),
+        _ => operation(&node.op),
+    };
+    (kind, label)
+}
+
+/// An operation in a few words, without its channels: `3×3 conv, /2`.
+pub(crate) fn operation(op: &Op) -> String {
+    let strided = |text: String, stride: usize| match stride {
+        1 => text,
+        stride => format!("{text}, /{stride}"),
+    };
+    match op {
+        Op::Input => "input".into(),
+        Op::Conv(conv) => format!("{}{}", window(conv.kernel, "conv"), conv_rest(conv)),
+        Op::StdConv(StdConv { conv, .. }) => {
+            format!("{}{}", window(conv.kernel, "std conv"), conv_rest(conv))
+        }
+        Op::BatchNorm(_) => "batch norm".into(),
+        Op::GroupNorm(_) => "group norm".into(),
+        Op::Relu => "ReLU".into(),
+        Op::Sigmoid => "sigmoid".into(),
+        Op::MaxPool(pool) => strided(window(pool.kernel, "max pool"), pool.stride[0]),
+        Op::AvgPool(pool) => strided(window(pool.window.kernel, "mean"), pool.window.stride[0]),
+        Op::AdaptiveAvgPool(pool) => format!("mean to {}×{}", pool.output[0], pool.output[1]),
+        Op::Blur(blur) => strided("3×3 blur".into(), blur.stride),
+        Op::GlobalAvgPool => "global mean".into(),
+        Op::GlobalMaxPool => "global max".into(),
+        Op::AttentionPool(pool) => format!("attention, {}", pool.heads),
+        Op::Add => "sum".into(),
+        Op::Concat => "concat".into(),
+        Op::Scale => "gate".into(),
+        Op::Multiply(multiply) => format!("× {}", multiply.factor),
+        Op::Subsample(subsample) => strided("subsample".into(), subsample.stride),
+        Op::PadChannels(_) => "zero channels".into(),
+        Op::Pad(_) => "zero border".into(),
+        Op::Flatten(_) => "flatten".into(),
+        Op::Linear(_) => "linear".into(),
+        Op::ChannelConv(conv) => format!("channel conv {}", conv.kernel),
+        _ => "other".into(),
+    }
+}
+
+fn window([height, width]: [usize; 2], what: &str) -> String {
+    format!("{height}×{width} {what}")
+}
+
+fn conv_rest(conv: &Conv) -> String {
+    let mut rest = String::new();
+    if conv.stride != [1; 2] {
+        rest.push_str(&format!(", /{}", conv.stride[0]));
+    }
+    if conv.groups > 1 {
+        rest.push_str(&format!(", {} gr", conv.groups));
+    }
+    if conv.dilation != [1; 2] {
+        rest.push_str(&format!(", dil {}", conv.dilation[0]));
+    }
+    rest
+}
+
+/// `64×56×56`
+pub(crate) fn dims(shape: &[usize]) -> String {
+    shape.iter().map(usize::to_string).collect::<Vec<_>>().join("×")
+}
+
+#[cfg(test)]
+mod tests;

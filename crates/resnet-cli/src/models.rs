@@ -1,0 +1,201 @@
+//! Models by name: the zoo's architectures and the weights published for them.
+
+use anyhow::{Context, bail};
+use resnet_model::{Arch, cost, params, zoo};
+
+use crate::weights::{Published, published};
+
+/// An architecture, with published weights where there are some.
+#[derive(Debug, Clone)]
+pub struct Model {
+    /// The zoo's name of the architecture.
+    pub arch_name: &'static str,
+    /// The architecture, with the classes of the weights.
+    pub arch: Arch,
+    /// The weights.
+    pub published: Option<&'static Published>,
+    /// Trainable parameters.
+    pub params: u64,
+    /// Multiply-adds of one image of `size`.
+    pub macs: u64,
+    /// Height and width of the usual input in pixels.
+    pub size: usize,
+}
+
+impl Model {
+    fn new(
+        arch_name: &'static str,
+        arch: Arch,
+        published: Option<&'static Published>,
+    ) -> anyhow::Result<Model> {
+        let arch = match published {
+            Some(weights) => arch.with_classes(weights.classes),
+            None => arch,
+        };
+        let graph = arch.graph()?;
+        // Networks for small images shrink them less.
+        let stride = graph.taps().iter().map(|tap| tap.stride).max().unwrap_or(0);
+        let size = published.map_or(if stride <= 8 { 32 } else { 224 }, |weights| weights.size);
+        let macs = cost::macs(&graph, size, size)?;
+        Ok(Model { arch_name, arch, published, params: params::count(&graph), macs, size })
+    }
+
+    /// The name of the weights, else that of the architecture.
+    pub fn name(&self) -> &'static str {
+        self.published.map_or(self.arch_name, |weights| &weights.name)
+    }
+
+    /// 10⁹ multiply-adds of one image.
+    pub fn gmacs(&self) -> f64 {
+        self.macs as f64 / 1e9
+    }
+
+    /// Top-1 accuracy in per cent on ImageNet-1k.
+    pub fn top1(&self) -> Option<f64> {
+        self.published?.top1
+    }
+}
+
+/// All published weights, then the architectures without any, in the zoo's order.
+pub fn all() -> anyhow::Result<Vec<Model>> {
+    let mut models = Vec::new();
+    for (name, arch) in zoo::all() {
+        let of_arch: Vec<_> = published()?.iter().filter(|p| p.arch == name).collect();
+        if of_arch.is_empty() {
+            models.push(Model::new(name, arch.clone(), None)?);
+        }
+        for weights in of_arch {
+            models.push(Model::new(name, arch.clone(), Some(weights))?);
+        }
+    }
+    Ok(models)
+}
+
+/// The models whose name or architecture is `pattern`, in which `*` stands for any letters.
+pub fn matching(pattern: &str) -> anyhow::Result<Vec<Model>> {
+    let mut models = all()?;
+    let names: Vec<&'static str> = models.iter().map(Model::name).collect();
+    let mut known: Vec<&'static str> = models.iter().map(|m| m.arch_name).chain(names).collect();
+    known.sort_unstable();
+    known.dedup();
+    models.retain(|m| glob(pattern, m.name()) || glob(pattern, m.arch_name));
+    if models.is_empty() {
+        // Of a pattern the letters before the first number are compared: `resnt50*` is near `resnet*`.
+        let stem = |name: &'static str| name.split(|c: char| c.is_ascii_digit()).next().unwrap_or(name);
+        let is_pattern = pattern.contains('*');
+        let (bare, star) = match pattern.split(|c: char| c == '*' || c.is_ascii_digit()).next() {
+            Some(bare) if is_pattern => (bare, "*"),
+            _ => (pattern, ""),
+        };
+        if is_pattern {
+            known = known.into_iter().map(stem).collect();
+            known.dedup();
+        }
+        let near = zoo::nearest(bare, known).into_iter().map(|name| format!("{name}{star}"));
+        bail!(
+            "no model is called `{}`{}",
+            resnet_model::escape(pattern),
+            suggestions(&near.collect::<Vec<_>>())
+        );
+    }
+    Ok(models)
+}
+
+/// The model of this name: `resnet50` (with its default weights), `resnet50.a1_in1k` or `timm/resnet50.a1_in1k`.
+pub fn find(name: &str) -> anyhow::Result<Model> {
+    let published = published()?;
+    let weights = published.iter().find(|p| p.name == name || p.hub == name);
+    let weights = weights.or_else(|| published.iter().find(|p| p.default && p.arch == name));
+    let arch_name = match (weights, name.split_once('.')) {
+        (Some(weights), _) => &weights.arch,
+        (None, Some((arch, _))) if zoo::arch(arch).is_ok() => {
+            let known: Vec<&str> =
+                published.iter().filter(|p| p.arch == arch).map(|p| p.name.as_str()).collect();
+            let name = resnet_model::escape(name);
+            bail!("no weights `{name}` are known{}", suggestions(&zoo::nearest(&name, known)));
+        }
+        (None, _) => name,
+    };
+    // Names that the zoo does not know are an error that tells the nearest.
+    let arch = zoo::arch(arch_name)?;
+    let name = zoo::name_of(&arch).with_context(|| arch_name.to_owned())?;
+    Model::new(name, arch, weights)
+}
+
+/// All weights that are published for an architecture.
+pub fn weights_of(arch_name: &str) -> anyhow::Result<Vec<&'static Published>> {
+    Ok(published()?.iter().filter(|p| p.arch == arch_name).collect())
+}
+
+fn suggestions<S: AsRef<str>>(near: &[S]) -> String {
+    match near.iter().map(AsRef::as_ref).collect::<Vec<_>>().as_slice() {
+        [] => String::new(),
+        names => format!("; did you mean {}?", names.join(", ")),
+    }
+}
+
+/// Whether `text` is `pattern`, in which `*` stands for any letters, and none.
+fn glob(pattern: &str, text: &str) -> bool {
+    let mut parts = pattern.split('*');
+    let Some(mut rest) = text.strip_prefix(parts.next().unwrap_or_default()) else { return false };
+    let mut parts: Vec<&str> = parts.collect();
+    let Some(last) = parts.pop() else { return rest.is_empty() };
+    for part in parts {
+        match rest.find(part) {
+            Some(at) => rest = &rest[at + part.len()..],
+            None => return false,
+        }
+    }
+    rest.ends_with(last)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns() {
+        let check = |pattern, text, expected| assert_eq!(glob(pattern, text), expected, "{pattern} {text}");
+        check("resnet50", "resnet50", true);
+        check("resnet50", "resnet50d", false);
+        check("resnet50*", "resnet50d", true);
+        check("*50*", "resnet50", true);
+        check("*50*d", "resnet50d", true);
+        check("*50*d*t", "resnet50d", false);
+        check("r*t*0", "resnet50", true);
+        check("*", "", true);
+        check("", "x", false);
+        check("a*a", "a", false);
+    }
+
+    #[test]
+    fn names_become_models() {
+        let name = |name: &str| find(name).unwrap().name();
+        assert_eq!(name("resnet50.a1_in1k"), "resnet50.a1_in1k");
+        assert_eq!(name("timm/resnet50.a1_in1k"), "resnet50.a1_in1k");
+        assert_eq!(find("resnet50").unwrap().arch_name, "resnet50");
+        assert!(find("resnet50").unwrap().published.is_some_and(|weights| weights.default));
+        assert_eq!(find("plain34").unwrap().name(), "plain34");
+        let error = |name: &str| find(name).unwrap_err().to_string();
+        assert!(
+            error("resnet50.a1_in2k").contains("did you mean resnet50.a1_in1k"),
+            "{}",
+            error("resnet50.a1_in2k")
+        );
+        assert!(error("resnet51").contains("did you mean resnet50"), "{}", error("resnet51"));
+        let none = matching("resnt*").unwrap_err().to_string();
+        assert!(none.contains("no model is called `resnt*`; did you mean resnet*"), "{none}");
+        let none = matching("resnet5l").unwrap_err().to_string();
+        assert!(none.contains("did you mean resnet50"), "{none}");
+    }
+
+    #[test]
+    fn every_model_is_listed_once() {
+        let all = all().unwrap();
+        for model in &all {
+            assert_eq!(all.iter().filter(|m| m.name() == model.name()).count(), 1, "{}", model.name());
+        }
+        assert!(published().unwrap().iter().all(|p| all.iter().any(|m| m.name() == p.name)));
+        assert!(zoo::all().iter().all(|(name, _)| all.iter().any(|m| m.arch_name == *name)));
+    }
+}
