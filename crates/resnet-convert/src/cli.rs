@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use clap::{Parser, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
-use resnet_convert::{Error, Float, Job, Options, Report};
+use resnet_convert::{Error, Export, Float, Job, Options, Report};
 use resnet_model::file::{Existing, SharedFile};
 use resnet_model::{Labels, Preprocess, zoo};
 
@@ -27,7 +27,8 @@ struct Cli {
     /// Checkpoints to convert.
     #[arg(required = true, value_name = "FILE")]
     inputs: Vec<PathBuf>,
-    /// Where to write; by default beside the input, named *.safetensors.
+    /// Where to write; ONNX if it is named *.onnx. By default beside the input,
+    /// named *.safetensors.
     #[arg(short, long, value_name = "FILE", conflicts_with = "output_dir")]
     output: Option<PathBuf>,
     /// The folder to write to, for several inputs.
@@ -51,6 +52,13 @@ struct Cli {
     /// Leave out tensors that nothing is known about, and a head that does not fit.
     #[arg(long)]
     partial: bool,
+    /// ONNX: keep batch norms as operators, instead of folding them into the
+    /// convolutions.
+    #[arg(long)]
+    keep_norms: bool,
+    /// ONNX: images in a batch; any number by default.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    batch: Option<u32>,
     /// Print the report as JSON.
     #[arg(long)]
     json: bool,
@@ -106,6 +114,7 @@ fn convert_all(cli: &Cli, out: &mut dyn Write, err: &mut dyn Write) -> Result<bo
             Dtype::Bf16 => Float::BF16,
         }),
         partial: cli.partial,
+        onnx: Export { keep_norms: cli.keep_norms, batch: cli.batch.map(|n| n as usize) },
     };
     let mut reports = Vec::new();
     let mut good = true;

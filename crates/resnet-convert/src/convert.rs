@@ -14,6 +14,7 @@ use crate::dialect::{self, Translation};
 use crate::error::{Code, Error, Fault, Result};
 use crate::fit;
 use crate::identify::{self, Hint, Shapes};
+use crate::onnx;
 use crate::report::{Cast, Dropped, How, Identified, Report, plural};
 use crate::source::{self, StateDict};
 
@@ -34,6 +35,8 @@ pub struct Options {
     pub dtype: Option<Float>,
     /// Leave out tensors beside the network that nothing is known about, instead of failing.
     pub partial: bool,
+    /// How ONNX is written, if it is.
+    pub onnx: onnx::Export,
 }
 
 /// One conversion.
@@ -41,7 +44,7 @@ pub struct Options {
 pub struct Job<'a> {
     /// The file to read.
     pub input: &'a Path,
-    /// The safetensors file to write.
+    /// The file to write: ONNX if its name ends so, else safetensors.
     pub output: &'a Path,
     /// What to do if there is one already.
     pub existing: Existing,
@@ -73,20 +76,35 @@ pub fn convert(job: Job, progress: &mut dyn FnMut(Progress)) -> Result<Report> {
     let total = checkpoint.byte_len();
     let mut done = 0u64;
     let mut written = |bytes: u64| {
-        done = done.saturating_add(bytes);
+        // Another format may take more or fewer of them.
+        done = done.saturating_add(bytes).min(total);
         progress(Progress { done, total });
     };
-    checkpoint.save(job.output, job.existing, &mut written).map_err(|e| Error::from_model(e, job.input))?;
+    match job.output.extension().is_some_and(|e| e.eq_ignore_ascii_case("onnx")) {
+        true => onnx::write(&checkpoint, &job, &mut written)?,
+        false => {
+            let saved = checkpoint.save(job.output, job.existing, &mut written);
+            saved.map_err(|e| Error::from_model(e, job.input))?;
+        }
+    }
     report.output = Some(job.output.display().to_string());
     Ok(report)
 }
 
-fn understand(state: StateDict, path: &Path, options: &Options) -> Result<(Checkpoint, Report)> {
+fn understand(mut state: StateDict, path: &Path, options: &Options) -> Result<(Checkpoint, Report)> {
     let own = state.metadata.get(KEY).map(|json| Meta::from_json(json)).transpose();
-    let own = own.map_err(|e| Error::from_model(e, path))?;
-    let mut names = match &own {
-        Some(_) => Translation::identity(&state.tensors),
-        None => translate(&state, path)?,
+    let mut own = own.map_err(|e| Error::from_model(e, path))?;
+    let mut found = match state.graph.take() {
+        Some(graph) => Some(match_graph(*graph, &state, path, options)?),
+        None => None,
+    };
+    let mut names = match (&own, &mut found) {
+        (_, Some(found)) => {
+            own = found.meta.take();
+            Translation::graph(found)
+        }
+        (Some(_), None) => Translation::identity(&state.tensors),
+        (None, None) => translate(&state, path)?,
     };
     if !names.leftover.is_empty() {
         if !options.partial {
@@ -101,7 +119,7 @@ fn understand(state: StateDict, path: &Path, options: &Options) -> Result<(Check
     }
     let (mut meta, identified) = match own {
         Some(meta) => (meta, described()),
-        None => describe(&state, &mut names, path, options)?,
+        None => describe(&state, &mut names, found.as_ref(), path, options)?,
     };
     if let Some(preprocess) = &options.preprocess {
         preprocess.validate()?;
@@ -144,6 +162,16 @@ fn understand(state: StateDict, path: &Path, options: &Options) -> Result<(Check
     Ok((checkpoint, report))
 }
 
+/// The network that a graph is.
+fn match_graph(graph: onnx::Graph, state: &StateDict, path: &Path, options: &Options) -> Result<onnx::Found> {
+    let path = path.to_owned();
+    match onnx::understand(graph, &state.tensors, options.arch.as_ref()) {
+        Ok(Ok(found)) => Ok(found),
+        Ok(Err(reason)) => Err(Error::Unrecognised { path, reason }),
+        Err(fault) => Err(Error::Fault { path, fault: Box::new(fault) }),
+    }
+}
+
 fn translate(state: &StateDict, path: &Path) -> Result<Translation> {
     match dialect::translate(&state.tensors) {
         Some(Ok(names)) => Ok(names),
@@ -174,27 +202,37 @@ fn described() -> Identified {
 fn describe(
     state: &StateDict,
     names: &mut Translation,
+    found: Option<&onnx::Found>,
     path: &Path,
     options: &Options,
 ) -> Result<(Meta, Identified)> {
     let unrecognised = |reason| Error::Unrecognised { path: path.to_owned(), reason };
     let shapes = Shapes::of_tensors(&names.tensors);
-    let (arch, identified) = match &options.arch {
-        Some(arch) => {
-            let evidence = "the user's word".to_owned();
-            (
-                identify::adapt(arch, &shapes),
-                Identified { how: How::Insisted, evidence, ..Identified::default() },
-            )
+    let insisted =
+        || Identified { how: How::Insisted, evidence: "the user's word".into(), ..Identified::default() };
+    let (arch, identified) = match (found, &options.arch) {
+        (Some(found), Some(_)) => (found.arch.clone(), insisted()),
+        (Some(found), None) => {
+            let evidence = "every node of the graph".to_owned();
+            (found.arch.clone(), Identified { how: How::Graph, evidence, ..Identified::default() })
         }
-        None => identify::identify(&shapes, &hints(state, options)).map_err(unrecognised)?,
+        (None, Some(arch)) => (identify::adapt(arch, &shapes), insisted()),
+        (None, None) => identify::identify(&shapes, &hints(state, options)).map_err(unrecognised)?,
     };
     let arch = fit::fit(arch, names, options.partial).map_err(|e| Error::from_model(e, path))?;
     let usual = usual_preprocess(&arch);
     if options.preprocess.is_none() && usual.crop != [224; 2] {
         names.notes.push(format!("preprocessing is a guess: images of {0}×{0} pixels", usual.crop[0]));
     }
-    let mut meta = Meta::new(arch, names.preprocess(usual));
+    let preprocess = match found.and_then(|found| found.prelude.as_ref()) {
+        Some(prelude) => {
+            let own = prelude.preprocess(usual, &mut names.notes);
+            own.validate()?;
+            own
+        }
+        None => names.preprocess(usual),
+    };
+    let mut meta = Meta::new(arch, preprocess);
     if meta.arch.classes() == Some(1000) {
         meta.labels = Labels::ImageNet1k;
     }

@@ -12,6 +12,7 @@ use resnet_model::{Preprocess, RawTensor, escape};
 
 use self::pattern::Pattern;
 use self::tables::{DIALECTS, Dialect, Norm, SIBLINGS, TRAINING, WRAPPERS};
+use crate::onnx;
 use crate::report::{Dropped, Renamed, Reshaped, Synthesised};
 
 /// A network's tensors under torchvision's names, and how they came to it.
@@ -50,6 +51,18 @@ impl Translation {
             unset: vec![],
             affine: false,
             norm: Norm::ImageNet,
+        }
+    }
+
+    /// A network that was found by its graph, so that its names mean nothing.
+    pub(crate) fn graph(found: &mut onnx::Found) -> Translation {
+        Translation {
+            dialect: "by structure",
+            tensors: std::mem::take(&mut found.tensors),
+            renamed: std::mem::take(&mut found.renamed),
+            leftover: std::mem::take(&mut found.unused),
+            notes: std::mem::take(&mut found.notes),
+            ..Translation::identity(&[])
         }
     }
 

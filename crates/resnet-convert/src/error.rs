@@ -53,6 +53,17 @@ pub enum Error {
     /// The labels given do not fit.
     #[error("labels: {0}")]
     Labels(String),
+    /// A network that ONNX cannot express.
+    #[error("ONNX: {0}")]
+    Export(String),
+    /// A model beyond what its format can hold.
+    #[error("`{}`: {bytes} bytes, but an ONNX file holds less than 2 GiB", escape(&path.display().to_string()))]
+    TooLarge {
+        /// The file that was to be written.
+        path: PathBuf,
+        /// The bytes that it would have.
+        bytes: u64,
+    },
     /// Output and input are the same file.
     #[error("`{}` would overwrite its own source", .0.display())]
     SameFile(PathBuf),
@@ -70,6 +81,7 @@ impl Error {
     /// What the user might do about it.
     pub fn hint(&self) -> Option<&'static str> {
         Some(match self {
+            Error::TooLarge { .. } => "--dtype f16 halves it",
             Error::Leftover { .. } => "--partial leaves them out",
             Error::Model(resnet_model::Error::At { source, .. }) => match &**source {
                 resnet_model::Error::Mismatch(m) if m.missing.is_empty() && m.reshaped.is_empty() => {
@@ -250,6 +262,13 @@ codes! {
     TarLayout = "tar-layout", "A tar archive without the members of a checkpoint.";
     Count = "count", "A count beyond the data.";
     Safetensors = "safetensors", "A malformed safetensors file.";
+    Protobuf = "protobuf", "Malformed protobuf in an ONNX model.";
+    Graph = "graph", "An ONNX graph with a node that no network of the zoo has, or with a broken link.";
+    TensorSize = "tensor-size", "A tensor whose bytes are not as many as its shape needs.";
+    Ambiguous = "ambiguous", "A tensor whose elements are given twice.";
+    ExternalPath = "external-path", "An external file outside the model's folder.";
+    ExternalBounds = "external-bounds", "A tensor outside its external file.";
+    ExternalKey = "external-key", "An external file described twice.";
 }
 
 impl fmt::Display for Code {

@@ -1,9 +1,9 @@
 //! Any ResNet checkpoint in, one that describes itself out; nothing in a file is ever executed.
 //!
-//! [`open`] turns a file into a [`Checkpoint`](resnet_model::Checkpoint), [`convert`] writes that as safetensors, and
+//! [`open`] turns a file into a [`Checkpoint`](resnet_model::Checkpoint), [`convert`] writes that as safetensors or ONNX, and
 //! [`source::read`] stops before the tensors are understood. A file is found out by its first bytes, never by its name:
 //! what `torch.save` has written since PyTorch 0.1 (zip, legacy stream, tar), TorchScript archives, pickles of numpy
-//! arrays, safetensors.
+//! arrays, safetensors, ONNX.
 //!
 //! ```no_run
 //! let options = resnet_convert::Options::default();
@@ -23,11 +23,13 @@ mod dialect;
 mod error;
 mod fit;
 mod identify;
+mod onnx;
 mod report;
 pub mod source;
 
 pub use cast::Float;
 pub use convert::{Job, Options, Progress, convert, open};
 pub use error::{Code, Error, Fault, Result};
+pub use onnx::Export;
 pub use report::{Cast, Dropped, How, Identified, Renamed, Report, Reshaped, Synthesised};
 pub use source::{Container, StateDict};

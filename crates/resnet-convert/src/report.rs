@@ -72,6 +72,8 @@ pub enum How {
     Insisted,
     /// The file, or who handed it over, names one of the architectures that have tensors of these names and shapes.
     Named,
+    /// The graph in the file is that of the architecture, node by node.
+    Graph,
     /// Names and shapes of the tensors leave no choice.
     #[default]
     Shapes,

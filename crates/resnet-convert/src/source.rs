@@ -25,6 +25,7 @@ use resnet_model::raw::Bytes;
 use serde::Serialize;
 
 use crate::error::{Code, Error, Fault, Result};
+use crate::onnx;
 
 /// The longest tensor name, in bytes.
 pub(crate) const MAX_NAME: usize = 4096;
@@ -46,6 +47,8 @@ pub enum Container {
     Pickle,
     /// Safetensors.
     Safetensors,
+    /// ONNX, with or without external data.
+    Onnx,
 }
 
 impl fmt::Display for Container {
@@ -57,6 +60,7 @@ impl fmt::Display for Container {
             Container::TorchScript => "TorchScript archive",
             Container::Pickle => "pickle of arrays",
             Container::Safetensors => "safetensors",
+            Container::Onnx => "ONNX",
         })
     }
 }
@@ -77,10 +81,12 @@ pub struct StateDict {
     pub notes: Vec<String>,
     /// The strings under `__metadata__` of a safetensors file; what a PyTorch checkpoint calls its architecture.
     pub metadata: HashMap<String, String>,
+    /// What is computed with the tensors, where the container tells.
+    pub(crate) graph: Option<Box<onnx::Graph>>,
 }
 
 impl StateDict {
-    fn new(container: Container) -> StateDict {
+    pub(crate) fn new(container: Container) -> StateDict {
         StateDict {
             container,
             tensors: vec![],
@@ -88,6 +94,7 @@ impl StateDict {
             opaque: vec![],
             notes: vec![],
             metadata: HashMap::new(),
+            graph: None,
         }
     }
 }
@@ -96,11 +103,16 @@ impl StateDict {
 pub fn read(path: &Path) -> Result<StateDict> {
     let io = |source| Error::Io { path: path.to_owned(), source };
     let file = Arc::new(SharedFile::open(path).map_err(io)?);
-    read_bytes(file).map_err(|fault| Error::Fault { path: path.to_owned(), fault: Box::new(fault) })
+    read_from(file, Some(path))
+        .map_err(|fault| Error::Fault { path: path.to_owned(), fault: Box::new(fault) })
 }
 
-/// As [`read`], for bytes that are at hand already.
+/// As [`read`], for bytes that are at hand already; nothing lies beside them.
 pub fn read_bytes(bytes: Arc<dyn Bytes>) -> Result<StateDict, Fault> {
+    read_from(bytes, None)
+}
+
+fn read_from(bytes: Arc<dyn Bytes>, path: Option<&Path>) -> Result<StateDict, Fault> {
     match sniff(&*bytes)? {
         Format::Safetensors => {
             let contents = resnet_model::safetensors::read(bytes).map_err(|e| match e {
@@ -118,6 +130,7 @@ pub fn read_bytes(bytes: Arc<dyn Bytes>) -> Result<StateDict, Fault> {
         Format::Legacy { start } => legacy::read(bytes, start),
         Format::Tar => tar::read(bytes),
         Format::Pickle => plain::read(bytes),
+        Format::Onnx => onnx::read(bytes, path),
     }
 }
 
@@ -130,6 +143,7 @@ enum Format {
     Tar,
     Pickle,
     Safetensors,
+    Onnx,
 }
 
 /// Decides by the first bytes alone.
@@ -149,6 +163,7 @@ fn sniff(bytes: &dyn Bytes) -> Result<Format, Fault> {
         [b'P', b'K', 5, 6, ..] => unknown("an empty zip archive"),
         _ if head.get(257..262) == Some(b"ustar") => Ok(Format::Tar),
         [0x80, 0..=5, ..] => Ok(Format::Pickle),
+        _ if onnx::magic(head) => Ok(Format::Onnx),
         [_, _, _, _, _, 0, 0, 0, b'{' | b' ', ..] => Ok(Format::Safetensors),
         [0x80, n, ..] => {
             Err(Fault::new(Code::Protocol, format!("pickle protocol {n}, 5 is the last known")).at(1))
@@ -168,7 +183,9 @@ fn sniff(bytes: &dyn Bytes) -> Result<Format, Fault> {
         }
         // A header too long to be one: let the reader say so.
         [_, _, _, _, _, _, _, _, b'{', ..] => Ok(Format::Safetensors),
-        _ => unknown("no format that is known: PyTorch (zip, legacy, tar), TorchScript, pickle, safetensors"),
+        _ => unknown(
+            "no format that is known: PyTorch (zip, legacy, tar), TorchScript, pickle, safetensors, ONNX",
+        ),
     }
 }
 

@@ -1,9 +1,10 @@
 //! Hostile files. The rows are those of a public collection of attacks on readers of models, named by its numbers:
-//! P pickle, Z zip, L legacy stream, T tar, S TorchScript, F safetensors. Every row says what must come of it: a kind of
+//! P pickle, Z zip, L legacy stream, T tar, S TorchScript, F safetensors, O ONNX. Every row says what must come of it: a kind of
 //! fault, or the tensors.
 
 mod legacy_tar;
 mod mutate;
+mod onnx;
 mod pickle;
 mod safetensors;
 mod zip;

@@ -4,3 +4,4 @@
 mod attacks;
 mod build;
 mod convert;
+mod onnx;

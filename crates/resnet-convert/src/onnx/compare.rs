@@ -1,0 +1,75 @@
+//! Finds for every part of our graph the one of a foreign graph that computes the same.
+
+use std::collections::{HashMap, HashSet};
+
+use resnet_model::graph::{Graph, Op};
+
+use super::items::{Item, describe};
+use super::net::Net;
+
+/// Where two graphs part.
+#[derive(Debug, Clone)]
+pub(super) struct Difference {
+    /// How many parts agree before.
+    pub(super) agree: usize,
+    /// Both sides, in words.
+    pub(super) detail: String,
+}
+
+/// Pairs of items, ours and theirs, from the output back to the input.
+pub(super) fn pairs(ours: &[Item], theirs: &[Item]) -> Option<Vec<(usize, usize)>> {
+    let last = |items: &[Item]| items.len().checked_sub(1);
+    let mut stack = vec![(last(ours)?, last(theirs)?)];
+    let mut found: HashMap<usize, usize> = HashMap::new();
+    while let Some((a, b)) = stack.pop() {
+        match found.get(&a) {
+            Some(&other) if other == b => continue,
+            // One part of ours would have two sets of weights.
+            Some(_) => return None,
+            None => {}
+        }
+        let (ours_item, theirs_item) = (ours.get(a)?, theirs.get(b)?);
+        if ours_item.hash != theirs_item.hash {
+            return None;
+        }
+        found.insert(a, b);
+        let hash = |items: &[Item], i: &usize| Some(items.get(*i)?.hash);
+        match (&ours_item.op, ours_item.inputs.as_slice(), theirs_item.inputs.as_slice()) {
+            (Op::Add, [a, b], [c, d]) if hash(ours, a)? != hash(theirs, c)? => {
+                stack.extend([(*a, *d), (*b, *c)])
+            }
+            (_, mine, other) if mine.len() == other.len() => {
+                stack.extend(mine.iter().copied().zip(other.iter().copied()));
+            }
+            _ => return None,
+        }
+    }
+    let mut pairs: Vec<_> = found.into_iter().collect();
+    pairs.sort_unstable();
+    Some(pairs)
+}
+
+/// The first parts of both graphs that have no equal in the other.
+pub(super) fn difference(graph: &Graph, ours: &[Item], net: &Net, theirs: &[Item]) -> Difference {
+    let hashes = |items: &[Item]| items.iter().map(|i| i.hash).collect::<HashSet<u64>>();
+    let (known_ours, known_theirs) = (hashes(ours), hashes(theirs));
+    let first =
+        |items: &[Item], known: &HashSet<u64>| items.iter().find(|i| !known.contains(&i.hash)).cloned();
+    let agree = ours.iter().filter(|i| known_theirs.contains(&i.hash)).count();
+    let mine = match first(ours, &known_theirs) {
+        Some(item) => {
+            let node = item.members.first().and_then(|&i| graph.nodes().get(i));
+            format!("`{}` ({})", node.map_or("", |n| n.name.as_str()), describe(&item))
+        }
+        None => "nothing more".into(),
+    };
+    let other = match first(theirs, &known_ours) {
+        Some(item) => {
+            let cell = item.members.first().and_then(|&i| net.cells.get(i));
+            let label = cell.map_or("", |c| c.label.as_str());
+            format!("`{}` ({})", resnet_model::escape(label), describe(&item))
+        }
+        None => "nothing more".into(),
+    };
+    Difference { agree, detail: format!("at {mine} the file has {other}") }
+}

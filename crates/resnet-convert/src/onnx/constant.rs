@@ -1,0 +1,337 @@
+//! Values that do not depend on the input, computed while the graph is read: shapes, weights made by nodes, arithmetic
+//! between them.
+
+use std::io;
+use std::sync::Arc;
+
+use resnet_model::RawTensor;
+use resnet_model::raw::{Bytes, Dtype, byte_len};
+
+use crate::cast::{self, Float};
+use crate::source::lazy::Computed;
+
+/// The longest list of integers that is looked at: shapes, axes, indices.
+const MAX_INTS: usize = 1 << 10;
+
+/// A weight or another constant, and the name that it has in the file.
+#[derive(Debug, Clone)]
+pub(super) struct Constant {
+    pub(super) tensor: RawTensor,
+    pub(super) name: String,
+}
+
+impl Constant {
+    pub(super) fn shape(&self) -> &[usize] {
+        self.tensor.shape()
+    }
+
+    /// The same constant with other elements or shape.
+    pub(super) fn with(&self, tensor: RawTensor) -> Constant {
+        Constant { tensor, name: self.name.clone() }
+    }
+
+    pub(super) fn reshape(&self, shape: &[usize]) -> Option<Constant> {
+        Some(self.with(self.tensor.reshape(shape.to_vec())?))
+    }
+
+    /// All values; `None` if they are no numbers or cannot be read.
+    pub(super) fn values(&self) -> Option<Vec<f32>> {
+        self.tensor.to_f32(&self.name).ok()
+    }
+
+    /// The only value.
+    pub(super) fn scalar(&self) -> Option<f32> {
+        match (self.tensor.elements(), self.values()?.as_slice()) {
+            (1, &[value]) => Some(value),
+            _ => None,
+        }
+    }
+}
+
+/// A short list of integers.
+pub(super) fn ints(tensor: &RawTensor) -> Option<Vec<i64>> {
+    if tensor.elements() > MAX_INTS {
+        return None;
+    }
+    let bytes = tensor.read().ok()?;
+    Some(match tensor.dtype() {
+        Dtype::I64 => bytes.as_chunks::<8>().0.iter().map(|&b| i64::from_le_bytes(b)).collect(),
+        Dtype::I32 => bytes.as_chunks::<4>().0.iter().map(|&b| i64::from(i32::from_le_bytes(b))).collect(),
+        _ => return None,
+    })
+}
+
+/// An i64 list.
+pub(super) fn from_ints(values: &[i64]) -> Option<RawTensor> {
+    let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+    RawTensor::new(Dtype::I64, vec![values.len()], Arc::new(bytes))
+}
+
+/// The bytes of one element over and over.
+#[derive(Debug)]
+struct Fill {
+    element: Vec<u8>,
+    len: u64,
+}
+
+impl Bytes for Fill {
+    fn len(&self) -> u64 {
+        self.len
+    }
+
+    fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        let end = offset.checked_add(out.len() as u64);
+        if end.is_none_or(|end| end > self.len) {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let skip = offset.checked_rem(self.element.len() as u64).unwrap_or(0) as usize;
+        let bytes = self.element.iter().cycle().skip(skip);
+        out.iter_mut().zip(bytes).for_each(|(out, &byte)| *out = byte);
+        Ok(())
+    }
+}
+
+/// One element, as often as `shape` needs; it takes no memory.
+pub(super) fn fill(element: &RawTensor, shape: Vec<usize>) -> Option<RawTensor> {
+    let len = byte_len(element.dtype(), &shape)?;
+    let element_bytes = match element.elements() {
+        1 => element.read().ok()?,
+        _ => return None,
+    };
+    RawTensor::new(element.dtype(), shape, Arc::new(Fill { element: element_bytes, len }))
+}
+
+/// The size in bytes of an element; 0 for types of less.
+pub(super) fn item_size(dtype: Dtype) -> usize {
+    (dtype.bitsize()).div_euclid(8)
+}
+
+/// The axes in another order; `None` if it is none. The elements are moved when they are read.
+pub(super) fn transpose(tensor: &RawTensor, order: &[usize]) -> Option<RawTensor> {
+    let shape = tensor.shape();
+    let mut seen = order.to_vec();
+    seen.sort_unstable();
+    if !seen.into_iter().eq(0..shape.len()) {
+        return None;
+    }
+    let item = item_size(tensor.dtype());
+    let mut strides = vec![1usize; shape.len()];
+    let mut step = 1usize;
+    for (stride, &size) in strides.iter_mut().zip(shape).rev() {
+        *stride = step;
+        step = step.checked_mul(size)?;
+    }
+    let out: Vec<usize> = order.iter().map(|&i| shape.get(i).copied()).collect::<Option<_>>()?;
+    let strides: Vec<usize> = order.iter().map(|&i| strides.get(i).copied()).collect::<Option<_>>()?;
+    let sizes = out.clone();
+    let source = tensor.clone();
+    let compute = move || {
+        let from = source.read()?;
+        let mut to = vec![0; from.len()];
+        gather(&from, &mut to, item, &sizes, &strides).ok_or(io::ErrorKind::UnexpectedEof)?;
+        Ok(to)
+    };
+    RawTensor::new(tensor.dtype(), out, Arc::new(Computed::new(tensor.byte_len(), compute)))
+}
+
+/// Copies elements at strides into a row.
+fn gather(from: &[u8], to: &mut [u8], item: usize, sizes: &[usize], strides: &[usize]) -> Option<()> {
+    if item == 0 {
+        return None;
+    }
+    let mut index = vec![0usize; sizes.len()];
+    let mut at = 0usize;
+    for element in to.chunks_exact_mut(item) {
+        let start = at.checked_mul(item)?;
+        element.copy_from_slice(from.get(start..start.checked_add(item)?)?);
+        // Counts up like an odometer.
+        for ((i, &size), &stride) in index.iter_mut().zip(sizes).zip(strides).rev() {
+            *i = i.checked_add(1)?;
+            if *i < size {
+                at = at.checked_add(stride)?;
+                break;
+            }
+            at = at.checked_sub(stride.checked_mul(size.checked_sub(1)?)?)?;
+            *i = 0;
+        }
+    }
+    Some(())
+}
+
+/// The elements in another type, rounded to nearest.
+pub(super) fn cast(tensor: &RawTensor, to: Dtype) -> Option<RawTensor> {
+    if tensor.dtype() == to {
+        return Some(tensor.clone());
+    }
+    let float = match to {
+        Dtype::F32 => Some(Float::F32),
+        Dtype::F16 => Some(Float::F16),
+        Dtype::BF16 => Some(Float::BF16),
+        _ => None,
+    };
+    match float {
+        Some(float) if cast::is_float(tensor.dtype()) => cast::cast(tensor, float),
+        Some(_) if tensor.elements() <= MAX_INTS => {
+            let values = tensor.to_f32("").ok()?;
+            cast(&RawTensor::from_f32(tensor.shape().to_vec(), &values)?, to)
+        }
+        None if to == Dtype::I64 => from_ints(&ints(tensor)?)?.reshape(tensor.shape().to_vec()),
+        _ => None,
+    }
+}
+
+/// The product of sizes.
+fn count(shape: &[usize]) -> Option<usize> {
+    shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d))
+}
+
+/// Whether every element of `shape` has its own in `other`, which is then at least as large.
+fn fits(shape: &[usize], other: &[usize]) -> bool {
+    let pairs = shape.iter().rev().zip(other.iter().rev());
+    shape.len() <= other.len() && pairs.into_iter().all(|(&a, &b)| a == b || a == 1)
+}
+
+/// `a` and `b` element by element, the smaller repeated; the result is as large as one of them.
+pub(super) fn arithmetic(op: &str, a: &RawTensor, b: &RawTensor) -> Option<RawTensor> {
+    let shape = match (fits(b.shape(), a.shape()), fits(a.shape(), b.shape())) {
+        (true, _) => a.shape().to_vec(),
+        (false, true) => b.shape().to_vec(),
+        _ => return None,
+    };
+    if let (Some(a), Some(b)) = (ints(a), ints(b)) {
+        let value = |(a, b): (i64, i64)| match op {
+            "Add" => a.checked_add(b),
+            "Sub" => a.checked_sub(b),
+            "Mul" => a.checked_mul(b),
+            "Div" => a.checked_div(b),
+            _ => None,
+        };
+        let n = count(&shape)?;
+        let pairs = a.into_iter().cycle().zip(b.into_iter().cycle()).take(n);
+        return from_ints(&pairs.map(value).collect::<Option<Vec<_>>>()?)?.reshape(shape);
+    }
+    let (x, y) = (spread(a, &shape)?, spread(b, &shape)?);
+    let value = |(x, y): (f32, f32)| match op {
+        "Add" => Some(x + y),
+        "Sub" => Some(x - y),
+        "Mul" => Some(x * y),
+        "Div" => Some(x / y),
+        "Pow" => Some(x.powf(y)),
+        _ => None,
+    };
+    let values = x.into_iter().zip(y).map(value).collect::<Option<Vec<_>>>()?;
+    cast(&RawTensor::from_f32(shape, &values)?, a.dtype())
+}
+
+/// The values of a tensor repeated to `shape`, which it fits.
+fn spread(tensor: &RawTensor, shape: &[usize]) -> Option<Vec<f32>> {
+    let values = tensor.to_f32("").ok()?;
+    let missing = shape.len().checked_sub(tensor.shape().len())?;
+    let own: Vec<usize> = std::iter::repeat_n(1, missing).chain(tensor.shape().iter().copied()).collect();
+    let mut strides = vec![0usize; own.len()];
+    let mut step = 1usize;
+    for (stride, &size) in strides.iter_mut().zip(&own).rev() {
+        *stride = if size == 1 { 0 } else { step };
+        step = step.checked_mul(size)?;
+    }
+    let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+    let mut out = vec![0; count(shape)?.checked_mul(4)?];
+    gather(&bytes, &mut out, 4, shape, &strides)?;
+    Some(out.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)).collect())
+}
+
+/// Every value by a function of one number.
+pub(super) fn each(op: &str, tensor: &RawTensor) -> Option<RawTensor> {
+    let value = |x: f32| match op {
+        "Sqrt" => Some(x.sqrt()),
+        "Reciprocal" => Some(x.recip()),
+        "Neg" => Some(-x),
+        "Exp" => Some(x.exp()),
+        "Abs" => Some(x.abs()),
+        _ => None,
+    };
+    let values = tensor.to_f32("").ok()?.into_iter().map(value).collect::<Option<Vec<_>>>()?;
+    cast(&RawTensor::from_f32(tensor.shape().to_vec(), &values)?, tensor.dtype())
+}
+
+/// The shape that `Reshape` makes of `shape`: -1 is what is left, 0 what was there.
+pub(super) fn reshaped(shape: &[usize], target: &[i64], keep_zeros: bool) -> Option<Vec<usize>> {
+    let mut rest = None;
+    let mut out = Vec::new();
+    for (i, &size) in target.iter().enumerate() {
+        out.push(match size {
+            -1 if rest.is_none() => {
+                rest = Some(i);
+                1
+            }
+            0 if !keep_zeros => *shape.get(i)?,
+            size => usize::try_from(size).ok()?,
+        });
+    }
+    if let Some(i) = rest {
+        *out.get_mut(i)? = count(shape)?.checked_div(count(&out)?)?;
+    }
+    (count(&out)? == count(shape)?).then_some(out)
+}
+
+/// An axis, counted from the end if it is negative.
+pub(super) fn axis(axis: i64, rank: usize) -> Option<usize> {
+    let rank = i64::try_from(rank).ok()?;
+    let axis = if axis < 0 { axis.checked_add(rank)? } else { axis };
+    (0..rank).contains(&axis).then_some(axis as usize)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tensor(shape: &[usize]) -> RawTensor {
+        let n = shape.iter().product::<usize>();
+        RawTensor::from_f32(shape.to_vec(), &(0..n).map(|i| i as f32).collect::<Vec<_>>()).unwrap()
+    }
+
+    #[test]
+    fn axes_move() {
+        let moved = transpose(&tensor(&[2, 3]), &[1, 0]).unwrap();
+        assert_eq!(moved.shape(), [3, 2]);
+        assert_eq!(moved.to_f32("").unwrap(), [0.0, 3.0, 1.0, 4.0, 2.0, 5.0]);
+        let moved = transpose(&tensor(&[2, 1, 2, 2]), &[3, 2, 0, 1]).unwrap();
+        assert_eq!(moved.to_f32("").unwrap(), [0.0, 4.0, 2.0, 6.0, 1.0, 5.0, 3.0, 7.0]);
+        assert!(transpose(&tensor(&[2, 3]), &[0, 0]).is_none());
+    }
+
+    #[test]
+    fn smaller_operands_are_repeated() {
+        let check = |op, a: &[usize], b: &[usize], expected: &[f32]| {
+            let result = arithmetic(op, &tensor(a), &tensor(b)).unwrap();
+            assert_eq!(result.to_f32("").unwrap(), expected, "{op} {a:?} {b:?}");
+        };
+        check("Add", &[2, 2], &[2], &[0.0, 2.0, 2.0, 4.0]);
+        check("Mul", &[2], &[2, 2], &[0.0, 1.0, 0.0, 3.0]);
+        check("Sub", &[2, 2], &[2, 1], &[0.0, 1.0, 1.0, 2.0]);
+        assert!(arithmetic("Add", &tensor(&[2, 1]), &tensor(&[1, 2])).is_none());
+    }
+
+    #[test]
+    fn one_element_fills_any_shape() {
+        let one = RawTensor::from_f32(vec![1], &[0.5]).unwrap();
+        let filled = fill(&one, vec![3, 2]).unwrap();
+        assert_eq!(filled.to_f32("").unwrap(), [0.5; 6]);
+        let mut bytes = [0; 3];
+        filled.bytes().read_at(2, &mut bytes).unwrap();
+        assert_eq!(bytes, [0, 0x3f, 0]);
+        assert!(fill(&one, vec![usize::MAX, 4]).is_none());
+    }
+
+    #[test]
+    fn shapes_with_gaps_are_completed() {
+        let check = |shape: &[usize], target: &[i64], expected: Option<&[usize]>| {
+            assert_eq!(reshaped(shape, target, false).as_deref(), expected, "{shape:?} {target:?}");
+        };
+        check(&[2, 3, 4], &[0, -1], Some(&[2, 12]));
+        check(&[6], &[2, 3], Some(&[2, 3]));
+        check(&[6], &[-1, 4], None);
+        check(&[6], &[-1, -1], None);
+        check(&[6], &[7], None);
+    }
+}

@@ -1,0 +1,364 @@
+//! The parts of ONNX's messages that are needed, under the names of `onnx.proto`; everything else is passed over.
+
+use std::sync::Arc;
+
+use prost::encoding::{DecodeContext, WireType, double, float, int32, int64, string, uint64};
+use resnet_model::escape;
+use resnet_model::raw::Bytes;
+
+use super::wire::Wire;
+use crate::error::{Code, Fault};
+use crate::source::MAX_NAME;
+
+/// More of anything than a network has; what is decoded is a multiple of these and of the bytes present.
+pub(super) const MAX_NODES: usize = 100_000;
+const MAX_TENSORS: usize = 100_000;
+const MAX_LIST: usize = 10_000;
+const MAX_DIMS: usize = 16;
+/// The longest text under a key of the metadata.
+const MAX_TEXT: u64 = 16 << 20;
+const EXTERNAL: Most = Most { what: "entries about an external file", count: 16, bytes: 1 << 14 };
+
+/// A model.
+#[derive(Debug, Default)]
+pub(crate) struct Model {
+    pub(crate) ir_version: i64,
+    pub(crate) producer: String,
+    pub(crate) opsets: Vec<Opset>,
+    pub(crate) metadata: Vec<Entry>,
+    pub(crate) graph: Graph,
+    /// Whether it defines functions of its own.
+    pub(crate) functions: bool,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Graph {
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) tensors: Vec<Tensor>,
+    pub(crate) inputs: Vec<ValueInfo>,
+    pub(crate) outputs: Vec<ValueInfo>,
+    /// Whether weights are stored sparsely.
+    pub(crate) sparse: bool,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Node {
+    pub(crate) name: String,
+    pub(crate) op: String,
+    pub(crate) domain: String,
+    pub(crate) inputs: Vec<String>,
+    pub(crate) outputs: Vec<String>,
+    pub(crate) attributes: Vec<Attribute>,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Attribute {
+    pub(crate) name: String,
+    pub(crate) f: Option<f32>,
+    pub(crate) i: Option<i64>,
+    pub(crate) s: Option<String>,
+    pub(crate) t: Option<Tensor>,
+    pub(crate) floats: Vec<f32>,
+    pub(crate) ints: Vec<i64>,
+}
+
+/// A tensor whose raw bytes lie where they lay.
+#[derive(Debug, Default)]
+pub(crate) struct Tensor {
+    pub(crate) name: String,
+    pub(crate) dims: Vec<i64>,
+    pub(crate) data_type: i32,
+    pub(crate) raw: Option<(u64, u64)>,
+    pub(crate) floats: Vec<f32>,
+    pub(crate) int32s: Vec<i32>,
+    pub(crate) int64s: Vec<i64>,
+    pub(crate) doubles: Vec<f64>,
+    pub(crate) uint64s: Vec<u64>,
+    pub(crate) external: Vec<Entry>,
+    /// 1: the bytes are in another file.
+    pub(crate) location: i32,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct Opset {
+    #[prost(string, tag = "1")]
+    pub(crate) domain: String,
+    #[prost(int64, tag = "2")]
+    pub(crate) version: i64,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct Entry {
+    #[prost(string, tag = "1")]
+    pub(crate) key: String,
+    #[prost(string, tag = "2")]
+    pub(crate) value: String,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct ValueInfo {
+    #[prost(string, tag = "1")]
+    pub(crate) name: String,
+    #[prost(message, optional, tag = "2")]
+    pub(crate) kind: Option<Type>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct Type {
+    #[prost(message, optional, tag = "1")]
+    pub(crate) tensor: Option<TensorType>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct TensorType {
+    #[prost(int32, tag = "1")]
+    pub(crate) elem_type: i32,
+    #[prost(message, optional, tag = "2")]
+    pub(crate) shape: Option<Shape>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct Shape {
+    #[prost(message, repeated, tag = "1")]
+    pub(crate) dims: Vec<Dim>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct Dim {
+    #[prost(oneof = "DimValue", tags = "1, 2")]
+    pub(crate) value: Option<DimValue>,
+}
+
+#[derive(Clone, PartialEq, prost::Oneof)]
+pub(crate) enum DimValue {
+    #[prost(int64, tag = "1")]
+    Value(i64),
+    #[prost(string, tag = "2")]
+    Param(String),
+}
+
+impl ValueInfo {
+    /// The sizes along each axis that are fixed; `None` if nothing is said.
+    pub(crate) fn dims(&self) -> Option<Vec<Option<i64>>> {
+        let shape = self.kind.as_ref()?.tensor.as_ref()?.shape.as_ref()?;
+        let fixed = |dim: &Dim| match dim.value {
+            Some(DimValue::Value(n)) if n > 0 => Some(n),
+            _ => None,
+        };
+        Some(shape.dims.iter().map(fixed).collect())
+    }
+}
+
+/// Reads a whole model.
+pub(crate) fn read(bytes: Arc<dyn Bytes>) -> Result<Model, Fault> {
+    let mut wire = Wire::new(bytes);
+    let end = wire.bytes().len();
+    let mut model = Model::default();
+    wire.fields(end, |wire, (tag, kind)| match tag {
+        1 => number(wire, kind, &mut model.ir_version),
+        2 => text(wire, kind, &mut model.producer),
+        7 => graph(wire, kind, &mut model.graph),
+        8 => push(
+            wire,
+            kind,
+            &mut model.opsets,
+            &Most { what: "operator sets", count: MAX_LIST, bytes: 1 << 12 },
+        ),
+        14 => push(
+            wire,
+            kind,
+            &mut model.metadata,
+            &Most { what: "metadata entries", count: MAX_LIST, bytes: MAX_TEXT },
+        ),
+        25 => {
+            model.functions = true;
+            wire.skip((tag, kind))
+        }
+        _ => wire.skip((tag, kind)),
+    })?;
+    Ok(model)
+}
+
+fn graph(wire: &mut Wire, kind: WireType, graph: &mut Graph) -> Result<(), Fault> {
+    let end = wire.delimited(kind)?;
+    wire.fields(end, |wire, (tag, kind)| match tag {
+        1 => {
+            room(wire, graph.nodes.len(), MAX_NODES, "nodes")?;
+            let node = node(wire, kind)?;
+            graph.nodes.push(node);
+            Ok(())
+        }
+        5 => {
+            room(wire, graph.tensors.len(), MAX_TENSORS, "initializers")?;
+            let tensor = tensor(wire, kind)?;
+            graph.tensors.push(tensor);
+            Ok(())
+        }
+        11 => value_info(wire, kind, &mut graph.inputs, "inputs"),
+        12 => value_info(wire, kind, &mut graph.outputs, "outputs"),
+        15 => {
+            graph.sparse = true;
+            wire.skip((tag, kind))
+        }
+        _ => wire.skip((tag, kind)),
+    })
+}
+
+fn node(wire: &mut Wire, kind: WireType) -> Result<Node, Fault> {
+    let end = wire.delimited(kind)?;
+    let mut node = Node::default();
+    wire.fields(end, |wire, (tag, kind)| match tag {
+        1 => push_text(wire, kind, &mut node.inputs),
+        2 => push_text(wire, kind, &mut node.outputs),
+        3 => text(wire, kind, &mut node.name),
+        4 => text(wire, kind, &mut node.op),
+        5 => {
+            room(wire, node.attributes.len(), MAX_LIST, "attributes of a node")?;
+            let attribute = attribute(wire, kind)?;
+            node.attributes.push(attribute);
+            Ok(())
+        }
+        7 => text(wire, kind, &mut node.domain),
+        _ => wire.skip((tag, kind)),
+    })?;
+    Ok(node)
+}
+
+fn attribute(wire: &mut Wire, kind: WireType) -> Result<Attribute, Fault> {
+    let end = wire.delimited(kind)?;
+    let mut attribute = Attribute::default();
+    let context = DecodeContext::default;
+    wire.fields(end, |wire, (tag, kind)| match tag {
+        1 => text(wire, kind, &mut attribute.name),
+        2 => {
+            attribute.f = Some(wire.value(|v, w| float::merge(kind, v, w, context()))?);
+            Ok(())
+        }
+        3 => number(wire, kind, attribute.i.get_or_insert(0)),
+        // Bytes; what is not UTF-8 means nothing here.
+        4 => {
+            let bytes = bytes(wire, kind)?;
+            attribute.s = Some(String::from_utf8_lossy(&bytes).into_owned());
+            Ok(())
+        }
+        5 => {
+            attribute.t = Some(tensor(wire, kind)?);
+            Ok(())
+        }
+        7 => wire.merge(&mut attribute.floats, |v, w| float::merge_repeated(kind, v, w, context())),
+        8 => wire.merge(&mut attribute.ints, |v, w| int64::merge_repeated(kind, v, w, context())),
+        // Graphs within the attribute are never descended into.
+        _ => wire.skip((tag, kind)),
+    })?;
+    Ok(attribute)
+}
+
+fn tensor(wire: &mut Wire, kind: WireType) -> Result<Tensor, Fault> {
+    let end = wire.delimited(kind)?;
+    let mut tensor = Tensor::default();
+    let context = DecodeContext::default;
+    let told = wire.fields(end, |wire, (tag, kind)| match tag {
+        1 => {
+            wire.merge(&mut tensor.dims, |v, w| int64::merge_repeated(kind, v, w, context()))?;
+            room(wire, tensor.dims.len().saturating_sub(1), MAX_DIMS, "dimensions")
+        }
+        2 => wire.merge(&mut tensor.data_type, |v, w| int32::merge(kind, v, w, context())),
+        4 => wire.merge(&mut tensor.floats, |v, w| float::merge_repeated(kind, v, w, context())),
+        5 => wire.merge(&mut tensor.int32s, |v, w| int32::merge_repeated(kind, v, w, context())),
+        7 => wire.merge(&mut tensor.int64s, |v, w| int64::merge_repeated(kind, v, w, context())),
+        8 => text(wire, kind, &mut tensor.name),
+        9 => {
+            tensor.raw = Some(wire.span(kind)?);
+            Ok(())
+        }
+        10 => wire.merge(&mut tensor.doubles, |v, w| double::merge_repeated(kind, v, w, context())),
+        11 => wire.merge(&mut tensor.uint64s, |v, w| uint64::merge_repeated(kind, v, w, context())),
+        13 => push(wire, kind, &mut tensor.external, &EXTERNAL),
+        14 => wire.merge(&mut tensor.location, |v, w| int32::merge(kind, v, w, context())),
+        _ => wire.skip((tag, kind)),
+    });
+    told.map_err(|fault| match tensor.name.is_empty() {
+        true => fault,
+        false => fault.within(&tensor.name),
+    })?;
+    Ok(tensor)
+}
+
+fn number(wire: &mut Wire, kind: WireType, value: &mut i64) -> Result<(), Fault> {
+    wire.merge(value, |v, w| int64::merge(kind, v, w, DecodeContext::default()))
+}
+
+fn bytes(wire: &mut Wire, kind: WireType) -> Result<Vec<u8>, Fault> {
+    wire.value(|v: &mut Vec<u8>, w| prost::encoding::bytes::merge(kind, v, w, DecodeContext::default()))
+}
+
+/// A name: refused if it is too long or cannot be shown.
+fn text(wire: &mut Wire, kind: WireType, value: &mut String) -> Result<(), Fault> {
+    let start = wire.pos();
+    wire.merge(value, |v, w| string::merge(kind, v, w, DecodeContext::default()))?;
+    if value.len() > MAX_NAME || value.contains('\0') {
+        let shown: String = value.chars().take(32).collect();
+        let detail =
+            format!("the name `{}…` of {} bytes is too long or holds NUL", escape(&shown), value.len());
+        return Err(Fault::new(Code::Name, detail).at(start));
+    }
+    Ok(())
+}
+
+fn push_text(wire: &mut Wire, kind: WireType, list: &mut Vec<String>) -> Result<(), Fault> {
+    room(wire, list.len(), MAX_LIST, "inputs and outputs of a node")?;
+    let mut value = String::new();
+    text(wire, kind, &mut value)?;
+    list.push(value);
+    Ok(())
+}
+
+/// How many messages a list may hold, and how long each may be.
+struct Most {
+    what: &'static str,
+    count: usize,
+    bytes: u64,
+}
+
+/// A small message at the end of a list.
+fn push<M: prost::Message + Default>(
+    wire: &mut Wire,
+    kind: WireType,
+    list: &mut Vec<M>,
+    most: &Most,
+) -> Result<(), Fault> {
+    room(wire, list.len(), most.count, most.what)?;
+    let end = wire.delimited(kind)?;
+    if end.saturating_sub(wire.pos()) > most.bytes {
+        let detail = format!("one of the {} is longer than {} bytes", most.what, most.bytes);
+        return Err(wire.fault(Code::Limit, detail));
+    }
+    let mut message = M::default();
+    wire.fields(end, |wire, (tag, kind)| {
+        wire.merge(&mut message, |m, w| m.merge_field(tag, kind, w, DecodeContext::default()))
+    })?;
+    list.push(message);
+    Ok(())
+}
+
+/// The type of an input or output of the graph.
+fn value_info(
+    wire: &mut Wire,
+    kind: WireType,
+    list: &mut Vec<ValueInfo>,
+    what: &'static str,
+) -> Result<(), Fault> {
+    let start = wire.pos();
+    push(wire, kind, list, &Most { what, count: MAX_TENSORS, bytes: 1 << 16 })?;
+    match list.last().and_then(ValueInfo::dims).is_some_and(|dims| dims.len() > MAX_DIMS) {
+        true => Err(Fault::new(Code::Limit, format!("more than {MAX_DIMS} dimensions")).at(start)),
+        false => Ok(()),
+    }
+}
+
+fn room(wire: &mut Wire, len: usize, most: usize, what: &str) -> Result<(), Fault> {
+    match len < most {
+        true => Ok(()),
+        false => Err(wire.fault(Code::Limit, format!("more than {most} {what}"))),
+    }
+}

@@ -1,0 +1,196 @@
+//! Cells that exporters split are joined again: paddings, slices, scales and shifts.
+
+use resnet_model::graph::{Blur, Conv, Op, Pool, Subsample};
+use resnet_model::{Preprocess, RawTensor};
+
+use super::constant::{Constant, arithmetic};
+use super::net::{Cell, Kind, Net, Tensors};
+
+/// What the graph does to its input before anything else: `x · scale + shift` for each channel.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Prelude {
+    scale: Vec<f32>,
+    shift: Vec<f32>,
+}
+
+impl Prelude {
+    /// `usual` with the mean and deviation that the graph itself takes away. It is told whether images come with values
+    /// up to 1 or up to 255 by the deviation.
+    pub(crate) fn preprocess(&self, usual: Preprocess, notes: &mut Vec<String>) -> Preprocess {
+        let bytes = self.scale.iter().all(|a| a.recip() > 4.0);
+        let range = if bytes { 255.0 } else { 1.0 };
+        let std: Vec<f32> = self.scale.iter().map(|a| (a * range).recip()).collect();
+        let mean: Vec<f32> = self.shift.iter().zip(&std).map(|(b, s)| -b * s).collect();
+        notes.push(format!(
+            "the graph prepares images itself, for values up to {range}: mean {mean:?}, deviation {std:?} of values up to 1"
+        ));
+        Preprocess { mean, std, ..usual }
+    }
+}
+
+/// Joins cells, and leaves out what nothing takes.
+pub(super) fn simplify(net: Net) -> (Net, Option<Prelude>) {
+    let mut uses = vec![0usize; net.cells.len()];
+    for &input in net.cells.iter().flat_map(|c| &c.inputs) {
+        if let Some(n) = uses.get_mut(input) {
+            *n = n.saturating_add(1);
+        }
+    }
+    let mut out: Vec<Cell> = Vec::with_capacity(net.cells.len());
+    let mut moved: Vec<usize> = Vec::with_capacity(net.cells.len());
+    let mut prelude: Option<Prelude> = None;
+    for cell in net.cells {
+        let alone = matches!(cell.inputs.as_slice(), [i] if uses.get(*i) == Some(&1));
+        let mut cell = cell;
+        for input in &mut cell.inputs {
+            *input = moved.get(*input).copied().unwrap_or(0);
+        }
+        let before = cell.inputs.first().and_then(|&i| out.get(i)).filter(|_| alone);
+        if let (Some(Cell { kind: Kind::Op(Op::Input, _), channels, .. }), Kind::Affine(tensors)) =
+            (before, &cell.kind)
+        {
+            prelude = compose(prelude, tensors, *channels);
+            if prelude.is_some() {
+                moved.push(0);
+                continue;
+            }
+        }
+        let joined = before.and_then(|before| join(before, &cell, &out));
+        out.push(joined.unwrap_or(cell));
+        moved.push(out.len().saturating_sub(1));
+    }
+    for cell in &mut out {
+        if let Kind::Stripe([tall, wide]) = cell.kind
+            && tall == wide
+        {
+            cell.kind = Op::Subsample(Subsample { stride: tall }).into();
+        }
+    }
+    (reachable(out), prelude)
+}
+
+/// What the last cell depends on.
+fn reachable(cells: Vec<Cell>) -> Net {
+    let mut needed = vec![false; cells.len()];
+    if let Some(last) = needed.last_mut() {
+        *last = true;
+    }
+    for (i, cell) in cells.iter().enumerate().rev() {
+        if needed.get(i) == Some(&true) {
+            for &input in &cell.inputs {
+                if let Some(n) = needed.get_mut(input) {
+                    *n = true;
+                }
+            }
+        }
+    }
+    let mut moved = vec![0usize; cells.len()];
+    let mut kept: Vec<Cell> = Vec::with_capacity(cells.len());
+    for ((mut cell, needed), i) in cells.into_iter().zip(needed).zip(0usize..) {
+        // The input stays first.
+        if !needed && i > 0 {
+            continue;
+        }
+        for input in &mut cell.inputs {
+            *input = moved.get(*input).copied().unwrap_or(0);
+        }
+        if let Some(place) = moved.get_mut(i) {
+            *place = kept.len();
+        }
+        kept.push(cell);
+    }
+    Net { cells: kept }
+}
+
+/// `cell` and the only cell before it as one; `None` if they are two things.
+fn join(before: &Cell, cell: &Cell, cells: &[Cell]) -> Option<Cell> {
+    let kind = match (&before.kind, &cell.kind) {
+        (Kind::Op(Op::Pad(pad), _), Kind::Op(Op::Conv(conv), tensors))
+            if pad.before == pad.after && conv.padding == [0; 2] =>
+        {
+            Kind::Op(Op::Conv(Conv { padding: pad.before, ..*conv }), tensors.clone())
+        }
+        // Zeros never win over what a ReLU gives, as the padding of a pool never does.
+        (Kind::Op(Op::Pad(pad), _), Kind::Op(Op::MaxPool(pool), _))
+            if pad.before == pad.after
+                && pool.padding == [0; 2]
+                && cells.get(*before.inputs.first()?)?.op() == Some(&Op::Relu) =>
+        {
+            Op::MaxPool(Pool { padding: pad.before, ..*pool }).into()
+        }
+        (Kind::Stripe([a, b]), Kind::Stripe([c, d])) => {
+            Kind::Stripe([a.checked_mul(*c)?, b.checked_mul(*d)?])
+        }
+        (Kind::Reflect([1, 1]), Kind::Op(Op::Conv(conv), tensors)) if is_blur(conv, tensors) => {
+            Op::Blur(Blur { stride: conv.stride[0] }).into()
+        }
+        (Kind::Op(op @ (Op::Linear(_) | Op::Conv(_)), tensors), Kind::Affine(affine))
+            if tensors.bias.is_none() && affine.weight.is_none() =>
+        {
+            Kind::Op(op.clone(), Tensors { bias: affine.bias.clone(), ..tensors.clone() })
+        }
+        (Kind::Op(op @ Op::GroupNorm(_), tensors), Kind::Affine(affine)) => {
+            Kind::Op(op.clone(), then(tensors, affine)?)
+        }
+        (Kind::Affine(first), Kind::Affine(second)) => Kind::Affine(then(first, second)?),
+        _ => return None,
+    };
+    Some(Cell { kind, inputs: before.inputs.clone(), label: before.label.clone(), ..cell.clone() })
+}
+
+/// A scale and then a shift; `None` in any other order.
+fn then(first: &Tensors, second: &Tensors) -> Option<Tensors> {
+    match (first, second) {
+        (Tensors { weight, bias: None, .. }, Tensors { weight: None, bias, .. }) => {
+            Some(Tensors { weight: weight.clone(), bias: bias.clone(), ..Tensors::default() })
+        }
+        (Tensors { weight: None, bias: None, .. }, Tensors { weight, bias, .. }) => {
+            Some(Tensors { weight: weight.clone(), bias: bias.clone(), ..Tensors::default() })
+        }
+        // (x + b) · s = x · s + b · s
+        (Tensors { weight: None, bias: Some(bias), .. }, Tensors { weight: Some(scale), bias: None, .. }) => {
+            let bias = bias.with(arithmetic("Mul", &bias.tensor, &scale.tensor)?);
+            Some(Tensors { weight: Some(scale.clone()), bias: Some(bias), ..Tensors::default() })
+        }
+        _ => None,
+    }
+}
+
+/// Whether a convolution is timm's blur: every channel by itself, with binomial weights.
+fn is_blur(conv: &Conv, tensors: &Tensors) -> bool {
+    const BINOMIAL: [f32; 9] = [1.0, 2.0, 1.0, 2.0, 4.0, 2.0, 1.0, 2.0, 1.0];
+    let spec = Conv {
+        stride: [conv.stride[0]; 2],
+        padding: [0; 2],
+        groups: conv.in_channels,
+        ..Conv::square(conv.in_channels, conv.in_channels, 3)
+    };
+    let values = tensors.weight.as_ref().and_then(Constant::values).unwrap_or_default();
+    *conv == spec
+        && tensors.bias.is_none()
+        && values.iter().zip(BINOMIAL.iter().cycle()).all(|(v, b)| (v * 16.0 - b).abs() < 1e-4)
+}
+
+/// What is done to the input, and then `tensors`.
+fn compose(prelude: Option<Prelude>, tensors: &Tensors, channels: usize) -> Option<Prelude> {
+    if channels > 1 << 14 {
+        return None;
+    }
+    let mut prelude =
+        prelude.unwrap_or_else(|| Prelude { scale: vec![1.0; channels], shift: vec![0.0; channels] });
+    let read = |constant: &Option<Constant>, neutral: f32| match constant {
+        Some(constant) => constant.values(),
+        None => Some(vec![neutral; channels]),
+    };
+    let (scale, shift) = (read(&tensors.weight, 1.0)?, read(&tensors.bias, 0.0)?);
+    let own = prelude.scale.iter_mut().zip(&mut prelude.shift);
+    for ((a, b), (scale, shift)) in own.zip(scale.into_iter().zip(shift)) {
+        (*a, *b) = (*a * scale, *b * scale + shift);
+    }
+    Some(prelude)
+}
+
+/// An f32 tensor `[C]`.
+pub(super) fn row(values: &[f32]) -> Option<RawTensor> {
+    RawTensor::from_f32(vec![values.len()], values)
+}

@@ -1,0 +1,197 @@
+//! A file as protobuf sees it: read through a window, so that a tensor's bytes are passed over and stay where they lie.
+
+use std::io;
+use std::sync::Arc;
+
+use prost::DecodeError;
+use prost::bytes::Buf;
+use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
+use resnet_model::raw::Bytes;
+
+use crate::error::{Code, Fault};
+
+/// How much is read at once.
+const WINDOW: u64 = 1 << 16;
+
+/// A cursor over bytes that lie anywhere.
+#[derive(Debug)]
+pub(crate) struct Wire {
+    bytes: Arc<dyn Bytes>,
+    window: Vec<u8>,
+    /// Where the window lies in the bytes, and the cursor in the window.
+    start: u64,
+    at: usize,
+    /// `Buf` cannot fail: what went wrong is told afterwards.
+    failed: Option<io::Error>,
+}
+
+impl Wire {
+    pub(crate) fn new(bytes: Arc<dyn Bytes>) -> Wire {
+        let mut wire = Wire { bytes, window: vec![], start: 0, at: 0, failed: None };
+        wire.fill();
+        wire
+    }
+
+    pub(crate) fn bytes(&self) -> &Arc<dyn Bytes> {
+        &self.bytes
+    }
+
+    /// The cursor.
+    pub(crate) fn pos(&self) -> u64 {
+        self.start.saturating_add(self.at as u64)
+    }
+
+    fn left(&self) -> u64 {
+        self.bytes.len().saturating_sub(self.pos())
+    }
+
+    fn fill(&mut self) {
+        self.start = self.pos();
+        self.at = 0;
+        self.window.clear();
+        self.window.resize(self.left().min(WINDOW) as usize, 0);
+        if let Err(e) = self.bytes.read_at(self.start, &mut self.window) {
+            self.window.fill(0);
+            self.failed.get_or_insert(e);
+        }
+    }
+
+    /// What is wrong at the cursor.
+    pub(crate) fn fault(&mut self, code: Code, detail: impl Into<String>) -> Fault {
+        match self.failed.take() {
+            Some(e) => Fault::from(e).at(self.pos()),
+            None => Fault::new(code, detail).at(self.pos()),
+        }
+    }
+
+    fn protobuf<T>(&mut self, result: Result<T, DecodeError>) -> Result<T, Fault> {
+        match result {
+            Ok(_) if self.failed.is_some() => Err(self.fault(Code::Read, "")),
+            Ok(value) => Ok(value),
+            Err(e) => {
+                let text = e.to_string();
+                let text = text.strip_prefix("failed to decode Protobuf message: ").unwrap_or(&text);
+                Err(self.fault(Code::Protobuf, format!("malformed protobuf: {text}")))
+            }
+        }
+    }
+
+    /// The number and kind of the next field.
+    pub(crate) fn key(&mut self) -> Result<(u32, WireType), Fault> {
+        let key = decode_key(self);
+        self.protobuf(key)
+    }
+
+    pub(crate) fn skip(&mut self, (tag, kind): (u32, WireType)) -> Result<(), Fault> {
+        let skipped = skip_field(kind, tag, self, DecodeContext::default());
+        self.protobuf(skipped)
+    }
+
+    /// A field's value by one of prost's readers.
+    pub(crate) fn value<T: Default>(
+        &mut self,
+        read: impl FnOnce(&mut T, &mut Self) -> Result<(), DecodeError>,
+    ) -> Result<T, Fault> {
+        let mut value = T::default();
+        self.merge(&mut value, read)?;
+        Ok(value)
+    }
+
+    /// As [`Wire::value`], for fields that may come in several pieces.
+    pub(crate) fn merge<T>(
+        &mut self,
+        value: &mut T,
+        read: impl FnOnce(&mut T, &mut Self) -> Result<(), DecodeError>,
+    ) -> Result<(), Fault> {
+        let result = read(value, self);
+        self.protobuf(result)
+    }
+
+    /// The end of a field of bytes, whose length is read.
+    pub(crate) fn delimited(&mut self, kind: WireType) -> Result<u64, Fault> {
+        if kind != WireType::LengthDelimited {
+            return Err(self.fault(Code::Protobuf, format!("a field of wire type {kind:?}, expected bytes")));
+        }
+        let len = decode_varint(self);
+        let len = self.protobuf(len)?;
+        match self.pos().checked_add(len) {
+            Some(end) if end <= self.bytes.len() => Ok(end),
+            _ => {
+                let left = self.left();
+                Err(self.fault(Code::Protobuf, format!("{len} bytes announced, {left} left")))
+            }
+        }
+    }
+
+    /// The fields of a message that ends at `end`, one after the other.
+    pub(crate) fn fields(
+        &mut self,
+        end: u64,
+        mut field: impl FnMut(&mut Self, (u32, WireType)) -> Result<(), Fault>,
+    ) -> Result<(), Fault> {
+        while self.pos() < end {
+            let key = self.key()?;
+            field(self, key)?;
+        }
+        match self.pos() == end {
+            true => Ok(()),
+            false => Err(self.fault(Code::Protobuf, "a field reaches beyond its message")),
+        }
+    }
+
+    /// Passes over a field of bytes: where it begins, and its length.
+    pub(crate) fn span(&mut self, kind: WireType) -> Result<(u64, u64), Fault> {
+        let end = self.delimited(kind)?;
+        let start = self.pos();
+        let len = end.saturating_sub(start);
+        self.pass(len);
+        Ok((start, len))
+    }
+
+    fn pass(&mut self, n: u64) {
+        let at = (self.at as u64).saturating_add(n);
+        match at < self.window.len() as u64 {
+            true => self.at = at as usize,
+            false => {
+                self.start = self.start.saturating_add(at);
+                self.at = 0;
+                self.fill();
+            }
+        }
+    }
+}
+
+impl Buf for Wire {
+    fn remaining(&self) -> usize {
+        usize::try_from(self.left()).unwrap_or(usize::MAX)
+    }
+
+    fn chunk(&self) -> &[u8] {
+        self.window.get(self.at..).unwrap_or(&[])
+    }
+
+    fn advance(&mut self, n: usize) {
+        self.pass(n as u64);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_passed_over_at_any_length() {
+        for len in [0usize, 1, 100, 65_530, 65_536, 70_000, 200_000] {
+            let mut bytes = vec![0x4a];
+            prost::encoding::encode_varint(len as u64, &mut bytes);
+            bytes.resize(bytes.len() + len, 7);
+            bytes.extend([0x10, 42]);
+            let mut wire = Wire::new(Arc::new(bytes.clone()));
+            let (tag, kind) = wire.key().unwrap();
+            assert_eq!((tag, wire.span(kind).unwrap().1), (9, len as u64));
+            assert_eq!(wire.key().unwrap(), (2, WireType::Varint));
+            assert_eq!(decode_varint(&mut wire).unwrap(), 42);
+            assert_eq!((wire.pos(), wire.remaining()), (bytes.len() as u64, 0));
+        }
+    }
+}

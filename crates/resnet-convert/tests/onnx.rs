@@ -1,0 +1,196 @@
+//! ONNX: graphs of many exporters in, ours out and in again.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use resnet_convert::{Container, Export, Float, How, Job, Options, Report};
+use resnet_model::arch::{Arch, Attention, Norm, ResNet, ResNetV2};
+use resnet_model::engine::{self, Engine};
+use resnet_model::file::Existing;
+use resnet_model::{Checkpoint, RawTensor, safetensors, synthetic, zoo};
+
+fn golden() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/onnx")
+}
+
+/// What the network of a checkpoint gives for images `[N, C, H, W]`.
+fn logits(checkpoint: &Checkpoint, x: &[f32], dims: [usize; 4]) -> Vec<f32> {
+    Engine::new(checkpoint, engine::Options::default()).unwrap().output(x, dims).unwrap().values
+}
+
+/// The largest difference over the largest expected magnitude.
+fn difference(found: &[f32], expected: &[f32]) -> f32 {
+    assert_eq!(found.len(), expected.len());
+    let largest = expected.iter().fold(0f32, |m, v| m.max(v.abs()));
+    let apart = found.iter().zip(expected).map(|(a, b)| (a - b).abs());
+    apart.fold(0f32, |m, d| if d.is_nan() { f32::NAN } else { m.max(d) }) / largest
+}
+
+/// `tests/golden/onnx_files.py` says what is in these files.
+#[test]
+fn exports_of_every_kind_become_the_network_they_were() {
+    let contents = safetensors::open(&golden().join("logits.safetensors")).unwrap();
+    let stored: BTreeMap<String, RawTensor> = contents.tensors.into_iter().collect();
+    let input = &stored["input"];
+    let dims: [usize; 4] = input.shape().try_into().unwrap();
+    let input = input.to_f32("input").unwrap();
+    let index = std::fs::read_to_string(golden().join("index.tsv")).unwrap();
+    let mut count = 0;
+    for line in index.lines().skip(1) {
+        let [file, network, _] = line.split('\t').collect::<Vec<_>>()[..] else { panic!("{line}") };
+        let opened = resnet_convert::open(&golden().join(file), &Options::default());
+        let (checkpoint, report) = opened.unwrap_or_else(|e| panic!("{file}: {e}"));
+        let arch: Arch =
+            serde_json::from_str(&contents.metadata[network.split('-').next().unwrap()]).unwrap();
+        assert_eq!(checkpoint.meta().arch, arch, "{file}");
+        assert_eq!((report.container, report.identified.how), (Container::Onnx, How::Graph), "{file}");
+        assert!(report.dropped.is_empty(), "{file}: {:?}", report.dropped);
+        let expected = stored[network].to_f32(network).unwrap();
+        let apart = difference(&logits(&checkpoint, &input, dims), &expected);
+        assert!(apart < 1e-5, "{file}: {apart}");
+        count += 1;
+    }
+    assert!(count >= 15, "{count} files");
+}
+
+#[test]
+fn weights_keep_their_bits() {
+    // Norms kept, names kept: what PyTorch had, and 16 bits where the file has them.
+    let open = |file: &str| resnet_convert::open(&golden().join(file), &Options::default()).unwrap().0;
+    let kept = open("torchscript-norms.onnx");
+    let external = open("dynamo-external.onnx");
+    for name in ["layer1.0.conv1.weight", "fc.weight", "fc.bias"] {
+        let (a, b) = (kept.tensor(name).unwrap(), external.tensor(name).unwrap());
+        assert_eq!(a.shape(), b.shape(), "{name}");
+        // The exporter has folded the norms of one of them into the convolutions.
+        assert_eq!(a.read().unwrap() == b.read().unwrap(), name.starts_with("fc"), "{name}");
+    }
+    for name in ["bn1.running_var", "layer2.0.downsample.1.weight"] {
+        assert_eq!(kept.values(name).unwrap().len(), kept.tensor(name).unwrap().shape()[0]);
+    }
+}
+
+#[test]
+fn an_insisted_architecture_is_compared_node_by_node() {
+    let open = |arch: &str| {
+        let options = Options { arch: Some(zoo::arch(arch).unwrap()), ..Options::default() };
+        resnet_convert::open(&golden().join("torchscript-17.onnx"), &options).unwrap_err().to_string()
+    };
+    let error = open("resnet18");
+    for part in ["compared with resnet18", "`conv1` (7×7 convolution, 3 → 64 channels", "3 → 4 channels"]
+    {
+        assert!(error.contains(part), "no {part:?} in {error}");
+    }
+}
+
+/// Writes a checkpoint as ONNX and reads it again.
+fn there_and_back(checkpoint: &Checkpoint, options: &Options) -> (Checkpoint, Report) {
+    let dir = tempfile::tempdir().unwrap();
+    let (first, second) = (dir.path().join("a.safetensors"), dir.path().join("b.onnx"));
+    checkpoint.save(&first, Existing::Keep, &mut |_| {}).unwrap();
+    let job = Job { input: &first, output: &second, existing: Existing::Keep, options };
+    resnet_convert::convert(job, &mut |p| assert!(p.done <= p.total)).unwrap();
+    let (back, report) = resnet_convert::open(&second, &Options::default()).unwrap();
+    // Read all of it before the folder goes.
+    let tensors = back.tensors().iter().map(|(name, t)| {
+        let bytes = std::sync::Arc::new(t.read().unwrap());
+        (name.clone(), RawTensor::new(t.dtype(), t.shape().to_vec(), bytes).unwrap())
+    });
+    (Checkpoint::new(back.meta().clone(), tensors.collect()).unwrap(), report)
+}
+
+/// A network of the zoo with the same operations, but few channels and blocks.
+fn narrow(arch: Arch) -> Option<Arch> {
+    match arch {
+        Arch::ResNet(mut net) => {
+            if !net.pruned.is_empty() || net.groups > 32 {
+                return None;
+            }
+            // Group norm has 32 groups, of the narrowest layer too.
+            let by = if net.norm == Norm::Group { 2 } else { 8 };
+            net.stages.iter_mut().for_each(|s| (s.depth, s.width) = (s.depth.min(2), s.width / by));
+            net.stem = match net.stem {
+                resnet_model::arch::Stem::Conv7 { width } => {
+                    resnet_model::arch::Stem::Conv7 { width: width / by }
+                }
+                resnet_model::arch::Stem::Deep { widths } => {
+                    resnet_model::arch::Stem::Deep { widths: widths.map(|w| w / by) }
+                }
+                resnet_model::arch::Stem::Conv3 { width } => {
+                    resnet_model::arch::Stem::Conv3 { width: width / by }
+                }
+                stem => stem,
+            };
+            if net.groups > 1 {
+                (net.groups, net.group_width) = (2, 32);
+            }
+            if let Attention::Se { reduction } = &mut net.attention {
+                *reduction = (*reduction).min(4);
+            }
+            Some(Arch::ResNet(ResNet { num_classes: 7, ..net }))
+        }
+        Arch::ResNetV2(mut net) => {
+            net.stages.iter_mut().for_each(|s| {
+                s.depth = s.depth.min(2);
+                s.channels = if net.norm == Norm::Group { 128 } else { s.channels.min(64) };
+            });
+            Some(Arch::ResNetV2(ResNetV2 { num_classes: 7, ..net }))
+        }
+        // Their sizes are fixed: too large to be written in a test.
+        _ => None,
+    }
+}
+
+/// Every network of the zoo, made narrow, is the same network with the same results after it has been ONNX.
+#[test]
+fn what_is_written_is_read_again() {
+    let mut seen: Vec<Arch> = Vec::new();
+    for (name, arch) in zoo::all() {
+        let Some(arch) = narrow(arch) else { continue };
+        if seen.contains(&arch) {
+            continue;
+        }
+        seen.push(arch.clone());
+        let checkpoint = synthetic::checkpoint(&arch).unwrap();
+        let dims = [1, arch.in_channels(), 64, 64];
+        let x = synthetic::input(dims.iter().product());
+        let expected = logits(&checkpoint, &x, dims);
+        for keep_norms in [false, true] {
+            let onnx = Export { keep_norms, batch: None };
+            let (back, report) = there_and_back(&checkpoint, &Options { onnx, ..Options::default() });
+            assert_eq!(back.meta(), checkpoint.meta(), "{name}");
+            assert_eq!(report.identified.how, How::Described, "{name}");
+            let apart = difference(&logits(&back, &x, dims), &expected);
+            assert!(apart < 1e-5, "{name}, norms kept: {keep_norms}: {apart}");
+        }
+    }
+    assert!(seen.len() > 40, "{}", seen.len());
+}
+
+#[test]
+fn half_precision_is_written_as_such() {
+    let arch = narrow(zoo::arch("resnet50").unwrap()).unwrap();
+    let checkpoint = synthetic::checkpoint(&arch).unwrap();
+    let options = Options { dtype: Some(Float::F16), ..Options::default() };
+    let (back, _) = there_and_back(&checkpoint, &options);
+    let dims = [2, 3, 64, 64];
+    let x = synthetic::input(dims.iter().product());
+    let apart = difference(&logits(&back, &x, dims), &logits(&checkpoint, &x, dims));
+    assert!(apart < 5e-3 && apart > 1e-6, "{apart}");
+    assert_eq!(format!("{:?}", back.tensor("conv1.weight").unwrap().dtype()), "F16");
+}
+
+#[test]
+fn a_failed_write_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (input, output) = (golden().join("mxnet.onnx"), dir.path().join("out.onnx"));
+    std::fs::write(&output, b"mine").unwrap();
+    let options = Options::default();
+    let job = Job { input: &input, output: &output, existing: Existing::Keep, options: &options };
+    assert!(resnet_convert::convert(job, &mut |_| {}).unwrap_err().to_string().contains("exists"));
+    assert_eq!(std::fs::read(&output).unwrap(), b"mine");
+    let job = Job { existing: Existing::Replace, ..job };
+    resnet_convert::convert(job, &mut |_| {}).unwrap();
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    assert_eq!(resnet_convert::open(&output, &options).unwrap().1.container, Container::Onnx);
+}
