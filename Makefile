@@ -6,7 +6,7 @@ GOLDEN := target/golden-env
 # The registry's own names only; see tests/golden/requirements.txt for the pinned versions.
 STAMP := $(GOLDEN)/.installed
 
-.PHONY: demo test test-slow check figures golden peers peers-rust help
+.PHONY: demo test test-slow check figures golden peers peers-rust fuzz help
 
 help:
 	@echo 'make demo    build and classify the bundled digits, without a network'
@@ -16,6 +16,7 @@ help:
 	@echo 'make check   formatting, clippy, documentation, tidy'
 	@echo 'make peers   time the engine beside ncnn, MNN, OpenVINO, ONNX Runtime and PyTorch (downloads them)'
 	@echo 'make peers-rust  build candle-transformers, tract and rten, for make peers to time too'
+	@echo 'make fuzz    fuzz every parser for SECONDS (60) each; needs cargo-fuzz and a nightly compiler'
 	@echo 'make golden  regenerate the golden files with PyTorch (downloads it)'
 
 demo:
@@ -58,3 +59,13 @@ peers: $(STAMP)
 
 peers-rust:
 	$(CARGO) build --release --quiet --manifest-path tests/peers/rust/Cargo.toml --target-dir target/peers/rust
+
+# Finds go to fuzz/artifacts; once mended they belong into fuzz/regressions/TARGET, which the tests replay.
+SECONDS ?= 60
+TARGETS ?= $(notdir $(basename $(wildcard fuzz/fuzz_targets/*.rs)))
+fuzz:
+	cd fuzz && for target in $(TARGETS); do \
+	  mkdir -p ../target/fuzz/$$target && \
+	  $(CARGO) +nightly fuzz run -s none $$target ../target/fuzz/$$target corpus/$$target -- -max_total_time=$(SECONDS) \
+	    -timeout=10 -rss_limit_mb=512 -malloc_limit_mb=256 -max_len=65536 -dict=dictionary || exit 1; \
+	done

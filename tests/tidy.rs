@@ -168,6 +168,7 @@ fn the_top_level_is_what_the_map_says() {
         "crates",
         "weights",
         "examples",
+        "fuzz",
         "tests",
         "docs",
         "target",

@@ -15,7 +15,8 @@ use resnet_model::{Labels, Preprocess, zoo};
 /// Converts ResNet checkpoints to safetensors files that describe themselves.
 ///
 /// Reads what torch.save has ever written (zip, legacy stream, tar), TorchScript
-/// archives, pickles of numpy arrays and safetensors, found by their content.
+/// archives, pickles of numpy arrays, .npy and .npz, and safetensors, found by
+/// their content; an index (*.index.json) stands for its shards.
 /// The architecture is found from the shapes. Nothing in a file is executed;
 /// every tensor keeps its bytes unless --dtype is given.
 ///

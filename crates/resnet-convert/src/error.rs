@@ -151,6 +151,11 @@ impl Fault {
         self
     }
 
+    /// The error that this is for the file at `path`.
+    pub(crate) fn of_file(self, path: &Path) -> Error {
+        Error::Fault { path: path.to_owned(), fault: Box::new(self) }
+    }
+
     /// The fault that an I/O error carries, or the I/O error itself.
     pub(crate) fn of(error: std::io::Error) -> Result<Fault, std::io::Error> {
         error.downcast::<Fault>()
@@ -269,6 +274,9 @@ codes! {
     ExternalPath = "external-path", "An external file outside the model's folder.";
     ExternalBounds = "external-bounds", "A tensor outside its external file.";
     ExternalKey = "external-key", "An external file described twice.";
+    NpyHeader = "npy-header", "A malformed header of a numpy array.";
+    Shard = "shard", "Shards that differ from their index.";
+    ShardPath = "shard-path", "An index that names a file elsewhere.";
 }
 
 impl fmt::Display for Code {

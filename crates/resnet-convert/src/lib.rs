@@ -3,7 +3,7 @@
 //! [`open`] turns a file into a [`Checkpoint`](resnet_model::Checkpoint), [`convert`] writes that as safetensors or ONNX, and
 //! [`source::read`] stops before the tensors are understood. A file is found out by its first bytes, never by its name:
 //! what `torch.save` has written since PyTorch 0.1 (zip, legacy stream, tar), TorchScript archives, pickles of numpy
-//! arrays, safetensors, ONNX.
+//! arrays, `.npy` and `.npz`, safetensors, ONNX; an index leads to the shards beside it.
 //!
 //! ```no_run
 //! let options = resnet_convert::Options::default();
@@ -13,7 +13,7 @@
 //! ```
 //!
 //! For every input, of any content, the result is a typed error or exact tensors: no panic, no guess, no padding; memory
-//! and time are bounded by the bytes present; no file but the one named is opened.
+//! and time are bounded by the bytes present; no file but the one named is opened, or those beside it that an index names.
 // Readers of hostile bytes: nothing may panic on an index or an overflow.
 #![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::string_slice))]
 

@@ -3,12 +3,15 @@
 //! One detector decides; no reader ever hands a file to another one. Limits are fixed, every length is checked against
 //! the bytes present, and tensors are read when they are asked for.
 
+mod beside;
 pub(crate) mod input;
 pub(crate) mod lazy;
 mod legacy;
+mod npy;
 pub(crate) mod objects;
 pub(crate) mod pickle;
 mod plain;
+mod shards;
 mod tar;
 pub(crate) mod tensors;
 mod torch_zip;
@@ -49,6 +52,10 @@ pub enum Container {
     Safetensors,
     /// ONNX, with or without external data.
     Onnx,
+    /// `numpy.save`.
+    Npy,
+    /// `numpy.savez`.
+    Npz,
 }
 
 impl fmt::Display for Container {
@@ -61,6 +68,8 @@ impl fmt::Display for Container {
             Container::Pickle => "pickle of arrays",
             Container::Safetensors => "safetensors",
             Container::Onnx => "ONNX",
+            Container::Npy => "numpy array",
+            Container::Npz => "archive of numpy arrays",
         })
     }
 }
@@ -103,17 +112,20 @@ impl StateDict {
 pub fn read(path: &Path) -> Result<StateDict> {
     let io = |source| Error::Io { path: path.to_owned(), source };
     let file = Arc::new(SharedFile::open(path).map_err(io)?);
-    read_from(file, Some(path))
-        .map_err(|fault| Error::Fault { path: path.to_owned(), fault: Box::new(fault) })
+    let of_file = |fault: Fault| fault.of_file(path);
+    match sniff(&*file).map_err(of_file)? {
+        Format::Index => shards::read(path, &*file),
+        format => read_as(format, file, Some(path)).map_err(of_file),
+    }
 }
 
-/// As [`read`], for bytes that are at hand already; nothing lies beside them.
+/// As [`read`], for bytes that are at hand already; nothing lies beside them, so an index of shards is refused.
 pub fn read_bytes(bytes: Arc<dyn Bytes>) -> Result<StateDict, Fault> {
-    read_from(bytes, None)
+    read_as(sniff(&*bytes)?, bytes, None)
 }
 
-fn read_from(bytes: Arc<dyn Bytes>, path: Option<&Path>) -> Result<StateDict, Fault> {
-    match sniff(&*bytes)? {
+fn read_as(format: Format, bytes: Arc<dyn Bytes>, path: Option<&Path>) -> Result<StateDict, Fault> {
+    match format {
         Format::Safetensors => {
             let contents = resnet_model::safetensors::read(bytes).map_err(|e| match e {
                 resnet_model::Error::Io(e) => Fault::from(e),
@@ -126,7 +138,19 @@ fn read_from(bytes: Arc<dyn Bytes>, path: Option<&Path>) -> Result<StateDict, Fa
             }
             Ok(StateDict { tensors, metadata: contents.metadata, ..StateDict::new(Container::Safetensors) })
         }
-        Format::Zip => torch_zip::read(bytes),
+        Format::Zip => {
+            let len = bytes.len();
+            let archive = zip::Archive::open(bytes)?;
+            match npy::is_archive(&archive) && !torch_zip::is_archive(&archive) {
+                true => npy::read_archive(&archive, len),
+                false => torch_zip::read(&archive, len),
+            }
+        }
+        Format::Npy => npy::read(bytes),
+        Format::Index => Err(Fault::new(
+            Code::Format,
+            "JSON text: an index of shards is read by its path, anything else is no checkpoint",
+        )),
         Format::Legacy { start } => legacy::read(bytes, start),
         Format::Tar => tar::read(bytes),
         Format::Pickle => plain::read(bytes),
@@ -144,6 +168,9 @@ enum Format {
     Pickle,
     Safetensors,
     Onnx,
+    Npy,
+    /// JSON that may name other files.
+    Index,
 }
 
 /// Decides by the first bytes alone.
@@ -173,7 +200,8 @@ fn sniff(bytes: &dyn Bytes) -> Result<Format, Fault> {
         [0x89, b'P', b'N', b'G', ..] | [0xff, 0xd8, 0xff, ..] => unknown("an image, not a checkpoint"),
         [0x89, b'H', b'D', b'F', ..] => unknown("an HDF5 file (Keras); save it as safetensors or ONNX first"),
         [b'<', ..] => unknown("a web page, not a checkpoint: the download went wrong"),
-        [b'{', ..] => unknown("JSON text, not a checkpoint"),
+        _ if npy::is_array(head) => Ok(Format::Npy),
+        [b'{', ..] => Ok(Format::Index),
         _ if head.starts_with(b"version https://git-lfs") => {
             unknown("a Git LFS pointer, not the file itself: run `git lfs pull`")
         }
@@ -184,7 +212,7 @@ fn sniff(bytes: &dyn Bytes) -> Result<Format, Fault> {
         // A header too long to be one: let the reader say so.
         [_, _, _, _, _, _, _, _, b'{', ..] => Ok(Format::Safetensors),
         _ => unknown(
-            "no format that is known: PyTorch (zip, legacy, tar), TorchScript, pickle, safetensors, ONNX",
+            "no format that is known: PyTorch (zip, legacy, tar), TorchScript, pickle, numpy, safetensors, ONNX",
         ),
     }
 }

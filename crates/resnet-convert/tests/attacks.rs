@@ -1,9 +1,10 @@
 //! Hostile files. The rows are those of a public collection of attacks on readers of models, named by its numbers:
-//! P pickle, Z zip, L legacy stream, T tar, S TorchScript, F safetensors, O ONNX. Every row says what must come of it: a kind of
-//! fault, or the tensors.
+//! P pickle, Z zip, L legacy stream, T tar, S TorchScript, F safetensors, O ONNX, N numpy. Every row says what must come of it:
+//! a kind of fault, or the tensors.
 
 mod legacy_tar;
 mod mutate;
+mod numpy;
 mod onnx;
 mod pickle;
 mod safetensors;
@@ -17,11 +18,11 @@ use resnet_convert::{Fault, StateDict, source};
 /// What a reader makes of a file: names and bytes of its tensors.
 pub(crate) type Tensors = Vec<(String, Vec<usize>, Vec<u8>)>;
 
-/// Reads a file and all its tensors, within the time that any file may take.
-pub(crate) fn read(bytes: &[u8]) -> Result<(StateDict, Tensors), Fault> {
+/// Reads a file and all its tensors; how long that took.
+pub(crate) fn timed(bytes: &[u8]) -> (Result<(StateDict, Tensors), Fault>, Duration) {
+    let bytes = Arc::new(bytes.to_vec());
     let start = Instant::now();
-    let limit = Duration::from_secs(2) + Duration::from_nanos(50) * bytes.len() as u32;
-    let result = source::read_bytes(Arc::new(bytes.to_vec())).and_then(|state| {
+    let result = source::read_bytes(bytes).and_then(|state| {
         let tensors = state.tensors.iter().map(|(name, tensor)| {
             let bytes = tensor.read().map_err(|e| e.downcast::<Fault>().expect("an untyped error"))?;
             Ok((name.clone(), tensor.shape().to_vec(), bytes))
@@ -29,7 +30,16 @@ pub(crate) fn read(bytes: &[u8]) -> Result<(StateDict, Tensors), Fault> {
         let tensors = tensors.collect::<Result<_, Fault>>()?;
         Ok((state, tensors))
     });
-    assert!(start.elapsed() < limit, "{} bytes took {:?}", bytes.len(), start.elapsed());
+    (result, start.elapsed())
+}
+
+/// Reads a file and all its tensors, within the time that any file may take.
+pub(crate) fn read(bytes: &[u8]) -> Result<(StateDict, Tensors), Fault> {
+    let limit = Duration::from_secs(2) + Duration::from_nanos(50) * bytes.len() as u32;
+    let (result, took) = timed(bytes);
+    // The machine may be busy.
+    let quick = took < limit || (0..2).any(|_| timed(bytes).1 < limit);
+    assert!(quick, "{} bytes took {took:?}", bytes.len());
     if let Err(fault) = &result {
         let text = fault.to_string();
         assert!(text.chars().all(|c| !c.is_control()) && text.len() < 1000, "unfit for a terminal: {text:?}");

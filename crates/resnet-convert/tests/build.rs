@@ -2,6 +2,7 @@
 
 pub(crate) mod legacy;
 pub(crate) mod network;
+pub(crate) mod npy;
 pub(crate) mod onnx;
 pub(crate) mod pickle;
 pub(crate) mod safetensors;

@@ -3,6 +3,7 @@
 mod command;
 mod dialects;
 mod golden;
+mod shards;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -89,6 +90,8 @@ fn every_container_is_lossless() {
         (Container::TorchScript, network::script(&tensors)),
         (Container::Pickle, network::arrays(&tensors, &["model"])),
         (Container::Safetensors, network::safetensors(&tensors)),
+        (Container::Npz, network::npz(&tensors, 0)),
+        (Container::Npz, network::npz(&tensors, 8)),
     ];
     for (container, bytes) in forms {
         let report = check(&container.to_string(), &bytes, &arch, &tensors);

@@ -4,4 +4,6 @@
 mod attacks;
 mod build;
 mod convert;
+#[allow(unreachable_pub)] // A library of its own in `fuzz/`.
+mod fuzz;
 mod onnx;

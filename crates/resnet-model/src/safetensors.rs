@@ -1,17 +1,17 @@
 //! Reading and writing safetensors files, strictly.
 //!
-//! The `safetensors` crate judges the header (offsets contiguous, sizes right, no hole); added here are what it leaves
-//! open: duplicate names, names that cannot be printed, tensors read one at a time from the file instead of from one
-//! buffer, and byte-reproducible output.
+//! The checks are those of the `safetensors` crate (offsets contiguous, sizes right, no hole; a fuzz target compares the
+//! two), which keeps several copies of a header in memory and wants the file in one buffer. Added are what it leaves
+//! open: duplicate names, names that cannot be printed, and byte-reproducible output.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
-use std::io::Write;
+use std::io::{self, BufReader, Read, Write};
 use std::path::Path;
 use std::sync::Arc;
 
-use safetensors::tensor::{Metadata, TensorInfo};
-use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
+use safetensors::tensor::TensorInfo;
+use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 
 use crate::file::{Existing, SharedFile, write_atomically};
 use crate::raw::{Bytes, Part, RawTensor};
@@ -21,6 +21,8 @@ use crate::{Error, Result};
 pub const MAX_HEADER: u64 = 100_000_000;
 /// The longest tensor name, in bytes.
 const MAX_NAME: usize = 4096;
+/// The most tensors in a file.
+const MAX_TENSORS: usize = 100_000;
 const LEN_BYTES: u64 = 8;
 
 /// What a safetensors file holds.
@@ -39,8 +41,6 @@ pub fn open(path: &Path) -> Result<Contents> {
 
 /// As [`open`], for bytes that are at hand already.
 pub fn read(file: Arc<dyn Bytes>) -> Result<Contents> {
-    // Messages may quote the file.
-    let invalid = |what: String| Error::Safetensors(crate::error::escape(&what));
     if file.len() < LEN_BYTES {
         return Err(invalid(format!("{} bytes are too few for a header length", file.len())));
     }
@@ -50,65 +50,125 @@ pub fn read(file: Arc<dyn Bytes>) -> Result<Contents> {
     if len > MAX_HEADER || len > file.len() - LEN_BYTES {
         return Err(invalid(format!("header of {len} bytes in a file of {}", file.len())));
     }
-    let mut header = vec![0; len as usize];
-    file.read_at(LEN_BYTES, &mut header)?;
-    let header = std::str::from_utf8(&header).map_err(|e| invalid(format!("header: {e}")))?;
-    check_names(header)?;
-    let header: Metadata = serde_json::from_str(header).map_err(|e| invalid(format!("header: {e}")))?;
-
     let start = LEN_BYTES + len;
-    if start.checked_add(header.data_len() as u64) != Some(file.len()) {
-        let present = file.len() - start;
-        return Err(invalid(format!(
-            "the header tells of {} bytes, the file has {present}",
-            header.data_len()
-        )));
-    }
-    let infos = header.tensors();
-    let tensors = header.offset_keys().into_iter().map(|name| {
-        let info = infos.get(&name).ok_or_else(|| invalid(format!("no entry for `{name}`")))?;
-        let (begin, end) = info.data_offsets;
-        let tensor = Part::new(file.clone(), start + begin as u64, (end - begin) as u64)
-            .and_then(|part| RawTensor::new(info.dtype, info.shape.clone(), Arc::new(part)))
-            .ok_or_else(|| invalid(format!("`{name}` differs in size from its type and shape")))?;
-        Ok((name, tensor))
-    });
-    let tensors = tensors.collect::<Result<_>>()?;
-    Ok(Contents { metadata: header.metadata().clone().unwrap_or_default(), tensors })
-}
-
-/// Refuses names that occur twice (JSON readers keep one of them in silence) or cannot be shown.
-fn check_names(header: &str) -> Result<()> {
-    struct Names;
-    impl<'de> Visitor<'de> for Names {
-        type Value = Vec<String>;
-        fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-            f.write_str("an object of tensors")
-        }
-        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Vec<String>, A::Error> {
-            let mut names = Vec::new();
-            while let Some((name, IgnoredAny)) = map.next_entry()? {
-                names.push(name);
-            }
-            Ok(names)
-        }
-    }
-    let mut json = serde_json::Deserializer::from_str(header);
-    let names = json.deserialize_map(Names);
-    let names = names.map_err(|e| Error::Safetensors(crate::error::escape(&format!("header: {e}"))))?;
-    let mut seen = HashSet::new();
-    for name in &names {
-        let shown = crate::error::escape(name);
-        if name.is_empty() || name.len() > MAX_NAME || name.contains('\0') {
-            return Err(Error::Safetensors(format!(
-                "the tensor name `{shown}` is empty, too long or holds NUL"
+    let header = Header::parse(&*file, start)?;
+    header.check_names()?;
+    let Header { metadata, mut tensors } = header;
+    // Tensors without elements may begin where others do; they keep their order.
+    tensors.sort_by_key(|(_, info)| info.data_offsets);
+    let mut end = 0;
+    let mut place = |name: String, info: TensorInfo| {
+        let (begin, stop) = info.data_offsets;
+        if begin != end || stop < begin {
+            return Err(invalid(format!(
+                "`{name}` lies at {begin}..{stop}, expected it to begin at {end}, where the one before ends"
             )));
         }
-        if !seen.insert(name) {
-            return Err(Error::Safetensors(format!("the name `{shown}` occurs twice")));
+        end = stop;
+        let tensor = Part::new(file.clone(), start + begin as u64, (stop - begin) as u64)
+            .and_then(|part| RawTensor::new(info.dtype, info.shape, Arc::new(part)));
+        match tensor {
+            Some(tensor) => Ok((name, tensor)),
+            None if stop as u64 > file.len() - start => {
+                Err(invalid(format!("the header tells of {stop} bytes, the file has {}", file.len() - start)))
+            }
+            None => Err(invalid(format!("`{name}` differs in size from its type and shape"))),
+        }
+    };
+    let tensors = tensors.into_iter().map(|(name, info)| place(name, info)).collect::<Result<_>>()?;
+    match file.len() - start {
+        present if present == end as u64 => Ok(Contents { metadata, tensors }),
+        present => Err(invalid(format!("the header tells of {end} bytes, the file has {present}"))),
+    }
+}
+
+/// An error whose message may quote the file.
+fn invalid(what: String) -> Error {
+    Error::Safetensors(crate::error::escape(&what))
+}
+
+/// What a header says, in its order.
+struct Header {
+    metadata: HashMap<String, String>,
+    tensors: Vec<(String, TensorInfo)>,
+}
+
+impl Header {
+    /// Parses the header, which ends at `end`, piece by piece: as a whole it could be larger than all else in memory.
+    fn parse(file: &dyn Bytes, end: u64) -> Result<Header> {
+        let mut input = BufReader::new(Piece { file, at: LEN_BYTES, end, failed: None });
+        let mut json = serde_json::Deserializer::from_reader(&mut input);
+        let header = json.deserialize_map(Entries).and_then(|header| json.end().map(|()| header));
+        match (header, input.into_inner().failed) {
+            (_, Some(failed)) => Err(failed.into()),
+            (Ok(header), None) => Ok(header),
+            (Err(e), None) => Err(invalid(format!("header: {e}"))),
         }
     }
-    Ok(())
+
+    /// Refuses names that occur twice (JSON readers keep one of them in silence) or cannot be shown.
+    fn check_names(&self) -> Result<()> {
+        let mut names: Vec<&str> = self.tensors.iter().map(|(name, _)| name.as_str()).collect();
+        names.sort_unstable();
+        let unfit = |name: &&&str| name.is_empty() || name.len() > MAX_NAME || name.contains('\0');
+        if let Some(name) = names.iter().find(unfit) {
+            return Err(invalid(format!("the tensor name is empty, too long or holds NUL: `{name}`")));
+        }
+        match names.windows(2).find(|pair| pair[0] == pair[1]) {
+            Some(pair) => Err(invalid(format!("the name `{}` occurs twice", pair[0]))),
+            None => Ok(()),
+        }
+    }
+}
+
+struct Entries;
+
+impl<'de> Visitor<'de> for Entries {
+    type Value = Header;
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("an object of tensors")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Header, A::Error> {
+        let mut metadata: Option<HashMap<String, String>> = None;
+        let mut tensors = Vec::new();
+        while let Some(name) = map.next_key::<String>()? {
+            if name == "__metadata__" {
+                let found: Option<HashMap<String, String>> = map.next_value()?;
+                if metadata.replace(found.unwrap_or_default()).is_some() {
+                    return Err(A::Error::duplicate_field("__metadata__"));
+                }
+                continue;
+            }
+            if tensors.len() >= MAX_TENSORS {
+                return Err(A::Error::custom(format!("more than {MAX_TENSORS} tensors")));
+            }
+            tensors.push((name, map.next_value()?));
+        }
+        Ok(Header { metadata: metadata.unwrap_or_default(), tensors })
+    }
+}
+
+/// A part of a file as a stream. Remembers why reading failed: a parser makes a message of it.
+struct Piece<'a> {
+    file: &'a dyn Bytes,
+    at: u64,
+    end: u64,
+    failed: Option<io::Error>,
+}
+
+impl Read for Piece<'_> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let n = (self.end - self.at).min(out.len() as u64);
+        if let Err(e) = self.file.read_at(self.at, &mut out[..n as usize]) {
+            let kind = e.kind();
+            self.failed = Some(e);
+            return Err(kind.into());
+        }
+        self.at += n;
+        Ok(n as usize)
+    }
 }
 
 /// Writes a safetensors file: to a temporary sibling, then renamed. Equal input gives equal bytes: tensors are ordered
@@ -210,16 +270,16 @@ mod tests {
         check(format!(r#"{{"w":{w},"w":{w}}}"#), 16, "`w` occurs twice");
         check(format!(r#"{{"w":{w}}}"#), 17, "tells of 16 bytes, the file has 17");
         check(format!(r#"{{"w":{w}}}"#), 15, "tells of 16 bytes, the file has 15");
-        check(format!(r#"{{"a\u0000":{w}}}"#), 16, "holds NUL");
+        check(format!(r#"{{"a\u0000":{w}}}"#), 16, "holds NUL: `a\\u{0}`");
         check(format!(r#"{{"":{w}}}"#), 16, "is empty");
+        check(r#"{"__metadata__":{"a":"b"},"__metadata__":{}}"#.into(), 0, "duplicate field");
+        check(format!(r#"{{"a":{w},"b":{w}}}"#), 16, "`b` lies at 0..16, expected it to begin at 16");
         check("[]".into(), 0, "expected an object of tensors");
         check(format!(r#"{{"w":{}}}"#, "[".repeat(100_000)), 0, "header: ");
-        check(r#"{"w":{"dtype":"F32","shape":[2,3],"data_offsets":[0,16]}}"#.into(), 16, "header");
-        check(
-            r#"{"w":{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,16]}}"#.into(),
-            16,
-            "header",
-        );
+        for shape in ["[2,3]", "[4294967296,4294967296]"] {
+            let header = format!(r#"{{"w":{{"dtype":"F32","shape":{shape},"data_offsets":[0,16]}}}}"#);
+            check(header, 16, "`w` differs in size from its type and shape");
+        }
     }
 
     #[test]

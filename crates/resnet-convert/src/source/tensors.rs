@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use resnet_model::RawTensor;
-use resnet_model::raw::{Bytes, Part};
+use resnet_model::raw::{Bytes, Dtype, Part};
 
 use super::lazy::{Checked, Computed, Swapped, Verified};
 use super::pickle::call::latin1;
@@ -104,7 +104,7 @@ impl Maker {
         let len = array.shape.iter().try_fold(item, |n, &d| n.checked_mul(d));
         let len = self.spend(len)?;
         let size = |found: u64| Fault::new(Code::StorageSize, format!("an array of {len} bytes in {found}"));
-        let mut bytes: Arc<dyn Bytes> = match data {
+        let bytes: Arc<dyn Bytes> = match data {
             Span::Inline { .. } => Arc::new(arena.inline(data).unwrap_or(&[]).to_vec()),
             Span::Input { offset, len } => {
                 Arc::new(Part::new(pickle.clone(), offset, len).ok_or_else(|| size(len))?)
@@ -128,24 +128,61 @@ impl Maker {
         if bytes.len() != len {
             return Err(size(bytes.len()));
         }
-        if array.big_endian && item > 1 {
-            bytes = Arc::new(Swapped { bytes, item });
+        layout(array.dtype, array.layout, &array.shape, bytes).map(Some)
+    }
+
+    /// A tensor of elements that lie in `bytes` as numpy's files have them; they must be exactly as many.
+    pub(crate) fn elements(
+        &mut self,
+        dtype: Dtype,
+        order: Layout,
+        shape: &[u64],
+        bytes: Arc<dyn Bytes>,
+    ) -> Result<RawTensor, Fault> {
+        let len = shape.iter().try_fold(item_size(dtype), |n, &d| n.checked_mul(d));
+        if len.is_none_or(|len| len > bytes.len()) {
+            let found = bytes.len();
+            let detail = format!("an array of type {dtype:?} and shape {shape:?} in {found} bytes");
+            return Err(Fault::new(Code::TensorSize, detail));
         }
-        if array.fortran && array.shape.len() > 1 {
-            let mut next = 1u64;
-            let mut stride = Vec::new();
-            for &d in &array.shape {
-                stride.push(next);
-                next = next.saturating_mul(d);
-            }
-            let view = View { item, stride, size: array.shape.clone() };
-            bytes = Arc::new(Computed::new(len, move || view.gather(&*bytes)));
+        let len = self.spend(len)?;
+        if len < bytes.len() {
+            let more = bytes.len().saturating_sub(len);
+            return Err(Fault::new(Code::Trailing, format!("{more} bytes after the array")));
         }
-        raw(array.dtype, &array.shape, bytes).map(Some)
+        layout(dtype, order, shape, bytes)
     }
 }
 
-fn raw(dtype: resnet_model::raw::Dtype, shape: &[u64], bytes: Arc<dyn Bytes>) -> Result<RawTensor, Fault> {
+/// How an array's elements lie in its bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Layout {
+    pub(crate) big_endian: bool,
+    /// The first index runs fastest.
+    pub(crate) fortran: bool,
+}
+
+fn layout(dtype: Dtype, order: Layout, shape: &[u64], bytes: Arc<dyn Bytes>) -> Result<RawTensor, Fault> {
+    let item = item_size(dtype);
+    let len = bytes.len();
+    let mut bytes = bytes;
+    if order.big_endian && item > 1 {
+        bytes = Arc::new(Swapped { bytes, item });
+    }
+    if order.fortran && shape.len() > 1 {
+        let mut next = 1u64;
+        let mut stride = Vec::new();
+        for &d in shape {
+            stride.push(next);
+            next = next.saturating_mul(d);
+        }
+        let view = View { item, stride, size: shape.to_vec() };
+        bytes = Arc::new(Computed::new(len, move || view.gather(&*bytes)));
+    }
+    raw(dtype, shape, bytes)
+}
+
+fn raw(dtype: Dtype, shape: &[u64], bytes: Arc<dyn Bytes>) -> Result<RawTensor, Fault> {
     let shape: Option<Vec<usize>> = shape.iter().map(|&d| usize::try_from(d).ok()).collect();
     let tensor = shape.and_then(|shape| RawTensor::new(dtype, shape, bytes));
     tensor.ok_or_else(|| Fault::new(Code::Bounds, "a tensor's bytes differ from its shape"))

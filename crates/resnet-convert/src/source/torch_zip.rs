@@ -1,9 +1,6 @@
 //! `torch.save` since PyTorch 1.6, and TorchScript archives: a zip of `<root>/data.pkl` and `<root>/data/<key>`.
 
-use std::sync::Arc;
-
 use resnet_model::escape;
-use resnet_model::raw::Bytes;
 
 use super::input::Input;
 use super::objects::{self, Storages};
@@ -17,14 +14,18 @@ use crate::error::{Code, Fault};
 /// The last archive version that PyTorch has defined.
 const MAX_VERSION: u64 = 10;
 
-pub(super) fn read(bytes: Arc<dyn Bytes>) -> Result<StateDict, Fault> {
-    let mut maker = Maker::new(bytes.len());
-    let archive = Archive::open(bytes)?;
-    let (root, data) = find_pickle(&archive)?;
+/// Whether an archive is one of PyTorch's, as far as its entries' names tell.
+pub(super) fn is_archive(archive: &Archive) -> bool {
+    named(archive, "data.pkl").next().is_some()
+}
+
+pub(super) fn read(archive: &Archive, file_len: u64) -> Result<StateDict, Fault> {
+    let mut maker = Maker::new(file_len);
+    let (root, data) = find_pickle(archive)?;
     let script = archive.get(&format!("{root}constants.pkl")).is_some();
     let mut into = StateDict::new(if script { Container::TorchScript } else { Container::TorchZip });
-    check_version(&archive, &root)?;
-    let big_endian = is_big_endian(&archive, &root)?;
+    check_version(archive, &root)?;
+    let big_endian = is_big_endian(archive, &root)?;
 
     let name = data.shown();
     let bytes = archive.verified(data, MAX_PICKLE)?;
@@ -38,7 +39,7 @@ pub(super) fn read(bytes: Arc<dyn Bytes>) -> Result<StateDict, Fault> {
     let mut blobs = Vec::new();
     let mut unchecked = usize::from(!data.has_checksum());
     for storage in &pickle.specs.roots {
-        let entry = storage_entry(&archive, &root, storage)?;
+        let entry = storage_entry(archive, &root, storage)?;
         unchecked = unchecked.saturating_add(usize::from(!entry.has_checksum()));
         blobs.push(archive.blob(entry)?);
     }
@@ -61,20 +62,22 @@ pub(super) fn read(bytes: Arc<dyn Bytes>) -> Result<StateDict, Fault> {
     Ok(into)
 }
 
+/// The entries of this file name, in whatever folder.
+fn named<'a>(archive: &'a Archive, file: &'static str) -> impl Iterator<Item = &'a Entry> {
+    let in_folder = format!("/{file}").into_bytes();
+    archive.entries.iter().filter(move |e| e.name == file.as_bytes() || e.name.ends_with(&in_folder))
+}
+
 /// The one pickle, and the folder that it is in (empty or ending in a slash).
 fn find_pickle(archive: &Archive) -> Result<(String, &Entry), Fault> {
     let layout = |what: &str| Fault::new(Code::ZipLayout, what);
-    let named = |file: &'static str| {
-        let wanted = format!("/{file}").into_bytes();
-        archive.entries.iter().filter(move |e| e.name == file.as_bytes() || e.name.ends_with(&wanted))
-    };
-    let mut pickles = named("data.pkl");
+    let mut pickles = named(archive, "data.pkl");
     let Some(data) = pickles.next() else {
-        return Err(match named("model.json").next() {
+        return Err(match named(archive, "model.json").next() {
             Some(_) => {
                 Fault::new(Code::TorchScriptV1, "a TorchScript archive of PyTorch 1.0, which is not read")
             }
-            None => layout("a zip archive without data.pkl: no PyTorch checkpoint"),
+            None => layout("a zip archive with neither data.pkl nor arrays: no checkpoint"),
         });
     };
     if pickles.next().is_some() {

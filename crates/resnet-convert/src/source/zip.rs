@@ -5,8 +5,9 @@
 //! the same bytes, and none of that can be seen through it. Here every byte of the file must belong to exactly one entry
 //! or to the directory.
 
+mod inflate;
+
 use std::collections::HashMap;
-use std::io::Read;
 use std::sync::Arc;
 
 use resnet_model::escape;
@@ -21,6 +22,7 @@ const MAX_DIRECTORY: u64 = 64 << 20;
 /// Deflated entries may grow by this factor, to this size.
 const MAX_RATIO: u64 = 100;
 const MAX_INFLATED: u64 = 1 << 30;
+const SMALL: u64 = 1 << 20;
 
 const END: u64 = 22;
 const END64: u64 = 56;
@@ -130,6 +132,11 @@ impl Archive {
 
     /// The bytes of an entry, whose checksum is verified when they are read.
     pub(crate) fn blob(&self, entry: &Entry) -> Result<Blob, Fault> {
+        self.judged(entry, 0)
+    }
+
+    /// As [`Archive::blob`]; entries of at most `small` bytes may be deflated to nothing.
+    fn judged(&self, entry: &Entry, small: u64) -> Result<Blob, Fault> {
         let part = Part::new(self.bytes.clone(), entry.data, entry.compressed).ok_or_else(cut)?;
         if entry.method == 0 {
             return Ok(match entry.has_checksum() {
@@ -137,14 +144,30 @@ impl Archive {
                 false => Blob::Plain(Arc::new(part)),
             });
         }
-        if entry.size > MAX_INFLATED || entry.size > entry.compressed.saturating_mul(MAX_RATIO) {
+        let most = entry.compressed.saturating_mul(MAX_RATIO).max(small);
+        if entry.size > MAX_INFLATED || entry.size > most {
             let detail = format!("{} bytes inflate to {}", entry.compressed, entry.size);
             return Err(Fault::new(Code::ZipRatio, detail).within(&entry.shown()));
         }
         let (size, crc, shown) = (entry.size, entry.has_checksum().then_some(entry.crc), entry.shown());
         Ok(Blob::Plain(Arc::new(Computed::new(size, move || {
-            Ok(inflate(&part, size, crc).map_err(|f| f.within(&shown))?)
+            Ok(inflate::inflate(&part, size, crc).map_err(|f| f.within(&shown))?)
         }))))
+    }
+
+    /// The bytes of an array's entry, verified when they are read. Constant arrays shrink by more than what is allowed
+    /// to other entries, so small ones may have any ratio; the sum is bounded by whoever makes tensors.
+    pub(crate) fn array(&self, entry: &Entry) -> Result<Arc<dyn Bytes>, Fault> {
+        Ok(match self.judged(entry, SMALL)? {
+            Blob::Plain(bytes) => bytes,
+            Blob::Checked(bytes) => bytes,
+        })
+    }
+
+    /// At most `max` bytes from the start of a deflated entry, not verified.
+    pub(crate) fn start_of(&self, entry: &Entry, max: u64) -> Result<Vec<u8>, Fault> {
+        let part = Part::new(self.bytes.clone(), entry.data, entry.compressed).ok_or_else(cut)?;
+        inflate::start(&part, max.min(entry.size)).map_err(|f| f.within(&entry.shown()))
     }
 
     /// All bytes of an entry of at most `max` bytes, verified.
@@ -172,6 +195,10 @@ impl Entry {
     /// The name, safe to print.
     pub(crate) fn shown(&self) -> String {
         escape(&String::from_utf8_lossy(&self.name))
+    }
+
+    pub(crate) fn is_deflated(&self) -> bool {
+        self.method != 0
     }
 
     /// PyTorch can be told not to compute checksums; the field is 0 then.
@@ -428,38 +455,5 @@ fn descriptor(record: &[u8], len: u64) -> Option<(u32, u64, u64)> {
     match len {
         12 | 16 => Some((crc, u64::from(f.u32()?), u64::from(f.u32()?))),
         _ => Some((crc, f.u64()?, f.u64()?)),
-    }
-}
-
-/// Exactly `size` bytes from deflated ones.
-fn inflate(part: &Part, size: u64, crc: Option<u32>) -> Result<Vec<u8>, Fault> {
-    let bad = |e: std::io::Error| Fault::new(Code::ZipMismatch, format!("deflated data: {e}"));
-    let mut reader = flate2::read::DeflateDecoder::new(Sequential { bytes: part, offset: 0 });
-    let mut out = vec![0; size as usize];
-    reader.read_exact(&mut out).map_err(bad)?;
-    if reader.read(&mut [0]).map_err(bad)? != 0 || reader.total_in() != part.len() {
-        return Err(Fault::new(Code::ZipMismatch, "deflated data that goes on after its size"));
-    }
-    let found = crc32fast::hash(&out);
-    match crc {
-        Some(crc) if crc != found => {
-            Err(Fault::new(Code::Crc, format!("checksum {found:08x}, the archive says {crc:08x}")))
-        }
-        _ => Ok(out),
-    }
-}
-
-struct Sequential<'a> {
-    bytes: &'a Part,
-    offset: u64,
-}
-
-impl Read for Sequential<'_> {
-    fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
-        let n = (out.len() as u64).min(self.bytes.len().saturating_sub(self.offset));
-        let part = out.get_mut(..n as usize).unwrap_or(&mut []);
-        self.bytes.read_at(self.offset, part)?;
-        self.offset = self.offset.saturating_add(n);
-        Ok(n as usize)
     }
 }

@@ -254,6 +254,12 @@ pub(crate) fn safetensors(tensors: &[Named]) -> Vec<u8> {
     super::safetensors::st(&format!("{{{}}}", header.join(",")), &data)
 }
 
+/// `numpy.savez`, or with method 8 `numpy.savez_compressed`.
+pub(crate) fn npz(tensors: &[Named], method: u16) -> Vec<u8> {
+    let array = |t: &Named| (t.name.clone(), super::npy::npy(&format!("<{}", t.descr()), &t.shape, &t.bytes));
+    super::npy::npz(&tensors.iter().map(array).collect::<Vec<_>>(), method)
+}
+
 /// Names to shape and bytes, for comparison.
 pub(crate) fn by_name(tensors: &[Named]) -> BTreeMap<String, (Vec<usize>, Vec<u8>)> {
     tensors.iter().map(|t| (t.name.clone(), (t.shape.clone(), t.bytes.clone()))).collect()

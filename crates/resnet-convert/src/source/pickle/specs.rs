@@ -9,8 +9,8 @@ use crate::error::{Code, Fault};
 
 use super::value::Value;
 
-const MAX_TENSORS: usize = 100_000;
-const MAX_DIMS: usize = 16;
+pub(crate) const MAX_TENSORS: usize = 100_000;
+pub(crate) const MAX_DIMS: usize = 16;
 
 /// A storage that the file holds.
 #[derive(Debug)]
