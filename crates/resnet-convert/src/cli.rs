@@ -28,8 +28,8 @@ struct Cli {
     /// Checkpoints to convert.
     #[arg(required = true, value_name = "FILE")]
     inputs: Vec<PathBuf>,
-    /// Where to write; ONNX if it is named *.onnx. By default beside the input,
-    /// named *.safetensors.
+    /// Where to write; by default beside the input, named *.safetensors. A name
+    /// in .onnx makes ONNX, one in .pth, .pt or .bin a state dict for torch.load.
     #[arg(short, long, value_name = "FILE", conflicts_with = "output_dir")]
     output: Option<PathBuf>,
     /// The folder to write to, for several inputs.

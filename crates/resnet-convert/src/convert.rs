@@ -17,6 +17,7 @@ use crate::identify::{self, Hint, Shapes};
 use crate::onnx;
 use crate::report::{Cast, Dropped, How, Identified, Report, plural};
 use crate::source::{self, StateDict};
+use crate::write::{self, Format};
 
 /// What is known about a file beyond its bytes, and what is wanted.
 #[derive(Debug, Clone, Default)]
@@ -44,7 +45,7 @@ pub struct Options {
 pub struct Job<'a> {
     /// The file to read.
     pub input: &'a Path,
-    /// The file to write: ONNX if its name ends so, else safetensors.
+    /// The file to write: ONNX if its name ends so, PyTorch's if it ends in `.pth`, `.pt` or `.bin`, else safetensors.
     pub output: &'a Path,
     /// What to do if there is one already.
     pub existing: Existing,
@@ -80,12 +81,13 @@ pub fn convert(job: Job, progress: &mut dyn FnMut(Progress)) -> Result<Report> {
         done = done.saturating_add(bytes).min(total);
         progress(Progress { done, total });
     };
-    match job.output.extension().is_some_and(|e| e.eq_ignore_ascii_case("onnx")) {
-        true => onnx::write(&checkpoint, &job, &mut written)?,
-        false => {
-            let saved = checkpoint.save(job.output, job.existing, &mut written);
-            saved.map_err(|e| Error::from_model(e, job.input))?;
+    let below = |e| Error::from_model(e, job.input);
+    match Format::of(job.output) {
+        Format::Onnx => onnx::write(&checkpoint, &job, &mut written)?,
+        Format::Torch => {
+            write::torch::write(&checkpoint, job.output, job.existing, &mut written).map_err(below)?;
         }
+        Format::Safetensors => checkpoint.save(job.output, job.existing, &mut written).map_err(below)?,
     }
     report.output = Some(job.output.display().to_string());
     Ok(report)

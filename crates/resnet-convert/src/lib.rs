@@ -1,7 +1,7 @@
 //! Any ResNet checkpoint in, one that describes itself out; nothing in a file is ever executed.
 //!
-//! [`open`] turns a file into a [`Checkpoint`](resnet_model::Checkpoint), [`convert`] writes that as safetensors or ONNX, and
-//! [`source::read`] stops before the tensors are understood. A file is found out by its first bytes, never by its name:
+//! [`open`] turns a file into a [`Checkpoint`](resnet_model::Checkpoint), [`convert`] writes that as safetensors,
+//! ONNX or a state dict of PyTorch's, and [`source::read`] stops before the tensors are understood. A file is found out by its first bytes, never by its name:
 //! what `torch.save` has written since PyTorch 0.1 (zip, legacy stream, tar), TorchScript archives, pickles of numpy
 //! arrays, `.npy` and `.npz`, safetensors, ONNX; an index leads to the shards beside it.
 //!
@@ -26,6 +26,7 @@ mod identify;
 mod onnx;
 mod report;
 pub mod source;
+mod write;
 
 pub use cast::Float;
 pub use convert::{Job, Options, Progress, convert, open};

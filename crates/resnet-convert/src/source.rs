@@ -30,6 +30,8 @@ use serde::Serialize;
 use crate::error::{Code, Error, Fault, Result};
 use crate::onnx;
 
+/// The entry of a PyTorch archive in which what a checkpoint says about itself lies, if we wrote it.
+pub(crate) const META_ENTRY: &str = "resnet.json";
 /// The longest tensor name, in bytes.
 pub(crate) const MAX_NAME: usize = 4096;
 

@@ -4,6 +4,7 @@ mod command;
 mod dialects;
 mod golden;
 mod shards;
+mod torch;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -8,7 +8,7 @@ use super::pickle::specs::{Root, Specs};
 use super::pickle::{self, Ids, MAX_PICKLE};
 use super::tensors::Maker;
 use super::zip::{Archive, Entry};
-use super::{Container, StateDict};
+use super::{Container, META_ENTRY, StateDict};
 use crate::error::{Code, Fault};
 
 /// The last archive version that PyTorch has defined.
@@ -46,6 +46,10 @@ pub(super) fn read(archive: &Archive, file_len: u64) -> Result<StateDict, Fault>
     objects::collect(&pickle, &bytes, &Storages { blobs, big_endian }, &mut maker, &mut into)
         .map_err(within)?;
 
+    if let Some(entry) = archive.get(&format!("{root}{META_ENTRY}")) {
+        let json = description(archive, entry)?;
+        into.metadata.insert(resnet_model::meta::KEY.to_owned(), json);
+    }
     if script {
         into.notes.push("a TorchScript archive: its weights are read, its code is not".into());
     }
@@ -103,6 +107,16 @@ fn text(archive: &Archive, name: &str) -> Result<Option<String>, Fault> {
     let mut all = vec![0; bytes.len() as usize];
     bytes.read_at(0, &mut all).map_err(|e| Fault::from(e).within(name))?;
     Ok(Some(String::from_utf8_lossy(&all).trim().to_owned()))
+}
+
+/// What a checkpoint that we wrote says about itself.
+fn description(archive: &Archive, entry: &Entry) -> Result<String, Fault> {
+    const MAX: u64 = 16 << 20;
+    let within = |fault: Fault| fault.within(&entry.shown());
+    let bytes = archive.verified(entry, MAX)?;
+    let mut all = vec![0; bytes.len() as usize];
+    bytes.read_at(0, &mut all).map_err(|e| within(e.into()))?;
+    String::from_utf8(all).map_err(|_| within(Fault::new(Code::Text, "text that is not UTF-8")))
 }
 
 fn check_version(archive: &Archive, root: &str) -> Result<(), Fault> {

@@ -1,0 +1,83 @@
+//! State dicts for PyTorch: our own reader must find the same checkpoint in them.
+
+use resnet_convert::{Container, Float, Job, Options};
+use resnet_model::arch::Block;
+use resnet_model::file::Existing;
+use resnet_model::{Checkpoint, Labels};
+
+use super::{File, file};
+use crate::build::network::{Named, small, tensors, zip};
+
+/// `tensors` converted to `name`.
+fn written(tensors: &[Named], name: &str, options: &Options) -> File {
+    let at = file("in.pth", &zip(tensors, &[]));
+    let output = at.dir().join(name);
+    let job = Job { input: &at.path, output: &output, existing: Existing::Keep, options };
+    let mut done = 0;
+    resnet_convert::convert(job, &mut |p| {
+        assert!(p.done > done && p.done <= p.total);
+        done = p.done;
+    })
+    .unwrap();
+    at
+}
+
+fn same(a: &Checkpoint, b: &Checkpoint) {
+    assert_eq!(a.meta(), b.meta());
+    assert_eq!(a.tensors().len(), b.tensors().len());
+    for (name, wanted) in a.tensors() {
+        let found = b.tensor(name).unwrap();
+        assert_eq!((found.dtype(), found.shape()), (wanted.dtype(), wanted.shape()), "{name}");
+        assert!(found.read().unwrap() == wanted.read().unwrap(), "{name}");
+    }
+}
+
+#[test]
+fn a_state_dict_is_read_back_bit_for_bit() {
+    let all = tensors(&small(Block::Bottleneck, 3));
+    let old: Vec<Named> = all.iter().filter(|t| t.class != "LongStorage").cloned().collect();
+    let labels = Labels::Names(["cat", "dog", "newt"].map(Into::into).to_vec());
+    for (tensors, dtype) in [(&all, None), (&all, Some(Float::F16)), (&all, Some(Float::BF16)), (&old, None)]
+    {
+        let options = Options { dtype, labels: Some(labels.clone()), ..Options::default() };
+        let at = written(tensors, "out.pth", &options);
+        let (wanted, _) = resnet_convert::open(&at.path, &options).unwrap();
+        let (found, report) = resnet_convert::open(&at.dir().join("out.pth"), &Options::default()).unwrap();
+        assert_eq!(report.container, Container::TorchZip);
+        assert!(report.notes.iter().all(|n| !n.contains("checksum")), "{:?}", report.notes);
+        same(&wanted, &found);
+        let one = std::fs::read(at.dir().join("out.pth")).unwrap();
+        let again = written(tensors, "out.pt", &options);
+        assert!(one == std::fs::read(again.dir().join("out.pt")).unwrap(), "equal input, equal bytes");
+    }
+}
+
+/// As `torch.save` has them: in the order of the network, at multiples of 64 bytes.
+#[test]
+fn storages_are_aligned_and_in_order() {
+    let all = tensors(&small(Block::Basic, 3));
+    let at = written(&all, "out.bin", &Options::default());
+    let bytes = std::fs::read(at.dir().join("out.bin")).unwrap();
+    let mut start = 0;
+    for (key, tensor) in all.iter().enumerate() {
+        let name = format!("archive/data/{key}");
+        let found = bytes[start..].windows(name.len()).position(|w| w == name.as_bytes()).unwrap();
+        let header = start + found - 30;
+        let extra = usize::from(u16::from_le_bytes([bytes[header + 28], bytes[header + 29]]));
+        start = header + 30 + name.len() + extra;
+        assert_eq!(start % 64, 0, "{name}");
+        assert!(bytes[start..].starts_with(&tensor.bytes), "{name} is {}", tensor.name);
+        start += tensor.bytes.len();
+    }
+}
+
+/// A file that other programs could have made: what it says about itself must be true.
+#[test]
+fn a_false_description_is_refused() {
+    let at = written(&tensors(&small(Block::Basic, 3)), "out.pth", &Options::default());
+    let bytes = std::fs::read(at.dir().join("out.pth")).unwrap();
+    let broken = crate::build::patch(&bytes, b"\"num_classes\":3", b"\"num_classes\":4");
+    let bad = file("bad.pth", &broken);
+    let error = resnet_convert::open(&bad.path, &Options::default()).unwrap_err();
+    assert_eq!(error.code().unwrap().as_str(), "crc");
+}
