@@ -6,13 +6,14 @@ GOLDEN := target/golden-env
 # The registry's own names only; see tests/golden/requirements.txt for the pinned versions.
 STAMP := $(GOLDEN)/.installed
 
-.PHONY: demo test test-slow check figures golden peers peers-rust fuzz help
+.PHONY: demo test test-slow test-aarch64 check figures golden peers peers-rust fuzz help
 
 help:
 	@echo 'make demo    build and classify the bundled digits, without a network'
 	@echo 'make test    run all tests'
 	@echo 'make test-slow  with the networks of more than 100 M parameters'
 	@echo 'make figures  draw the figures of the README'
+	@echo 'make test-aarch64  run the tests of the kernels on NEON, emulated (as root on Debian, installs what that needs)'
 	@echo 'make check   formatting, clippy, documentation, tidy'
 	@echo 'make peers   time the engine beside ncnn, MNN, OpenVINO, ONNX Runtime and PyTorch (downloads them)'
 	@echo 'make peers-rust  build candle-transformers, tract and rten, for make peers to time too'
@@ -33,6 +34,9 @@ test-slow:
 figures:
 	$(CARGO) run --quiet --bin resnet-cli -- summary resnet34 --only layer1.1 --svg docs/basic-block.svg --force
 	$(CARGO) run --quiet --bin resnet-cli -- summary resnet50 --only layer1.1 --svg docs/bottleneck-block.svg --force
+
+test-aarch64:
+	tests/aarch64.sh
 
 check:
 	$(CARGO) fmt --all --check

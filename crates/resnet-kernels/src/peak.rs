@@ -73,7 +73,8 @@ mod tests {
     fn the_peak_is_a_rate() {
         for isa in Isa::available() {
             let peak = fma_peak(isa, Duration::from_millis(1));
-            assert!(peak > 1e8 && peak < 1e13, "{} {peak}", isa.name());
+            // Emulated processors are slow.
+            assert!(peak > 1e6 && peak < 1e13, "{} {peak}", isa.name());
         }
     }
 }
