@@ -6,7 +6,7 @@ use crate::error::{Error, check_len};
 use crate::layout::{LANES, View, ViewMut};
 use crate::shape::padded_spare;
 use crate::simd::{Dispatch, Isa, Kernel, Simd};
-use crate::threads::{Cut, Pool};
+use crate::threads::{Axis, Cut, Order, Pool};
 
 /// The windows of a pooling, with PyTorch's meaning; axes are `[vertical, horizontal]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -140,12 +140,14 @@ impl Dispatch for Windows<'_> {
         let (from, to) = (input.layout, output.layout);
         let (row, above) = (to.row_len(), to.halo[0]);
         let cut = Cut {
-            outer: (to.n * to.blocks(), 1),
+            order: Order::Rows,
+            outer: Axis { len: to.n * to.blocks(), unit: 1, most: 1 },
             outer_stride: to.plane_len(),
             inner_bounds: &[0, 1],
             inner_group: 1,
             inner_stride: to.plane_len(),
-            run: (above * row..(above + to.h) * row, to.h.div_ceil(2) * row),
+            run_start: above * row,
+            run: Axis { len: to.h * row, unit: row, most: to.h.div_ceil(2) },
         };
         pool.run_shares(output.data, &cut, |_, mut share| {
             let index = share.outer.start;

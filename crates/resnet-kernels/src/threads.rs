@@ -1,23 +1,26 @@
 //! The thread pool and the sharing of one output among its threads.
 //!
-//! A layer is one call of [`Pool::run`]: tasks with numbers, claimed from a counter by the caller and the workers,
-//! with one barrier at the end. Which thread runs a task never changes what the task computes, so results do not
-//! depend on the number of threads.
+//! A layer is one call of [`Pool::run`]: numbered tasks, each thread's share of them in a row, with one barrier at the
+//! end. Neighbouring tasks compute neighbouring rows, so that a thread mostly finds in its own cache what it wrote in the
+//! layer before; who is done early takes from the end of another's share. Which thread runs a task never changes what the
+//! task computes, so results do not depend on the number of threads.
 #![allow(unsafe_code)]
 
 use std::any::Any;
 use std::cell::{Cell, UnsafeCell};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::error::Error;
 
+mod queue;
 mod share;
 
-pub(crate) use share::{Cut, Share, Target};
+use queue::Queue;
+pub(crate) use share::{Axis, Cut, Order, Share, Target};
 
 /// More threads than this are refused: a typing error, not a machine.
 pub const MAX_THREADS: usize = 1024;
@@ -33,8 +36,8 @@ const SPIN: Duration = Duration::from_micros(50);
 pub struct Pool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
-    /// Held by the caller whose job the workers run.
-    owner: Mutex<()>,
+    /// The tasks of the present job; locked by the caller whose job the workers run.
+    queue: Mutex<Queue>,
 }
 
 impl std::fmt::Debug for Pool {
@@ -68,7 +71,7 @@ const OPEN: u64 = 1 << 31;
 const INSIDE: u64 = OPEN - 1;
 const EPOCH: u32 = 32;
 
-// SAFETY: `job` is the only field that is not already `Sync`. It is written by the holder of `Pool::owner` while the
+// SAFETY: `job` is the only field that is not already `Sync`. It is written by the holder of `Pool::queue` while the
 // state is closed with no worker inside, and read by workers that entered an open state; entering (acquire) follows
 // opening (release), and the next write follows the last worker's leaving (release, read with acquire).
 unsafe impl Sync for Shared {}
@@ -94,7 +97,7 @@ impl Pool {
             wake: Condvar::new(),
         });
         // Built before the workers, so that `drop` stops those already started when a later one fails.
-        let mut pool = Self { shared, workers: Vec::new(), owner: Mutex::new(()) };
+        let mut pool = Self { shared, workers: Vec::new(), queue: Mutex::new(Queue::new(threads)) };
         for number in 1..threads {
             let shared = Arc::clone(&pool.shared);
             let builder = std::thread::Builder::new().name(format!("resnet-{number}"));
@@ -113,31 +116,29 @@ impl Pool {
     ///
     /// A panic in a task reaches the caller, after the other threads have stopped.
     pub fn run(&self, tasks: usize, task: impl Fn(usize, usize) + Sync) {
-        let next = AtomicUsize::new(0);
+        let alone = || {
+            let _mark = Mark::set();
+            (0..tasks).for_each(|index| task(0, index));
+        };
+        if tasks <= 1 || tasks > Queue::MOST || self.workers.is_empty() || IN_TASK.get() {
+            return alone();
+        }
+        let queue = match self.queue.try_lock() {
+            Ok(queue) => queue,
+            Err(TryLockError::Poisoned(queue)) => queue.into_inner(),
+            Err(TryLockError::WouldBlock) => return alone(),
+        };
+        queue.fill(tasks);
         let job = |worker: usize| {
             let _mark = Mark::set();
-            loop {
-                let index = next.fetch_add(1, Ordering::Relaxed);
-                if index >= tasks {
-                    break;
-                }
+            while let Some(index) = queue.take(worker) {
                 task(worker, index);
             }
-        };
-        let owner = if tasks > 1 && !self.workers.is_empty() && !IN_TASK.get() {
-            self.owner.try_lock()
-        } else {
-            return job(0);
-        };
-        let _owner = match owner {
-            Ok(owner) => owner,
-            Err(std::sync::TryLockError::Poisoned(owner)) => owner.into_inner(),
-            Err(std::sync::TryLockError::WouldBlock) => return job(0),
         };
         self.shared.open(&job);
         let mine = catch_unwind(AssertUnwindSafe(|| job(0)));
         if mine.is_err() {
-            next.fetch_max(tasks, Ordering::Relaxed);
+            queue.fill(0);
         }
         let theirs = self.shared.close();
         if let Err(panic) = mine {
@@ -195,13 +196,13 @@ impl Shared {
         self.gate.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lets the workers in. The caller holds `Pool::owner` and calls `close` before `job` goes out of scope.
+    /// Lets the workers in. The caller holds `Pool::queue` and calls `close` before `job` goes out of scope.
     fn open(&self, job: &Job) {
         // SAFETY: only the lifetime changes. Workers call the reference only while inside an open state, and `close`,
         // which follows on every path (`run` catches panics), returns after the last of them has left.
         let job: &'static Job<'static> = unsafe { std::mem::transmute(job) };
         // SAFETY: the state is closed and empty (initially, and after every `close`), so nobody reads the cell, and the
-        // holder of `Pool::owner` is the only writer.
+        // holder of `Pool::queue` is the only writer.
         unsafe { *self.job.get() = Some(job) };
         let epoch = (self.state.load(Ordering::Relaxed) >> EPOCH).wrapping_add(1);
         // Sequentially consistent, as is the sleeper's side: either it sees the new state or we see the sleeper.

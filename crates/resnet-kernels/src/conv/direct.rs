@@ -8,7 +8,7 @@ use crate::epilogue::{Activation, Residual};
 use crate::layout::{Blocked, LANES, View};
 use crate::simd::Simd;
 use crate::simd::tile::{Addend, MAX_PIXELS, Reduction, Tile, next_pixels};
-use crate::threads::{Cut, Share};
+use crate::threads::{Axis, Cut, Order, Share};
 
 /// Bytes of input that a task passes over once per panel: they should stay in the second-level cache.
 const STRIP_BYTES: usize = 256 << 10;
@@ -23,12 +23,13 @@ const TASKS_PER_THREAD: usize = 4;
 /// Fewer pixels than this per task cost more in weights than they give in balance.
 const LEAST_PIXELS: usize = 36;
 
-/// How the output is cut: images, rows and panels per task.
+/// How the output is cut: images, rows and panels that a task has at most.
 #[derive(Debug, PartialEq, Eq)]
-struct Split {
-    images: usize,
-    rows: usize,
-    panels: usize,
+pub(super) struct Split {
+    pub images: usize,
+    pub rows: usize,
+    pub panels: usize,
+    pub order: Order,
 }
 
 impl Split {
@@ -37,8 +38,7 @@ impl Split {
         let images = if rows < output.h { 1 } else { STRIP_BYTES / (row_bytes * output.h).max(1) };
         let images = images.clamp(1, output.n);
         if threads == 1 {
-            rows = output.h.div_ceil(output.h.div_ceil(rows));
-            return Self { images, rows, panels };
+            return Self { images, rows, panels, order: Order::Rows };
         }
         let wanted = TASKS_PER_THREAD * threads;
         let least = LEAST_PIXELS.div_ceil(output.w).clamp(1, output.h);
@@ -51,8 +51,12 @@ impl Split {
         while rows > least && images == 1 && strips(images, rows) * panels.div_ceil(group) < wanted {
             rows = rows.div_ceil(2).max(least);
         }
-        rows = output.h.div_ceil(output.h.div_ceil(rows));
-        Self { images, rows, panels: group }
+        // Whole images, or strips of as many rows, for each thread; else as many channels.
+        let even = |len: usize, pieces: usize| len.is_multiple_of(threads) && pieces.is_multiple_of(threads);
+        let by_rows = even(output.n, output.n.div_ceil(images)) || even(output.h, output.h.div_ceil(rows));
+        let by_channels = even(panels, panels.div_ceil(group));
+        let order = if by_channels && !by_rows { Order::Channels } else { Order::Rows };
+        Self { images, rows, panels: group, order }
     }
 }
 
@@ -62,7 +66,7 @@ pub(super) fn run<S: Simd>(simd: S, call: Call, input: View) {
     let (from, to) = (input.layout, output.layout);
     let row_bytes = from.blocks() * from.row_len() * shape.stride[0] * size_of::<f32>();
     let split = Split::choose(&to, panels.list.len(), row_bytes, pool.threads());
-    let cut = rows_cut(&to, &panels.bounds, split.panels, split.images, split.rows);
+    let cut = rows_cut(&to, &panels.bounds, split, 1);
     let job = Job { simd, conv, residual: &residual, input, to };
     pool.run_shares(output.data, &cut, |_, mut share| {
         for panel in &panels.list[share.groups.clone()] {
@@ -153,22 +157,18 @@ pub(super) fn addend<'a>(residual: &Residual<'a>, image: usize, block: usize) ->
     }
 }
 
-/// Cuts a blocked output by images, rows and panels; the halo belongs to nobody.
-pub(super) fn rows_cut<'a>(
-    to: &Blocked,
-    bounds: &'a [usize],
-    panels: usize,
-    images: usize,
-    rows: usize,
-) -> Cut<'a> {
-    let (row, above) = (to.row_len(), to.halo[0]);
+/// Cuts a blocked output by images, rows and panels; the halo belongs to nobody. Rows are counted in units of `unit`.
+pub(super) fn rows_cut<'a>(to: &Blocked, bounds: &'a [usize], split: Split, unit: usize) -> Cut<'a> {
+    let row = to.row_len();
     Cut {
-        outer: (to.n, images),
+        order: split.order,
+        outer: Axis { len: to.n, unit: 1, most: split.images },
         outer_stride: to.image_len(),
         inner_bounds: bounds,
-        inner_group: panels,
+        inner_group: split.panels,
         inner_stride: to.plane_len(),
-        run: (above * row..(above + to.h) * row, rows * row),
+        run_start: to.halo[0] * row,
+        run: Axis { len: to.h * row, unit: unit * row, most: split.rows },
     }
 }
 
@@ -210,18 +210,21 @@ mod tests {
 
     #[test]
     fn splits_keep_threads_busy_and_caches_full() {
-        let check = |n, size: usize, channels: usize, panels, threads, expected: [usize; 3]| {
+        let check = |n, size: usize, channels: usize, panels, threads, expected: [usize; 3], order| {
             let output = super::super::dense([n, panels * 64, size, size]);
             let row_bytes = channels * size * 4;
             let split = Split::choose(&output, panels, row_bytes, threads);
             let [images, rows, panels] = expected;
-            assert_eq!(split, Split { images, rows, panels });
+            assert_eq!(split, Split { images, rows, panels, order });
         };
-        check(1, 56, 64, 4, 1, [1, 14, 4]);
-        check(1, 7, 512, 32, 1, [1, 7, 32]);
-        check(1, 7, 512, 32, 2, [1, 7, 4]);
-        check(1, 56, 256, 1, 2, [1, 4, 1]);
-        check(8, 7, 512, 32, 1, [2, 7, 32]);
-        check(1, 56, 64, 1, 2, [1, 5, 1]);
+        check(1, 56, 64, 4, 1, [1, 18, 4], Order::Rows);
+        check(1, 7, 512, 32, 1, [1, 7, 32], Order::Rows);
+        check(1, 7, 512, 32, 2, [1, 7, 4], Order::Channels);
+        check(1, 7, 2048, 8, 2, [1, 4, 2], Order::Channels);
+        check(1, 14, 1024, 4, 2, [1, 4, 2], Order::Rows);
+        check(1, 56, 256, 1, 2, [1, 4, 1], Order::Rows);
+        check(8, 7, 512, 32, 1, [2, 7, 32], Order::Rows);
+        check(8, 7, 512, 32, 2, [2, 7, 16], Order::Rows);
+        check(1, 56, 64, 1, 2, [1, 5, 1], Order::Rows);
     }
 }

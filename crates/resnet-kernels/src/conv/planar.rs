@@ -4,7 +4,7 @@
 //! fused max-pooling the rows go into a ring that holds as many as a pooling window is high, and only the pooled
 //! rows reach memory.
 
-use super::direct::{addend, owned_rows, rows_cut};
+use super::direct::{Split, addend, owned_rows, rows_cut};
 use super::pack::Panel;
 use super::{Call, PackedConv};
 use crate::epilogue::{Activation, Residual};
@@ -13,7 +13,7 @@ use crate::layout::LANES;
 use crate::pool::{MaxRows, Window};
 use crate::simd::Simd;
 use crate::simd::tile::{Addend, MAX_PIXELS, Reduction, Tile, next_pixels};
-use crate::threads::{Share, Target};
+use crate::threads::{Order, Share, Target};
 
 /// Output rows per task of a convolution without pooling, and with: few enough for the cache, enough to pay for the
 /// rows that neighbouring tasks both need.
@@ -95,7 +95,8 @@ pub(super) fn run<S: Simd>(simd: S, call: Call, dims: [usize; 4], data: &[f32]) 
     // The same arguments passed when the scratch was measured.
     let Ok(sizes) = Sizes::choose(conv, dims, layout.dims(), pool.threads()) else { return };
     let panels = &conv.panels;
-    let cut = rows_cut(&layout, &panels.bounds, panels.list.len(), 1, sizes.rows);
+    let split = Split { images: 1, rows: sizes.rows, panels: panels.list.len(), order: Order::Rows };
+    let cut = rows_cut(&layout, &panels.bounds, split, 1);
     let image_len = dims[1] * dims[2] * dims[3];
     pool.run_shares_with(output.data, &cut, (scratch, sizes.per_task()), |private, mut share| {
         let (padded, ring) = private.split_at_mut(sizes.padded);

@@ -7,7 +7,7 @@
 
 use std::marker::PhantomData;
 
-use super::direct::{owned_rows, rows_cut};
+use super::direct::{Split, owned_rows, rows_cut};
 use super::pack::{Panel, Panels};
 use super::{Call, PackedConv};
 use crate::layout::{Blocked, LANES, View};
@@ -15,7 +15,7 @@ use crate::reference::Parameters;
 use crate::shape::ConvShape;
 use crate::simd::Simd;
 use crate::simd::tile::{Addend, MAX_PIXELS, Reduction, Tile, next_pixels};
-use crate::threads::{Share, Target};
+use crate::threads::{Order, Share, Target};
 
 mod gather;
 mod points;
@@ -90,7 +90,8 @@ pub(super) fn run<
         }
     };
     if tiling.private {
-        let cut = rows_cut(&layout, bounds, conv.panels.list.len(), tiling.images, tiling.rows * M);
+        let (images, rows, panels) = (tiling.images, tiling.rows, conv.panels.list.len());
+        let cut = rows_cut(&layout, bounds, Split { images, rows, panels, order: Order::Rows }, M);
         pool.run_shares_with(output.data, &cut, (scratch, v_len + m_len), |private, share| {
             let (v, m) = private.split_at_mut(v_len);
             let rows = owned_rows(&share, &layout);
@@ -113,10 +114,11 @@ pub(super) fn run<
         pool.for_each_chunk(v, stride, |channels, v| transform(channels, &block, v));
         let (panels, images, rows) = tiling.split(&block, conv.panels.list.len(), pool.threads());
         let part = Blocked { n: block.images, ..layout };
-        let mut cut = rows_cut(&part, bounds, panels, images, rows * M);
+        let mut cut = rows_cut(&part, bounds, Split { images, rows, panels, order: Order::Channels }, M);
         let line = layout.row_len();
         let (start, end) = ((block.row * M).min(layout.h), ((block.row + block.rows) * M).min(layout.h));
-        cut.run.0 = (layout.halo[0] + start) * line..(layout.halo[0] + end) * line;
+        cut.run_start = (layout.halo[0] + start) * line;
+        cut.run.len = (end - start) * line;
         let data = &mut output.data[block.image * layout.image_len()..];
         pool.run_shares_with(data, &cut, (m, m_len), |m, share| multiply(v, &block, m, share, block.image));
     }

@@ -20,24 +20,57 @@ impl<T> Pointer<T> {
     }
 }
 
-/// How a buffer `[outer][inner][run]` of `outer_len × inner_len` cells is cut into tasks.
+/// An axis and the pieces it is cut into: of nearly equal length, so that all threads are done at the same time.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Axis {
+    pub len: usize,
+    /// Borders are multiples of this.
+    pub unit: usize,
+    /// Units that a piece has at most.
+    pub most: usize,
+}
+
+impl Axis {
+    pub(crate) fn pieces(&self) -> usize {
+        self.len.div_ceil(self.unit).div_ceil(self.most)
+    }
+
+    /// The range of a piece: disjoint and within the axis for different numbers below [`Axis::pieces`].
+    pub(super) fn piece(&self, number: usize) -> Range<usize> {
+        let (units, pieces) = (self.len.div_ceil(self.unit), self.pieces());
+        let border = |number: usize| (units * number / pieces * self.unit).min(self.len);
+        border(number)..border(number + 1)
+    }
+}
+
+/// What a thread keeps while its tasks go on: tasks are numbered along the other axes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Order {
+    /// The image, then the part of the run (rows): what the layer before wrote there is in the thread's cache.
+    Rows,
+    /// The inner indices (channels): no other thread reads their weights.
+    Channels,
+}
+
+/// How a buffer `[outer][inner][run]` is cut into tasks.
 ///
 /// A task owns the product of a range of outer indices (images), a range of inner indices (channel blocks) and a range
 /// of positions in the run of each such cell (rows).
 #[derive(Clone, Debug)]
 pub(crate) struct Cut<'a> {
-    /// Number of outer indices and how many a task gets.
-    pub outer: (usize, usize),
+    pub order: Order,
+    pub outer: Axis,
     /// Elements from one outer index to the next.
     pub outer_stride: usize,
     /// Ascending borders between which the inner range is never cut.
     pub inner_bounds: &'a [usize],
-    /// Intervals of `inner_bounds` that a task gets.
+    /// Intervals of `inner_bounds` that a task gets at most.
     pub inner_group: usize,
     /// Elements from one inner index to the next; a run lies within.
     pub inner_stride: usize,
-    /// The part of the run that is cut, and the length of the pieces.
-    pub run: (Range<usize>, usize),
+    /// First position of the part of the run that is cut.
+    pub run_start: usize,
+    pub run: Axis,
 }
 
 /// What a task owns of the shared buffer.
@@ -73,32 +106,36 @@ pub(crate) struct Target<'a> {
 impl Cut<'_> {
     /// Number of tasks.
     pub(crate) fn tasks(&self) -> usize {
-        self.outer.0.div_ceil(self.outer.1) * self.groups() * self.run.0.len().div_ceil(self.run.1)
+        self.outer.pieces() * self.groups().pieces() * self.run.pieces()
     }
 
-    fn groups(&self) -> usize {
-        self.inner_bounds.len().saturating_sub(1).div_ceil(self.inner_group)
+    fn groups(&self) -> Axis {
+        Axis { len: self.inner_bounds.len().saturating_sub(1), unit: 1, most: self.inner_group }
     }
 
     /// The indices and positions of a task: different tasks never share a position of a cell, since ranges of
     /// each of the three axes are disjoint for different numbers along it.
     fn task(&self, index: usize) -> [Range<usize>; 4] {
-        let piece =
-            |number: usize, step: usize, end: usize| (number * step).min(end)..((number + 1) * step).min(end);
-        let groups = self.groups();
-        let pieces = self.run.0.len().div_ceil(self.run.1);
-        let group = piece(index % groups, self.inner_group, self.inner_bounds.len() - 1);
-        let run = piece(index / groups % pieces, self.run.1, self.run.0.len());
-        let outer = piece(index / groups / pieces, self.outer.1, self.outer.0);
+        let (groups, pieces) = (self.groups().pieces(), self.run.pieces());
+        let (group, rest) = match self.order {
+            Order::Rows => (index % groups, index / groups),
+            Order::Channels => {
+                let each = self.outer.pieces() * pieces;
+                (index / each, index % each)
+            }
+        };
+        let group = self.groups().piece(group);
+        let run = self.run.piece(rest % pieces);
+        let outer = self.outer.piece(rest / pieces);
         let inner = self.inner_bounds[group.start]..self.inner_bounds[group.end];
-        [outer, inner, group, self.run.0.start + run.start..self.run.0.start + run.end]
+        [outer, inner, group, self.run_start + run.start..self.run_start + run.end]
     }
 
     /// Panics unless cells are disjoint and inside a buffer of `len`; a mistake of this crate, never of its user.
     fn assert_disjoint(&self, len: usize) {
-        assert!(self.inner_bounds.is_sorted() && self.run.0.end <= self.inner_stride);
+        assert!(self.inner_bounds.is_sorted() && self.run_start + self.run.len <= self.inner_stride);
         let inner = self.inner_bounds.last().map_or(0, |end| end * self.inner_stride);
-        assert!(inner <= self.outer_stride && self.outer.0 * self.outer_stride <= len);
+        assert!(inner <= self.outer_stride && self.outer.len * self.outer_stride <= len);
     }
 }
 
