@@ -59,10 +59,10 @@ fn candle(weights: &str, depth: &str, batch: usize, x: Vec<f32>) -> Result<Run> 
     Ok(Box::new(move || Ok(model.forward(&x)?.flatten_all()?.to_vec1()?)))
 }
 
-fn tract(onnx: &str, batch: usize, x: Vec<f32>) -> Result<Run> {
+fn tract(path: &str, batch: usize, x: Vec<f32>) -> Result<Run> {
     use tract_onnx::prelude::*;
 
-    let model = tract_onnx::onnx().model_for_path(onnx)?.into_optimized()?.into_runnable()?;
+    let model = tract_onnx::onnx().model_for_path(path)?.into_optimized()?.into_runnable()?;
     let x = Tensor::from_shape(&[batch, 3, 224, 224], &x)?;
     Ok(Box::new(move || {
         let outputs = model.run(tvec!(x.clone().into()))?;
