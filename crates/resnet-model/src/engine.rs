@@ -1,7 +1,7 @@
 //! A graph compiled for inference on the CPU: fused kernels, packed weights, planned memory.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use candle_core::{DType, Device, Tensor};
@@ -11,6 +11,7 @@ pub use resnet_kernels::{Isa, Precision, fma_peak};
 use crate::graph::{Graph, NodeId};
 use crate::{Checkpoint, Error, Result};
 
+mod batch;
 mod fuse;
 mod map;
 mod memory;
@@ -30,8 +31,7 @@ pub struct Options {
     pub isa: Isa,
     /// Whether Winograd may be used.
     pub precision: Precision,
-    /// Images per call that the kernels are chosen for; others work too. Batches are computed in parts that fit the
-    /// cache.
+    /// Images per call that the kernels are chosen for; others work too.
     pub batch: usize,
     /// Height and width in pixels that the kernels are chosen for; `None` is the checkpoint's own crop.
     pub input: Option<[usize; 2]>,
@@ -71,7 +71,9 @@ pub struct Engine {
     program: Program,
     options: Options,
     pool: Pool,
-    /// Memory of past calls, to be used again; at most one per size and simultaneous caller.
+    /// For threads that compute an image each.
+    solo: Pool,
+    /// Memory of past calls, to be used again.
     sessions: Mutex<Vec<Session>>,
     plans: Mutex<HashMap<Wanted, Arc<session::Layout>>>,
 }
@@ -108,15 +110,13 @@ pub struct StepInfo {
     pub shape: Vec<usize>,
 }
 
-/// Sizes and wishes for which memory plans are kept.
-const KEPT: usize = 8;
-
 impl Engine {
     /// Compiles a checkpoint's network.
     pub fn new(checkpoint: &Checkpoint, options: Options) -> Result<Engine> {
         let pool = Pool::new(options.threads)?;
         let program = Program::new(checkpoint, &options, &pool)?;
-        Ok(Engine { program, options, pool, sessions: Mutex::default(), plans: Mutex::default() })
+        let solo = Pool::new(1)?;
+        Ok(Engine { program, options, pool, solo, sessions: Mutex::default(), plans: Mutex::default() })
     }
 
     /// How it was compiled.
@@ -135,15 +135,13 @@ impl Engine {
     }
 
     /// Bytes of activation memory for a batch `dims` `[N, C, H, W]`.
-    pub fn arena_bytes(&self, [n, c, h, w]: [usize; 4]) -> Result<usize> {
-        let wanted =
-            Wanted { dims: [n.min(self.program.images), c, h, w], nodes: vec![self.graph().output()] };
-        Ok(self.layout(&wanted)?.arena_len() * size_of::<f32>())
+    pub fn arena_bytes(&self, dims: [usize; 4]) -> Result<usize> {
+        Ok(self.arena_len(dims)? * size_of::<f32>())
     }
 
     /// The results named `taps`, e.g. `logits` or `layer3`, of the normalised images `x` of shape `dims` `[N, C, H, W]`.
     pub fn run(&self, x: &[f32], dims: [usize; 4], taps: &[&str]) -> Result<Vec<Output>> {
-        self.run_nodes(x, dims, self.graph().tapped(taps)?, &mut |_, _| {})
+        self.run_nodes(x, dims, &self.graph().tapped(taps)?, &mut |_, _| {})
     }
 
     /// The network's own result for the normalised images `x` of shape `dims` `[N, C, H, W]`.
@@ -158,7 +156,7 @@ impl Engine {
         dims: [usize; 4],
         on: &mut dyn FnMut(usize, Duration),
     ) -> Result<Output> {
-        let mut outputs = self.run_nodes(x, dims, vec![self.graph().output()], on)?;
+        let mut outputs = self.run_nodes(x, dims, &[self.graph().output()], on)?;
         outputs.pop().ok_or_else(|| Error::Missing("output".into()))
     }
 
@@ -182,80 +180,13 @@ impl Engine {
     fn tensors(&self, x: &Tensor, nodes: Vec<NodeId>) -> Result<Vec<Tensor>> {
         let dims: [usize; 4] = x.dims().try_into().map_err(|_| self.bad_input(x.dims()))?;
         let x = x.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
-        let outputs = self.run_nodes(&x, dims, nodes, &mut |_, _| {})?;
+        let outputs = self.run_nodes(&x, dims, &nodes, &mut |_, _| {})?;
         outputs.into_iter().map(|o| Ok(Tensor::from_vec(o.values, o.shape, &Device::Cpu)?)).collect()
     }
 
     fn bad_input(&self, found: &[usize]) -> Error {
         let channels = self.graph().in_channels();
         Error::Input { found: found.to_vec(), expected: format!("[N, {channels}, H, W]") }
-    }
-
-    fn run_nodes(
-        &self,
-        x: &[f32],
-        dims: [usize; 4],
-        nodes: Vec<NodeId>,
-        on: &mut dyn FnMut(usize, Duration),
-    ) -> Result<Vec<Output>> {
-        let elements = dims.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
-        if dims[0] == 0 || dims[1] != self.graph().in_channels() || elements != Some(x.len()) {
-            return Err(self.bad_input(&dims));
-        }
-        let image = x.len() / dims[0];
-        let mut whole: Vec<Output> = Vec::new();
-        let mut times = vec![Duration::ZERO; self.program.steps.len()];
-        for start in (0..dims[0]).step_by(self.program.images) {
-            let n = self.program.images.min(dims[0] - start);
-            let part = &x[start * image..(start + n) * image];
-            let wanted = Wanted { dims: [n, dims[1], dims[2], dims[3]], nodes: nodes.clone() };
-            let outputs = self.run_at_once(part, wanted, &mut |step, time| times[step] += time)?;
-            match whole.as_mut_slice() {
-                [] => whole = outputs,
-                whole => whole.iter_mut().zip(outputs).for_each(|(all, part)| all.append(part)),
-            }
-        }
-        times.into_iter().enumerate().for_each(|(step, time)| on(step, time));
-        Ok(whole)
-    }
-
-    fn run_at_once(
-        &self,
-        x: &[f32],
-        wanted: Wanted,
-        on: &mut dyn FnMut(usize, Duration),
-    ) -> Result<Vec<Output>> {
-        let mut session = match self.take(&wanted) {
-            Some(session) => session,
-            None => Session::new(self.layout(&wanted)?),
-        };
-        let outputs = run::run(&self.program, &mut session, x, &self.pool, on)?;
-        let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
-        sessions.push(session);
-        if sessions.len() > KEPT.max(self.options.threads) {
-            sessions.remove(0);
-        }
-        Ok(outputs)
-    }
-
-    /// Memory of an earlier call of the same kind that nobody uses now.
-    fn take(&self, wanted: &Wanted) -> Option<Session> {
-        let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
-        let position = sessions.iter().rposition(|s| s.layout().wanted() == wanted)?;
-        Some(sessions.remove(position))
-    }
-
-    fn layout(&self, wanted: &Wanted) -> Result<Arc<session::Layout>> {
-        let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(layout) = plans.get(wanted) {
-            return Ok(layout.clone());
-        }
-        let layout = Arc::new(session::Layout::new(&self.program, wanted.clone(), self.pool.threads())?);
-        if plans.len() >= KEPT {
-            plans.clear();
-        }
-        plans.insert(wanted.clone(), layout.clone());
-        Ok(layout)
     }
 }
 

@@ -23,8 +23,8 @@ use crate::{Checkpoint, Error, Result};
 pub(super) struct Program {
     pub(super) graph: Graph,
     pub(super) steps: Vec<Compiled>,
-    /// Images computed at once; larger batches are cut.
-    pub(super) images: usize,
+    /// The first of the steps that compute several images at once; those before compute one after the other.
+    pub(super) late: usize,
     /// The zero border that readers of a node's result need around it, in pixels; by node.
     pub(super) halos: Vec<[usize; 2]>,
     /// Whether a step reads the network's input in blocks of channels, so that it must be repacked first.
@@ -85,11 +85,13 @@ impl Program {
         let [height, width] = options.input.unwrap_or(checkpoint.meta().preprocess.crop);
         let costs = cost::list(&graph, height, width)?;
         let steps = fuse(&graph);
-        let images = images_at_once(&steps, &costs, options.batch);
-        let packer = Packer { checkpoint, folded: &folded, graph: &graph, options, images, costs };
+        let late = late(&steps, &costs);
+        let packer = Packer { checkpoint, folded: &folded, graph: &graph, options, costs };
         let packed: Vec<Mutex<Option<Result<Kernel>>>> = steps.iter().map(|_| Mutex::new(None)).collect();
         pool.run(steps.len(), |_, i| {
-            *packed[i].lock().unwrap_or_else(PoisonError::into_inner) = Some(packer.kernel(&steps[i]));
+            let images = if i < late { 1 } else { options.batch.clamp(1, MOST_IMAGES) };
+            *packed[i].lock().unwrap_or_else(PoisonError::into_inner) =
+                Some(packer.kernel(&steps[i], images));
         });
         let kernels = packed.into_iter().zip(&steps).map(|(kernel, step)| {
             let kernel = kernel.into_inner().unwrap_or_else(PoisonError::into_inner);
@@ -114,7 +116,7 @@ impl Program {
                 _ => packs_input |= reads_input,
             }
         }
-        Ok(Program { graph, steps, images, halos, packs_input, isa: options.isa })
+        Ok(Program { graph, steps, late, halos, packs_input, isa: options.isa })
     }
 
     pub(super) fn weight_bytes(&self) -> usize {
@@ -139,13 +141,34 @@ impl Program {
     }
 }
 
-/// How many images of a batch are computed at once, for costs per image. Weights that do not fit the cache are read once
-/// for all of them, but their activations must stay in it: on Zen 4, ResNet-50 is fastest one by one, ResNet-18 four by
-/// four.
-fn images_at_once(steps: &[Step], costs: &[Cost], batch: usize) -> usize {
-    const CACHED: u64 = 3_300_000;
-    let largest = steps.iter().map(|step| costs[step.node.index()].bytes).max().unwrap_or(1);
-    usize::try_from(CACHED / largest.max(1)).unwrap_or(1).clamp(1, batch.max(1))
+/// Images that the late steps compute at once at most: more would hardly read the weights less often.
+pub(super) const MOST_IMAGES: usize = 16;
+
+/// Where a network turns from large activations with few weights to small activations with many.
+///
+/// Before, each image is computed by itself, so that its activations stay in the cache: the weights are read for every
+/// image. After, every weight is read once for all images, and the activations of all are written and read. (Moving one
+/// byte of either costs about the same.)
+fn late(steps: &[Step], costs: &[Cost]) -> usize {
+    let weights = |step: &Step| match &step.kind {
+        Kind::Conv(Fused { first, .. }) => {
+            let cost = &costs[first.index()];
+            let pixels = cost.shape.iter().skip(1).map(|&d| d as u64).product::<u64>();
+            4 * cost.macs / pixels.max(1)
+        }
+        _ => 4 * costs[step.node.index()].macs,
+    };
+    let activations = |step: &Step| {
+        let nodes = step.inputs.iter().chain([&step.node]);
+        2 * nodes.map(|node| costs[node.index()].bytes).sum::<u64>()
+    };
+    let mut cost: u64 = steps.iter().map(activations).sum();
+    let mut best = (cost, 0);
+    for (i, step) in steps.iter().enumerate() {
+        cost = cost - activations(step) + weights(step);
+        best = best.min((cost, i + 1));
+    }
+    best.1
 }
 
 /// Everything that the packing of one step needs to know.
@@ -154,17 +177,16 @@ struct Packer<'a> {
     folded: &'a Folded,
     graph: &'a Graph,
     options: &'a Options,
-    images: usize,
     /// At the size that the kernels are chosen for.
     costs: Vec<Cost>,
 }
 
 impl Packer<'_> {
-    fn kernel(&self, step: &Step) -> Result<Kernel> {
+    fn kernel(&self, step: &Step, images: usize) -> Result<Kernel> {
         let node = self.graph.node(step.node);
         let pixels = self.costs[step.inputs[0].index()].shape.len() == 3;
         match (&step.kind, &node.op) {
-            (Kind::Conv(fused), _) => self.conv(fused),
+            (Kind::Conv(fused), _) => self.conv(fused, images),
             (Kind::Plain, Op::Linear(linear)) => {
                 let weights = self.checkpoint.values(&format!("{}.weight", node.name))?;
                 let bias = self.checkpoint.values(&format!("{}.bias", node.name))?;
@@ -186,11 +208,11 @@ impl Packer<'_> {
         }
     }
 
-    fn conv(&self, fused: &Fused) -> Result<Kernel> {
+    fn conv(&self, fused: &Fused, images: usize) -> Result<Kernel> {
         let node = self.graph.node(fused.first);
         let Op::Conv(conv) = &node.op else { return Err(Error::Missing(node.name.clone())) };
         let shape = shape(conv);
-        let plan = self.plan(fused.first, &shape);
+        let plan = self.plan(fused.first, &shape, images);
         let finish = Finish {
             activation: if fused.relu { Activation::Relu } else { Activation::None },
             max_pool: fused.pool.as_ref().map(window),
@@ -226,10 +248,10 @@ impl Packer<'_> {
     }
 
     /// The kernels' choice, but for one thing that only the program knows: whether the input is planar.
-    fn plan(&self, conv: NodeId, shape: &ConvShape) -> Plan {
+    fn plan(&self, conv: NodeId, shape: &ConvShape, images: usize) -> Plan {
         let input = self.graph.node(conv).inputs[0];
         let size = &self.costs[input.index()].shape;
-        let site = Site { batch: self.images, input: [size[1], size[2]] };
+        let site = Site { batch: images, input: [size[1], size[2]] };
         let choose = |shape: &ConvShape| Plan::choose(shape, site, self.options.isa, self.options.precision);
         let plan = choose(shape);
         if plan.algorithm == Algorithm::Planar && self.graph.node(input).op != Op::Input {

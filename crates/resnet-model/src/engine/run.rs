@@ -13,29 +13,30 @@ use super::session::{Form, Layout, Session};
 use crate::graph::NodeId;
 use crate::{Error, Result, network};
 
-/// Runs the steps on the normalised images `x` and returns the results asked for.
+/// Runs the steps of the session's layout on the normalised images `x`. The results asked for are then in its memory.
 pub(super) fn run(
     program: &Program,
     session: &mut Session,
     x: &[f32],
     pool: &Pool,
     on: &mut dyn FnMut(usize, Duration),
-) -> Result<Vec<Output>> {
+) -> Result<()> {
     let layout = session.layout().clone();
     let call = Call { program, layout: &layout, x, pool };
     let arena: &mut [f32] = &mut session.arena;
-    if program.packs_input
+    if layout.packs_input
         && let Some(input) = program.graph.ids().next()
         && let (Form::Blocked(blocked), range) = layout.place(input)?
     {
         blocked.pack(x, &mut arena[range], pool)?;
     }
-    for (i, compiled) in program.steps[..layout.steps].iter().enumerate() {
+    let steps = layout.wanted().steps.clone();
+    for (i, compiled) in program.steps[steps.clone()].iter().enumerate() {
         let start = Instant::now();
         call.step(i, compiled, arena)?;
-        on(i, start.elapsed());
+        on(steps.start + i, start.elapsed());
     }
-    layout.wanted().nodes.iter().map(|&node| call.output(node, arena)).collect()
+    Ok(())
 }
 
 struct Call<'a> {
@@ -185,21 +186,21 @@ impl Call<'_> {
         if node.index() == 0 {
             return Ok(Tensor::from_slice(self.x, &self.layout.wanted().dims, &Device::Cpu)?);
         }
-        let output = self.output(node, arena)?;
+        let output = output(self.layout, node, arena, self.pool)?;
         Ok(Tensor::from_vec(output.values, output.shape, &Device::Cpu)?)
     }
+}
 
-    /// A result in row-major order.
-    fn output(&self, node: NodeId, arena: &[f32]) -> Result<Output> {
-        let (form, range) = self.layout.place(node)?;
-        match form {
-            Form::Dense { n, c } => Ok(Output { shape: vec![n, c], values: arena[range].to_vec() }),
-            Form::Blocked(layout) => {
-                let shape = layout.dims();
-                let mut values = vec![0.0; shape.iter().product()];
-                layout.unpack(&arena[range], &mut values, self.pool)?;
-                Ok(Output { shape: shape.to_vec(), values })
-            }
+/// A result in row-major order.
+pub(super) fn output(layout: &Layout, node: NodeId, arena: &[f32], pool: &Pool) -> Result<Output> {
+    let (form, range) = layout.place(node)?;
+    match form {
+        Form::Dense { n, c } => Ok(Output { shape: vec![n, c], values: arena[range].to_vec() }),
+        Form::Blocked(layout) => {
+            let shape = layout.dims();
+            let mut values = vec![0.0; shape.iter().product()];
+            layout.unpack(&arena[range], &mut values, pool)?;
+            Ok(Output { shape: shape.to_vec(), values })
         }
     }
 }

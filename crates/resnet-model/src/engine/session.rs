@@ -11,12 +11,18 @@ use crate::cost;
 use crate::graph::NodeId;
 use crate::{Error, Result};
 
-/// A batch's shape and the results asked for.
+/// A batch's shape, the steps to run on it and the results asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Wanted {
-    /// `[N, C, H, W]`.
+    /// `[N, C, H, W]` of the network's input.
     pub(super) dims: [usize; 4],
+    pub(super) steps: Range<usize>,
+    /// Results that are kept to the end.
     pub(super) nodes: Vec<NodeId>,
+    /// Results of earlier steps, which the caller writes before.
+    pub(super) given: Vec<NodeId>,
+    /// Threads that share each step.
+    pub(super) threads: usize,
 }
 
 /// How a result is stored.
@@ -41,12 +47,12 @@ impl Form {
 #[derive(Debug)]
 pub(super) struct Layout {
     wanted: Wanted,
-    /// Steps that are run: those up to the last result asked for.
-    pub(super) steps: usize,
-    /// By node; the network's input has one if it is repacked. `None` for nodes that a step has taken in.
+    /// Whether the network's input is repacked, for a step that reads blocks of channels.
+    pub(super) packs_input: bool,
+    /// By node; `None` for nodes that a step has taken in or that belong to other steps.
     pub(super) forms: Vec<Option<Form>>,
     places: Vec<Range<usize>>,
-    /// By step.
+    /// By step, from the first of those that are run on.
     pub(super) scratch: Vec<Range<usize>>,
     /// By step: whether the result overwrites the residual.
     pub(super) in_place: Vec<bool>,
@@ -54,13 +60,12 @@ pub(super) struct Layout {
 }
 
 impl Layout {
-    pub(super) fn new(program: &Program, wanted: Wanted, threads: usize) -> Result<Layout> {
+    pub(super) fn new(program: &Program, wanted: Wanted) -> Result<Layout> {
         let graph = &program.graph;
         let [n, _, height, width] = wanted.dims;
         let costs = cost::list(graph, height, width)?;
-        let last = wanted.nodes.iter().max().copied().unwrap_or_else(|| graph.output());
-        let steps = program.steps.iter().take_while(|s| s.step.node <= last).count();
-        let running = &program.steps[..steps];
+        let running = &program.steps[wanted.steps.clone()];
+        let end = running.len();
 
         let form = |node: NodeId| -> Result<Form> {
             match *costs[node.index()].shape {
@@ -71,14 +76,6 @@ impl Layout {
                 _ => Ok(Form::Dense { n, c: graph.node(node).channels }),
             }
         };
-        let mut forms = vec![None; graph.nodes().len()];
-        if program.packs_input {
-            forms[0] = graph.ids().next().map(form).transpose()?;
-        }
-        for s in running {
-            forms[s.step.node.index()] = Some(form(s.step.node)?);
-        }
-
         let mut last_use: Vec<usize> = vec![0; graph.nodes().len()];
         for (i, s) in running.iter().enumerate() {
             for input in &s.step.inputs {
@@ -86,21 +83,28 @@ impl Layout {
             }
         }
         for node in &wanted.nodes {
-            last_use[node.index()] = steps;
+            last_use[node.index()] = end;
+        }
+        let packs_input =
+            program.packs_input && running.iter().any(|s| s.step.inputs.iter().any(|i| i.index() == 0));
+
+        // One buffer per result; a result that overwrites its residual has the residual's.
+        let mut forms = vec![None; graph.nodes().len()];
+        let mut buffers: Vec<Lifetime> = Vec::new();
+        let mut buffer_of: Vec<usize> = vec![usize::MAX; graph.nodes().len()];
+        let input = graph.ids().next().filter(|_| packs_input);
+        for &node in wanted.given.iter().chain(&input) {
+            let form = form(node)?;
+            forms[node.index()] = Some(form);
+            buffer_of[node.index()] = buffers.len();
+            buffers.push(Lifetime { len: form.len(), steps: 0..last_use[node.index()] + 1 });
+        }
+        for s in running {
+            forms[s.step.node.index()] = Some(form(s.step.node)?);
         }
         let in_place: Vec<bool> =
             running.iter().enumerate().map(|(i, s)| overwrites(s, i, &forms, &last_use)).collect();
-
-        // One buffer per result; a result that overwrites its residual has the residual's.
-        let mut buffers: Vec<Lifetime> = Vec::new();
-        let mut buffer_of: Vec<usize> = vec![usize::MAX; graph.nodes().len()];
-        if program.packs_input
-            && let Some(form) = &forms[0]
-        {
-            buffer_of[0] = 0;
-            buffers.push(Lifetime { len: form.len(), steps: 0..last_use[0] + 1 });
-        }
-        let mut scratch_buffer = Vec::with_capacity(steps);
+        let mut scratch_buffer = Vec::with_capacity(end);
         for (i, s) in running.iter().enumerate() {
             let node = s.step.node;
             if in_place[i] {
@@ -112,7 +116,7 @@ impl Layout {
                 let len = forms[node.index()].map_or(0, |f: Form| f.len());
                 buffers.push(Lifetime { len, steps: i..last_use[node.index()].max(i) + 1 });
             }
-            let len = scratch_len(s, &costs, n, threads)?;
+            let len = scratch_len(s, &costs, n, wanted.threads)?;
             scratch_buffer.push(buffers.len());
             buffers.push(Lifetime { len, steps: i..i + 1 });
         }
@@ -120,7 +124,7 @@ impl Layout {
         let range = |b: usize| buffers.get(b).map_or(0..0, |buffer| starts[b]..starts[b] + buffer.len);
         let places = buffer_of.iter().map(|&b| range(b)).collect();
         let scratch = scratch_buffer.iter().map(|&b| range(b)).collect();
-        Ok(Layout { wanted, steps, forms, places, scratch, in_place, arena })
+        Ok(Layout { wanted, packs_input, forms, places, scratch, in_place, arena })
     }
 
     pub(super) fn wanted(&self) -> &Wanted {

@@ -109,6 +109,28 @@ fn results_do_not_depend_on_threads_or_earlier_calls() {
 }
 
 #[test]
+fn batches_give_what_single_images_give() {
+    let checkpoint = synthetic::checkpoint(&zoo::arch("resnet18").unwrap()).unwrap();
+    let taps = ["logits", "layer1", "layer4", "layer1"];
+    let engine = |threads| Engine::new(&checkpoint, options(threads, Isa::best(), Precision::F32)).unwrap();
+    let single = engine(1);
+    assert!((5..single.program.steps.len()).contains(&single.program.late));
+    // Left over from the threads, fewer than the threads, more than are computed at once.
+    for (threads, n) in [(2, 5), (3, 2), (2, 18)] {
+        let x = input([n, 3, 64, 64]);
+        let found = engine(threads).run(&x, [n, 3, 64, 64], &taps).unwrap();
+        for (i, x) in x.chunks_exact(x.len() / n).enumerate() {
+            let one = single.run(x, [1, 3, 64, 64], &taps).unwrap();
+            for (all, one) in found.iter().zip(&one) {
+                assert_eq!(all.shape, [&[n], &one.shape[1..]].concat());
+                let len = one.values.len();
+                assert_eq!(all.values[i * len..][..len], one.values, "{threads} threads, image {i} of {n}");
+            }
+        }
+    }
+}
+
+#[test]
 fn several_callers_share_an_engine() {
     let checkpoint = synthetic::checkpoint(&zoo::arch("resnet18").unwrap()).unwrap();
     let engine = Engine::new(&checkpoint, options(2, Isa::best(), Precision::F32)).unwrap();
