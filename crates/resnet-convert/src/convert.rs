@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use resnet_model::arch::{Arch, ResNet, ResNetV2, Stem, StemV2};
 use resnet_model::file::Existing;
@@ -10,13 +11,14 @@ use resnet_model::preprocess::{Channels, Filter, Resize};
 use resnet_model::{Checkpoint, Labels, Meta, Preprocess, RawTensor, escape, params};
 
 use crate::cast::{self, Float};
-use crate::dialect::{self, Translation};
+use crate::dialect::{self, Translation, structure};
 use crate::error::{Code, Error, Fault, Result};
 use crate::fit;
 use crate::identify::{self, Hint, Shapes};
 use crate::onnx;
 use crate::report::{Cast, Dropped, How, Identified, Report, plural};
 use crate::source::{self, StateDict};
+use crate::watch::Watch;
 use crate::write::{self, Format};
 
 /// What is known about a file beyond its bytes, and what is wanted.
@@ -64,13 +66,15 @@ pub struct Progress {
 
 /// Opens any file that is understood. Tensors are read when they are asked for, and checked then.
 pub fn open(path: &Path, options: &Options) -> Result<(Checkpoint, Report)> {
-    understand(source::read(path)?, path, options)
+    understand(source::read(path)?, path, options, None)
 }
 
 /// Converts a file: reads it, finds out what it is, and writes it whole or not at all.
 pub fn convert(job: Job, progress: &mut dyn FnMut(Progress)) -> Result<Report> {
     let same = |a: &Path, b: &Path| matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b);
-    let (checkpoint, mut report) = open(job.input, job.options)?;
+    let watch = Arc::new(Watch::default());
+    let (checkpoint, mut report) =
+        understand(source::read(job.input)?, job.input, job.options, Some(&watch))?;
     if same(job.input, job.output) {
         return Err(Error::SameFile(job.input.to_owned()));
     }
@@ -89,24 +93,35 @@ pub fn convert(job: Job, progress: &mut dyn FnMut(Progress)) -> Result<Report> {
         }
         Format::Safetensors => checkpoint.save(job.output, job.existing, &mut written).map_err(below)?,
     }
+    report.non_finite = watch.seen();
     report.output = Some(job.output.display().to_string());
     Ok(report)
 }
 
-fn understand(mut state: StateDict, path: &Path, options: &Options) -> Result<(Checkpoint, Report)> {
+fn understand(
+    mut state: StateDict,
+    path: &Path,
+    options: &Options,
+    watch: Option<&Arc<Watch>>,
+) -> Result<(Checkpoint, Report)> {
     let own = state.metadata.get(KEY).map(|json| Meta::from_json(json)).transpose();
     let mut own = own.map_err(|e| Error::from_model(e, path))?;
     let mut found = match state.graph.take() {
         Some(graph) => Some(match_graph(*graph, &state, path, options)?),
         None => None,
     };
-    let mut names = match (&own, &mut found) {
+    let (mut names, known) = match (&own, &mut found) {
         (_, Some(found)) => {
             own = found.meta.take();
-            Translation::graph(found)
+            let (how, evidence) = match options.arch {
+                Some(_) => (How::Insisted, INSISTED),
+                None => (How::Graph, "every node of the graph"),
+            };
+            let identified = Identified { how, evidence: evidence.into(), ..Identified::default() };
+            (Translation::graph(found), Some((found.arch.clone(), identified)))
         }
-        (Some(_), None) => Translation::identity(&state.tensors),
-        (None, None) => translate(&state, path)?,
+        (Some(_), None) => (Translation::identity(&state.tensors), None),
+        (None, None) => translate(&state, path, options)?,
     };
     if !names.leftover.is_empty() {
         if !options.partial {
@@ -121,7 +136,11 @@ fn understand(mut state: StateDict, path: &Path, options: &Options) -> Result<(C
     }
     let (mut meta, identified) = match own {
         Some(meta) => (meta, described()),
-        None => describe(&state, &mut names, found.as_ref(), path, options)?,
+        None => {
+            let given = Given { state: &state, path, options };
+            let prelude = found.as_ref().and_then(|found| found.prelude.as_ref());
+            describe(given, &mut names, known, prelude)?
+        }
     };
     if let Some(preprocess) = &options.preprocess {
         preprocess.validate()?;
@@ -132,6 +151,9 @@ fn understand(mut state: StateDict, path: &Path, options: &Options) -> Result<(C
     }
     check_labels(&meta)?;
     let cast = options.dtype.map(|to| Cast { to, tensors: cast_all(&mut names.tensors, to) });
+    if let Some(watch) = watch {
+        names.tensors.iter_mut().for_each(|(name, tensor)| *tensor = watch.over(name, tensor));
+    }
     let checkpoint = Checkpoint::new(meta, names.tensors).map_err(|e| Error::from_model(e, path))?;
     let mut report = Report {
         file: path.display().to_string(),
@@ -150,8 +172,10 @@ fn understand(mut state: StateDict, path: &Path, options: &Options) -> Result<(C
         renamed: names.renamed,
         dropped: names.dropped,
         reshaped: names.reshaped,
+        transposed: names.transposed,
         synthesised: names.synthesised,
         unset: names.unset,
+        non_finite: vec![],
         cast,
         opaque: state.opaque,
         notes: state.notes,
@@ -174,20 +198,28 @@ fn match_graph(graph: onnx::Graph, state: &StateDict, path: &Path, options: &Opt
     }
 }
 
-fn translate(state: &StateDict, path: &Path) -> Result<Translation> {
+/// The tensors under the zoo's names; where no table knows the file's, with what they are guessed to be.
+fn translate(
+    state: &StateDict,
+    path: &Path,
+    options: &Options,
+) -> Result<(Translation, Option<(Arch, Identified)>)> {
     match dialect::translate(&state.tensors) {
-        Some(Ok(names)) => Ok(names),
+        Some(Ok(names)) => return Ok((names, None)),
         Some(Err(name)) => {
             let detail = format!("two tensors that are both called `{}` elsewhere", escape(&name));
-            Err(Error::Fault {
-                path: path.to_owned(),
-                fault: Box::new(Fault::new(Code::DuplicateName, detail)),
-            })
+            let fault = Box::new(Fault::new(Code::DuplicateName, detail));
+            return Err(Error::Fault { path: path.to_owned(), fault });
         }
-        None => {
+        None => {}
+    }
+    match structure::solve(&state.tensors, options.arch.as_ref(), &hints(state, options)) {
+        Ok(solved) => Ok((solved.names, Some((solved.arch, solved.identified)))),
+        Err(near) => {
             let found = plural(state.tensors.len(), "tensor");
+            let near = near.map(|near| format!("; {near}")).unwrap_or_default();
             let reason = format!(
-                "a {} of {found}, but no ResNet among them: {}",
+                "a {} of {found}, but no ResNet among them: {}{near}",
                 state.container,
                 identify::some_names(&state.tensors)
             );
@@ -200,39 +232,52 @@ fn described() -> Identified {
     Identified { how: How::Described, evidence: "the file's own description".into(), ..Identified::default() }
 }
 
-/// What foreign tensors are.
+/// The evidence where the user insists.
+const INSISTED: &str = "the user's word";
+
+/// A file and what is known of it.
+#[derive(Clone, Copy)]
+struct Given<'a> {
+    state: &'a StateDict,
+    path: &'a Path,
+    options: &'a Options,
+}
+
+/// What foreign tensors are; `known` is what their structure told already.
 fn describe(
-    state: &StateDict,
+    given: Given,
     names: &mut Translation,
-    found: Option<&onnx::Found>,
-    path: &Path,
-    options: &Options,
+    known: Option<(Arch, Identified)>,
+    prelude: Option<&onnx::Prelude>,
 ) -> Result<(Meta, Identified)> {
+    let Given { state, path, options } = given;
     let unrecognised = |reason| Error::Unrecognised { path: path.to_owned(), reason };
     let shapes = Shapes::of_tensors(&names.tensors);
-    let insisted =
-        || Identified { how: How::Insisted, evidence: "the user's word".into(), ..Identified::default() };
-    let (arch, identified) = match (found, &options.arch) {
-        (Some(found), Some(_)) => (found.arch.clone(), insisted()),
-        (Some(found), None) => {
-            let evidence = "every node of the graph".to_owned();
-            (found.arch.clone(), Identified { how: How::Graph, evidence, ..Identified::default() })
+    let (arch, mut identified) = match (known, &options.arch) {
+        (Some(known), _) => known,
+        (None, Some(arch)) => {
+            let evidence = INSISTED.to_owned();
+            let identified = Identified { how: How::Insisted, evidence, ..Identified::default() };
+            (identify::adapt(arch, &shapes), identified)
         }
-        (None, Some(arch)) => (identify::adapt(arch, &shapes), insisted()),
         (None, None) => identify::identify(&shapes, &hints(state, options)).map_err(unrecognised)?,
     };
+    if let Some(author) = state.metadata.get(AUTHOR_KEY) {
+        names.by_author(author);
+    }
+    let arch = names.adjust(arch, &mut identified);
     let arch = fit::fit(arch, names, options.partial).map_err(|e| Error::from_model(e, path))?;
     let usual = usual_preprocess(&arch);
     if options.preprocess.is_none() && usual.crop != [224; 2] {
         names.notes.push(format!("preprocessing is a guess: images of {0}×{0} pixels", usual.crop[0]));
     }
-    let preprocess = match found.and_then(|found| found.prelude.as_ref()) {
+    let preprocess = match prelude {
         Some(prelude) => {
             let own = prelude.preprocess(usual, &mut names.notes);
             own.validate()?;
             own
         }
-        None => names.preprocess(usual),
+        None => names.preprocess(usual, &arch),
     };
     let mut meta = Meta::new(arch, preprocess);
     if meta.arch.classes() == Some(1000) {
@@ -245,6 +290,9 @@ fn describe(
     };
     Ok((meta, identified))
 }
+
+/// Where Detectron2 tells who trained the weights.
+const AUTHOR_KEY: &str = "__author__";
 
 /// Keys under which programs keep the name of an architecture.
 const NAME_KEYS: [&str; 4] = ["architecture", "arch", "model_name", "model"];
@@ -269,16 +317,20 @@ fn usual_preprocess(arch: &Arch) -> Preprocess {
             (usual.resize, usual.crop) = (Resize::Exact([32; 2]), [32; 2]);
         }
         Arch::InceptionV3(_) | Arch::InceptionV4(_) | Arch::InceptionResNetV2(_) => {
-            let half = |channels: &[f32]| vec![0.5; channels.len()];
-            usual = Preprocess { filter: Filter::Bicubic, ..Preprocess::torchvision(341, 299) };
-            (usual.mean, usual.std) = (half(&usual.mean), half(&usual.std));
+            usual = half(Preprocess::torchvision(341, 299));
         }
+        Arch::ResNetV2(_) => usual = half(usual),
         _ => {}
     }
     if arch.in_channels() == 1 {
         (usual.channels, usual.mean, usual.std) = (Channels::Grey, vec![0.0], vec![1.0]);
     }
     usual
+}
+
+/// timm's for networks that were trained at Google or after their model.
+fn half(usual: Preprocess) -> Preprocess {
+    Preprocess { filter: Filter::Bicubic, mean: vec![0.5; 3], std: vec![0.5; 3], ..usual }
 }
 
 fn check_labels(meta: &Meta) -> Result<()> {
@@ -301,3 +353,6 @@ fn cast_all(tensors: &mut BTreeMap<String, RawTensor>, to: Float) -> usize {
     }
     count
 }
+
+#[cfg(test)]
+mod tests;

@@ -101,7 +101,7 @@ fn norms(graph: &Graph, names: &mut Translation) -> Result<()> {
                 }
             }
         }
-        if names.affine && has(names, "weight") && has(names, "bias") && !has(names, "running_mean") {
+        if names.traits.affine && has(names, "weight") && has(names, "bias") && !has(names, "running_mean") {
             let reason = "the file's norm is a factor and an addend";
             make(names, "running_mean", vector(0.0), reason);
             make(names, "running_var", vector(unit), reason);

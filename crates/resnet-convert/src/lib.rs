@@ -26,11 +26,12 @@ mod identify;
 mod onnx;
 mod report;
 pub mod source;
+mod watch;
 mod write;
 
 pub use cast::Float;
 pub use convert::{Job, Options, Progress, convert, open};
 pub use error::{Code, Error, Fault, Result};
 pub use onnx::Export;
-pub use report::{Cast, Dropped, How, Identified, Renamed, Report, Reshaped, Synthesised};
+pub use report::{Cast, Dropped, How, Identified, NonFinite, Renamed, Report, Reshaped, Synthesised};
 pub use source::{Container, StateDict};

@@ -37,7 +37,7 @@ use self::guess::Foreign;
 use self::items::Item;
 use self::net::Net;
 use self::proto::Model;
-use self::simplify::Prelude;
+pub(crate) use self::simplify::Prelude;
 use crate::convert::Job;
 use crate::error::{Code, Error, Fault};
 use crate::report::{Renamed, plural};

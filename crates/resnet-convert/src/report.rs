@@ -47,11 +47,17 @@ pub struct Report {
     /// Tensors that keep their bytes and have another shape now.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub reshaped: Vec<Reshaped>,
+    /// Tensors whose elements lie in PyTorch's order now.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub transposed: Vec<String>,
     /// Tensors that the file lacks or has otherwise, and that follow from what it has.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub synthesised: Vec<Synthesised>,
     /// Tensors that the architecture has, the file lacks and no result depends on.
     pub unset: Vec<String>,
+    /// Tensors with elements that are no finite numbers, looked for where a file is written.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub non_finite: Vec<NonFinite>,
     /// Tensors that were cast.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cast: Option<Cast>,
@@ -79,6 +85,8 @@ pub enum How {
     Shapes,
     /// Names and shapes of the tensors leave a choice, and the usual was taken.
     Assumed,
+    /// The names say nothing; shapes and order are those of a known network.
+    Guessed,
 }
 
 /// How an architecture is known, and how surely.
@@ -136,6 +144,23 @@ pub struct Reshaped {
     pub from: Vec<usize>,
     /// The shape now.
     pub to: Vec<usize>,
+}
+
+/// A tensor with elements that are no finite numbers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct NonFinite {
+    /// The name.
+    pub name: String,
+    /// How many elements are NaN.
+    pub nan: usize,
+    /// How many are infinite.
+    pub infinite: usize,
+}
+
+impl fmt::Display for NonFinite {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({} NaN, {} infinite)", escape(&self.name), self.nan, self.infinite)
+    }
 }
 
 /// A tensor that follows from what the file has.
@@ -229,6 +254,12 @@ impl fmt::Display for Report {
             let more = more(self.reshaped.len());
             line("reshaped", format!("{} ({example}{more})", thousands(self.reshaped.len() as u64)))?;
         }
+        if !self.transposed.is_empty() {
+            line(
+                "transposed",
+                format!("{} ({})", thousands(self.transposed.len() as u64), some_of(&self.transposed)),
+            )?;
+        }
         let dropped = self.dropped.iter().map(|d| (&d.name, &d.reason));
         for text in by_reason(dropped) {
             line("dropped", text)?;
@@ -241,6 +272,12 @@ impl fmt::Display for Report {
         }
         if let Some(cast) = &self.cast {
             line("cast", format!("{} to {:?}", plural(cast.tensors, "tensor"), cast.to))?;
+        }
+        if !self.non_finite.is_empty() {
+            let count = plural(self.non_finite.len(), "tensor");
+            let shown: Vec<String> = self.non_finite.iter().take(3).map(NonFinite::to_string).collect();
+            let more = more(self.non_finite.len().div_euclid(4).saturating_add(1));
+            line("WARNING", format!("{count} with NaN or infinity: {}{more}", shown.join(", ")))?;
         }
         if !self.opaque.is_empty() {
             line("not read", format!("Python objects: {}", some_of(&self.opaque)))?;

@@ -1,7 +1,7 @@
 //! Honest files: every container, every dialect, and what is reported of them.
 
 mod command;
-mod dialects;
+pub(crate) mod dialects;
 mod golden;
 mod shards;
 mod torch;

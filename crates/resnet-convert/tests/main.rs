@@ -6,4 +6,5 @@ mod build;
 mod convert;
 #[allow(unreachable_pub)] // A library of its own in `fuzz/`.
 mod fuzz;
+mod matrix;
 mod onnx;

@@ -197,7 +197,14 @@ impl fmt::Display for Arch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (zoo::name_of(self), self) {
             (Some(name), _) => f.write_str(name),
-            (None, Arch::ResNet(net)) => net.describe(f),
+            (None, Arch::ResNet(net)) => {
+                // The paper's own networks differ from those with a name in nothing else.
+                let usual = ResNet { stride_in: StrideIn::Conv3x3, norm_eps: options::EPS, ..net.clone() };
+                match (net.stride_in, zoo::name_of(&Arch::ResNet(usual))) {
+                    (StrideIn::Conv1x1, Some(name)) => write!(f, "{name} with strides in the first 1×1"),
+                    _ => net.describe(f),
+                }
+            }
             (None, Arch::ResNetV2(net)) => net.describe(f),
             (None, Arch::Vgg(net)) => net.describe(f),
             (None, Arch::Clip(net)) => net.describe(f),

@@ -1,4 +1,5 @@
-//! Patterns of names: literal text, `{x}` for a number, and `*` at the end for whatever follows.
+//! Patterns of names: literal text, `{x}` for a number, and `*` at the end for whatever follows; or `*` at the start and
+//! how a name ends.
 
 /// A pattern, e.g. `layers.{s}.blocks.{b}.*`.
 #[derive(Debug, Clone, Copy)]
@@ -14,6 +15,9 @@ pub(super) struct Match<'n> {
 impl Pattern<'_> {
     pub(super) fn matches<'n>(self, name: &'n str) -> Option<Match<'n>> {
         let (mut pattern, mut name) = (self.0, name);
+        if let Some(end) = pattern.strip_prefix('*').filter(|end| !end.is_empty()) {
+            return Some(Match { numbers: vec![], rest: name.strip_suffix(end)? });
+        }
         let mut numbers = Vec::new();
         loop {
             let literal = pattern.find(['{', '*']).unwrap_or(pattern.len());
@@ -84,5 +88,8 @@ mod tests {
         check("queue", "q", "queue_ptr", None);
         check("res{s}_{b}_w", "layer{s-1}.{b}", "res2_0_w", Some("layer1.0"));
         check("*", "*", "", Some(""));
+        check("*_momentum", "*", "conv1_w_momentum", Some("conv1_w"));
+        check("*_momentum", "*", "conv1_w", None);
+        check("b{s}/u{b}/*", "{s-1}.{b-1}.*", "b1/u01/k", Some("0.0.k"));
     }
 }

@@ -1,32 +1,98 @@
 //! The tables. A dialect is added by a row.
 
+use resnet_model::Preprocess;
+use resnet_model::preprocess::{Channels, Range};
+
 /// A naming scheme.
 #[derive(Debug)]
-pub(super) struct Dialect {
+pub(crate) struct Dialect {
     pub(super) name: &'static str,
     /// Names that prove the dialect; where they are found is the network's root.
     pub(super) anchors: &'static [&'static str],
     /// What the root must end with.
     pub(super) root_ends: &'static str,
+    /// Ends of names and what they become, before the rules.
+    pub(super) ends: &'static [(&'static str, &'static str)],
     /// Names under the root and what they become; the first match counts, names without one stay.
     pub(super) rules: &'static [(&'static str, &'static str)],
-    /// Names under the root that are no part of the network: heads of self-supervised training.
+    /// Names under the root that are no part of the network: heads of training.
     pub(super) drop: &'static [&'static str],
+    /// How weights lie in memory.
+    pub(super) layout: Layout,
+    /// What differs from PyTorch's networks of the same shapes.
+    pub(super) traits: Traits,
     /// What the images were normalised with.
     pub(super) norm: Norm,
+}
+
+/// How weights lie in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Layout {
+    /// `[out, in, height, width]` and `[out, in]`.
+    Torch,
+    /// `[height, width, in, out]` and `[in, out]`.
+    Tensorflow,
+}
+
+/// What no tensor shows and the dialect tells.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Traits {
+    /// Batch norms are a factor and an addend, without statistics.
+    pub(crate) affine: bool,
+    /// Bottleneck blocks of one group have their stride in the first 1×1 convolution.
+    pub(crate) stride_first: bool,
+    /// What the norms add to the variance, if that is not the family's usual.
+    pub(crate) norm_eps: Option<f64>,
 }
 
 /// What images were normalised with in training.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Norm {
-    /// ImageNet's usual mean and deviation.
-    ImageNet,
+    /// The architecture's usual.
+    Usual,
     /// SwAV's deviation, which differs by 0.001 in its first channel.
     Swav,
+    /// Detectron's: blue, green, red from 0 to 255, less a mean.
+    Detectron,
+    /// Keras' `caffe` mode: as Detectron's, with another mean.
+    Keras,
 }
 
-const PLAIN: Dialect =
-    Dialect { name: "torchvision", anchors: &[], root_ends: "", rules: &[], drop: &[], norm: Norm::ImageNet };
+impl Norm {
+    /// The preprocessing that `usual` becomes; `grouped` is whether the network has grouped convolutions.
+    pub(super) fn preprocess(self, usual: Preprocess, grouped: bool) -> Preprocess {
+        let bytes = |mean: [f32; 3], std: [f32; 3]| Preprocess {
+            channels: Channels::Bgr,
+            range: Range::Byte,
+            mean: mean.to_vec(),
+            std: std.to_vec(),
+            ..usual.clone()
+        };
+        match self {
+            Norm::Usual => usual,
+            Norm::Swav => Preprocess { std: vec![0.228, 0.224, 0.225], ..usual },
+            // Its ResNeXt is of another origin, and does divide.
+            Norm::Detectron if grouped => bytes([103.530, 116.280, 123.675], [57.375, 57.120, 58.395]),
+            Norm::Detectron => bytes([103.530, 116.280, 123.675], [1.0; 3]),
+            Norm::Keras => bytes([103.939, 116.779, 123.68], [1.0; 3]),
+        }
+    }
+}
+
+/// PyTorch's own ways.
+pub(super) const AS_TORCH: Traits = Traits { affine: false, stride_first: false, norm_eps: None };
+
+const PLAIN: Dialect = Dialect {
+    name: "torchvision",
+    anchors: &[],
+    root_ends: "",
+    ends: &[],
+    rules: &[],
+    drop: &[],
+    layout: Layout::Torch,
+    traits: AS_TORCH,
+    norm: Norm::Usual,
+};
 
 const HUGGING_FACE: &[(&str, &str)] = &[
     ("resnet.embedder.embedder.convolution.*", "conv1.*"),
@@ -44,6 +110,78 @@ const HUGGING_FACE: &[(&str, &str)] = &[
     ("encoder.stages.{s}.layers.{b}.shortcut.normalization.*", "layer{s+1}.{b}.downsample.1.*"),
 ];
 
+/// Detectron2's own names. Its ImageNet weights are Caffe2's, unless the file names another author.
+const DETECTRON: &[(&str, &str)] = &[
+    ("stem.conv1.norm.*", "bn1.*"),
+    ("stem.conv1.*", "conv1.*"),
+    ("res{s}.{b}.shortcut.norm.*", "layer{s-1}.{b}.downsample.1.*"),
+    ("res{s}.{b}.shortcut.*", "layer{s-1}.{b}.downsample.0.*"),
+    ("res{s}.{b}.conv{i}.norm.*", "layer{s-1}.{b}.bn{i}.*"),
+    ("res{s}.{b}.conv{i}.*", "layer{s-1}.{b}.conv{i}.*"),
+    ("linear.*", "fc.*"),
+];
+
+const CAFFE2: &[(&str, &str)] = &[
+    ("conv1.*", "conv1.*"),
+    ("res_conv1_bn.*", "bn1.*"),
+    ("res{s}_{b}_branch1_bn.*", "layer{s-1}.{b}.downsample.1.*"),
+    ("res{s}_{b}_branch1.*", "layer{s-1}.{b}.downsample.0.*"),
+    ("res{s}_{b}_branch2a_bn.*", "layer{s-1}.{b}.bn1.*"),
+    ("res{s}_{b}_branch2a.*", "layer{s-1}.{b}.conv1.*"),
+    ("res{s}_{b}_branch2b_bn.*", "layer{s-1}.{b}.bn2.*"),
+    ("res{s}_{b}_branch2b.*", "layer{s-1}.{b}.conv2.*"),
+    ("res{s}_{b}_branch2c_bn.*", "layer{s-1}.{b}.bn3.*"),
+    ("res{s}_{b}_branch2c.*", "layer{s-1}.{b}.conv3.*"),
+    ("pred.*", "fc.*"),
+    ("fc1000.*", "fc.*"),
+    ("last_out_L1000.*", "fc.*"),
+];
+
+const KERAS: &[(&str, &str)] = &[
+    ("conv1_conv.*", "conv1.*"),
+    ("conv1_bn.*", "bn1.*"),
+    ("conv{s}_block{b}_0_conv.*", "layer{s-1}.{b-1}.downsample.0.*"),
+    ("conv{s}_block{b}_0_bn.*", "layer{s-1}.{b-1}.downsample.1.*"),
+    ("conv{s}_block{b}_{i}_conv.*", "layer{s-1}.{b-1}.conv{i}.*"),
+    ("conv{s}_block{b}_{i}_bn.*", "layer{s-1}.{b-1}.bn{i}.*"),
+    ("predictions.*", "fc.*"),
+    ("probs.*", "fc.*"),
+];
+
+const KERAS_ENDS: &[(&str, &str)] = &[
+    ("/kernel", ".weight"),
+    ("/bias", ".bias"),
+    ("/gamma", ".weight"),
+    ("/beta", ".bias"),
+    ("/moving_mean", ".running_mean"),
+    ("/moving_variance", ".running_var"),
+];
+
+const BIT: &[(&str, &str)] = &[
+    ("root_block/standardized_conv2d.*", "stem.conv.*"),
+    ("block{s}/unit{b}/a/group_norm.*", "stages.{s-1}.blocks.{b-1}.norm1.*"),
+    ("block{s}/unit{b}/b/group_norm.*", "stages.{s-1}.blocks.{b-1}.norm2.*"),
+    ("block{s}/unit{b}/c/group_norm.*", "stages.{s-1}.blocks.{b-1}.norm3.*"),
+    ("block{s}/unit{b}/a/standardized_conv2d.*", "stages.{s-1}.blocks.{b-1}.conv1.*"),
+    ("block{s}/unit{b}/b/standardized_conv2d.*", "stages.{s-1}.blocks.{b-1}.conv2.*"),
+    ("block{s}/unit{b}/c/standardized_conv2d.*", "stages.{s-1}.blocks.{b-1}.conv3.*"),
+    ("block{s}/unit{b}/a/proj/standardized_conv2d.*", "stages.{s-1}.blocks.{b-1}.downsample.conv.*"),
+    ("group_norm.*", "norm.*"),
+    ("head/conv2d.*", "head.fc.*"),
+];
+
+/// The children of a torchvision ResNet in a row, as in `Sequential(*resnet.children())`.
+const CHILDREN: &[(&str, &str)] = &[
+    ("0.*", "conv1.*"),
+    ("1.*", "bn1.*"),
+    ("4.*", "layer1.*"),
+    ("5.*", "layer2.*"),
+    ("6.*", "layer3.*"),
+    ("7.*", "layer4.*"),
+    ("9.*", "fc.*"),
+    ("10.*", "fc.*"),
+];
+
 /// The first row that is proved counts: rows that need more come before rows that need less.
 pub(super) static DIALECTS: &[Dialect] = &[
     // transformers' ResNetForImageClassification, then a bare ResNetModel.
@@ -57,6 +195,63 @@ pub(super) static DIALECTS: &[Dialect] = &[
         name: "Hugging Face transformers",
         anchors: &["embedder.embedder.convolution.weight"],
         rules: HUGGING_FACE,
+        ..PLAIN
+    },
+    Dialect {
+        name: "Detectron2",
+        anchors: &["stem.conv1.weight", "res2.0.conv1.weight"],
+        rules: DETECTRON,
+        traits: Traits { stride_first: true, ..AS_TORCH },
+        norm: Norm::Detectron,
+        ..PLAIN
+    },
+    Dialect {
+        name: "Caffe2",
+        anchors: &["conv1_w", "res2_0_branch2a_w"],
+        ends: &[
+            ("_bn_s", "_bn.weight"),
+            ("_bn_b", "_bn.bias"),
+            ("_bn_rm", "_bn.running_mean"),
+            ("_bn_riv", "_bn.running_var"),
+            ("_w", ".weight"),
+            ("_b", ".bias"),
+        ],
+        rules: CAFFE2,
+        drop: &["*_momentum", "lr", "model_iter"],
+        traits: Traits { affine: true, stride_first: true, ..AS_TORCH },
+        norm: Norm::Detectron,
+        ..PLAIN
+    },
+    Dialect {
+        name: "Keras",
+        anchors: &["conv1_conv/kernel", "conv1_bn/gamma"],
+        ends: KERAS_ENDS,
+        rules: KERAS,
+        layout: Layout::Tensorflow,
+        traits: Traits { stride_first: true, norm_eps: Some(1.001e-5), ..AS_TORCH },
+        norm: Norm::Keras,
+        ..PLAIN
+    },
+    // Google's own files of BiT.
+    Dialect {
+        name: "BiT",
+        anchors: &["root_block/standardized_conv2d/kernel", "block1/unit01/a/standardized_conv2d/kernel"],
+        ends: KERAS_ENDS,
+        rules: BIT,
+        layout: Layout::Tensorflow,
+        ..PLAIN
+    },
+    // OpenMMLab keeps the head beside the backbone.
+    Dialect {
+        name: "OpenMMLab",
+        anchors: &["backbone.conv1.weight", "backbone.layer1.0.conv1.weight", "head.fc.weight"],
+        rules: &[("backbone.*", "*"), ("head.fc.*", "fc.*")],
+        ..PLAIN
+    },
+    Dialect {
+        name: "torchvision's modules in a row",
+        anchors: &["0.weight", "1.running_mean", "4.0.conv1.weight"],
+        rules: CHILDREN,
         ..PLAIN
     },
     // MoCo v1 and v2: the head projects for the contrastive loss.
@@ -124,6 +319,8 @@ pub(super) static DIALECTS: &[Dialect] = &[
 /// Keys that wrap a state dict and are never the name of a module: what lies beside them is not the network.
 pub(super) static WRAPPERS: &[&str] = &[
     "state_dict",
+    "blobs",
+    "online_network_state_dict",
     "state_dict_ema",
     "ema_state_dict",
     "model_ema",
@@ -167,8 +364,29 @@ pub(super) static TRAINING: &[&str] = &[
     "MixedPrecisionPlugin",
 ];
 
-/// Heads of self-supervised training that lie beside the backbone.
+/// What lies beside the backbone and is no part of it: heads of self-supervised training, and of detection.
 pub(super) static SIBLINGS: &[&str] = &[
+    "target_network_state_dict.*",
+    "momentum_backbone.*",
+    "momentum_projector.*",
+    "online_encoder.projector.*",
+    "target_encoder.projector.*",
+    "projetion.*",
+    "projection.*",
+    "proposal_generator.*",
+    "roi_heads.*",
+    "roi_head.*",
+    "rpn_head.*",
+    "rpn.*",
+    "fpn.*",
+    "neck.lateral_convs.*",
+    "neck.fpn_convs.*",
+    "backbone.fpn_*",
+    "fpn_lateral{i}.*",
+    "fpn_output{i}.*",
+    "sem_seg_head.*",
+    "pixel_mean",
+    "pixel_std",
     "encoder_k.*",
     "momentum_encoder.*",
     "target_encoder.*",

@@ -38,7 +38,7 @@ pub(crate) fn collect(
     into.opaque = pickle.globals.opaque();
     // What training scripts write beside the weights.
     for (key, value) in pickle.arena.dict(pickle.root).unwrap_or_default() {
-        if let (Some(key @ ("arch" | "architecture" | "model_name")), Some(value)) =
+        if let (Some(key @ ("arch" | "architecture" | "model_name" | "__author__")), Some(value)) =
             (pickle.arena.str(*key), pickle.arena.str(*value))
         {
             into.metadata.insert(key.to_owned(), value.to_owned());

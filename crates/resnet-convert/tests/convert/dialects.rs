@@ -6,7 +6,7 @@ use super::{check, convert};
 use crate::build::network::{Named, legacy, renamed, small, tensors, zip};
 
 /// transformers' name of a torchvision one.
-fn hugging_face(name: &str, trunk: &str) -> String {
+pub(crate) fn hugging_face(name: &str, trunk: &str) -> String {
     let part = |name: &str| {
         name.replacen("conv", "", 1).replacen("bn", "", 1).parse::<usize>().map(|n| n - 1).unwrap()
     };

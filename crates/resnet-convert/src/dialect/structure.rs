@@ -1,0 +1,324 @@
+//! Names that no table knows: shapes and order are matched against the networks of the zoo.
+//!
+//! Tensors are taken module by module (`x.weight` and `x.bias` are one), in the order of the file. A network is found
+//! if its modules, in the order of `state_dict()` or of execution, have the same shapes one after the other, or if every
+//! module's shapes occur once, so that order does not matter. Which network it then is is a guess, and told as one.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use resnet_model::arch::Arch;
+use resnet_model::graph::{Graph, Node};
+use resnet_model::params::{self, Param, Role};
+use resnet_model::{RawTensor, escape, zoo};
+
+use super::{MOMENTUM, TRAINING, Translation};
+use crate::identify::Hint;
+use crate::report::{How, Identified, Renamed, plural};
+
+/// More places for a network than any file has.
+const MAX_ROOTS: usize = 32;
+/// Fewer tensors are no network.
+const MIN_TENSORS: usize = 10;
+
+/// A network that was found by its structure.
+pub(crate) struct Solved {
+    pub(crate) names: Translation,
+    pub(crate) arch: Arch,
+    pub(crate) identified: Identified,
+}
+
+/// Tensors of one module.
+struct Module<'a> {
+    name: &'a str,
+    /// What follows the module's name, and the tensor.
+    parts: Vec<(&'a str, &'a RawTensor)>,
+}
+
+/// What a tensor is to its module, whatever the network.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Kind {
+    Weight,
+    Bias,
+    Mean,
+    Variance,
+}
+
+/// Finds the network among `tensors` without knowing their names; `only` is the one that the user insists on. Fails with
+/// the nearest that was found.
+pub(crate) fn solve(
+    tensors: &[(String, RawTensor)],
+    only: Option<&Arch>,
+    hints: &[Hint],
+) -> Result<Solved, Option<String>> {
+    let candidates = match only {
+        Some(arch) => vec![(None, arch.clone())],
+        None => zoo::all().into_iter().map(|(name, arch)| (Some(name), arch)).collect(),
+    };
+    let candidates: Vec<Candidate> =
+        candidates.into_iter().filter_map(|(name, arch)| Candidate::new(name, arch)).collect();
+    let mut near = None;
+    for root in roots(tensors) {
+        let modules = modules(tensors, root);
+        let mut found: Vec<(&Candidate, Arch, Vec<(String, String)>)> = Vec::new();
+        for candidate in &candidates {
+            match candidate.matches(&modules) {
+                Match::Found(arch, names) => found.push((candidate, arch, names)),
+                Match::Disordered(equal) => {
+                    near.get_or_insert_with(|| candidate.disordered(equal));
+                }
+                Match::None => {}
+            }
+        }
+        let named = |hint: &Hint| {
+            let name = hint.name.split('.').next();
+            found.iter().position(|(c, ..)| name.is_some() && c.name == name)
+        };
+        let chosen = hints.iter().find_map(named).unwrap_or(0);
+        let others: Vec<String> = found.iter().filter_map(|(c, ..)| c.name).map(str::to_owned).collect();
+        if chosen < found.len() {
+            let (candidate, arch, pairs) = found.swap_remove(chosen);
+            let solved = Solved::new(tensors, root, arch, pairs);
+            let alternatives = others.into_iter().filter(|n| Some(n.as_str()) != candidate.name);
+            return Ok(solved.guessed(&modules, alternatives.collect(), only.is_some()));
+        }
+    }
+    Err(near)
+}
+
+impl Solved {
+    fn new(tensors: &[(String, RawTensor)], root: &str, arch: Arch, pairs: Vec<(String, String)>) -> Solved {
+        let to: HashMap<&str, &str> = pairs.iter().map(|(from, to)| (from.as_str(), to.as_str())).collect();
+        let mut names =
+            Translation { dialect: "unknown", root: root.to_owned(), ..Translation::identity(&[]) };
+        for (name, tensor) in tensors {
+            match name.strip_prefix(root).and_then(|inner| to.get(inner)) {
+                Some(&to) => {
+                    names.tensors.insert(to.to_owned(), tensor.clone());
+                    names.renamed.push(Renamed { from: name.clone(), to: to.to_owned() });
+                }
+                None if is_counter(name, tensor) => names.drop(name, "a counter of batches"),
+                None => names.outside(name, &[root]),
+            }
+        }
+        Solved { names, arch, identified: Identified::default() }
+    }
+
+    fn guessed(mut self, modules: &[Module], alternatives: Vec<String>, insisted: bool) -> Solved {
+        let tensors = modules.iter().map(|m| m.parts.len()).sum::<usize>();
+        let evidence = format!(
+            "a guess, since no table has these names: {} in {} have the shapes of this network, {}",
+            plural(tensors, "tensor"),
+            plural(modules.len(), "module"),
+            if alternatives.is_empty() { "and of no other known one" } else { "and of others" },
+        );
+        let how = if insisted { How::Insisted } else { How::Guessed };
+        self.identified = Identified { how, evidence, alternatives, ..Identified::default() };
+        self
+    }
+}
+
+/// Counters say nothing of the structure, and some files have them where others do not.
+fn is_counter(name: &str, tensor: &RawTensor) -> bool {
+    tensor.shape().is_empty() || name.ends_with("num_batches_tracked")
+}
+
+/// Where the network may be: the whole file, or what lies under a prefix. The fullest first, averaged weights before
+/// others.
+fn roots(tensors: &[(String, RawTensor)]) -> Vec<&str> {
+    let mut counts: HashMap<&str, usize> = HashMap::new();
+    for (name, _) in tensors {
+        let ends = name.match_indices(['.', '/']).map(|(i, _)| i.saturating_add(1)).take(4);
+        for end in std::iter::once(0).chain(ends) {
+            let count = counts.entry(name.get(..end).unwrap_or_default()).or_default();
+            *count = count.saturating_add(1);
+        }
+    }
+    let mut roots: Vec<(usize, usize, &str)> = counts
+        .into_iter()
+        .filter(|(_, n)| *n >= MIN_TENSORS)
+        .map(|(root, n)| (super::rank(root), usize::MAX.saturating_sub(n), root))
+        .collect();
+    // A prefix of all names is the whole file; the longest says most.
+    roots.sort_by(|a, b| (a.0, a.1).cmp(&(b.0, b.1)).then(b.2.len().cmp(&a.2.len())).then(a.2.cmp(b.2)));
+    roots.into_iter().map(|(.., root)| root).take(MAX_ROOTS).collect()
+}
+
+/// The modules under `root`, in the order in which the file begins them.
+fn modules<'a>(tensors: &'a [(String, RawTensor)], root: &str) -> Vec<Module<'a>> {
+    let mut modules: Vec<Module> = Vec::new();
+    let mut places: HashMap<&str, usize> = HashMap::new();
+    for (name, tensor) in tensors {
+        let Some(inner) = name.strip_prefix(root) else { continue };
+        let first = inner.split(['.', '/']).next().unwrap_or_default();
+        if is_counter(name, tensor) || TRAINING.contains(&first) || MOMENTUM.contains(&first) {
+            continue;
+        }
+        let cut = inner.rfind(['.', '/']).or_else(|| inner.rfind('_')).unwrap_or(0);
+        let (module, leaf) = inner.split_at_checked(cut).unwrap_or(("", inner));
+        let place = *places.entry(module).or_insert(modules.len());
+        match modules.get_mut(place) {
+            Some(module) => module.parts.push((leaf, tensor)),
+            None => modules.push(Module { name: module, parts: vec![(leaf, tensor)] }),
+        }
+    }
+    modules
+}
+
+impl Module<'_> {
+    fn key(&self) -> Vec<&[usize]> {
+        let mut key: Vec<&[usize]> = self.parts.iter().map(|(_, t)| t.shape()).collect();
+        key.sort();
+        key
+    }
+
+    /// The module's tensors as those of `needed`, by the words in their names or, if those say nothing, by order.
+    fn assign(&self, needed: &[Param]) -> Option<Vec<(String, String)>> {
+        let kinds: Option<Vec<Kind>> = self.parts.iter().map(|(leaf, _)| kind_of_leaf(leaf)).collect();
+        let told = kinds.filter(|kinds| kinds.iter().collect::<HashSet<_>>().len() == kinds.len());
+        let mut pairs = Vec::new();
+        for (i, param) in needed.iter().enumerate() {
+            let at = match &told {
+                Some(kinds) => kinds.iter().position(|k| *k == kind_of_role(param.role))?,
+                None => i,
+            };
+            let (leaf, tensor) = self.parts.get(at)?;
+            if tensor.shape() != param.shape {
+                return None;
+            }
+            pairs.push((format!("{}{leaf}", self.name), param.name.clone()));
+        }
+        Some(pairs)
+    }
+}
+
+fn kind_of_leaf(leaf: &str) -> Option<Kind> {
+    let word = leaf.trim_start_matches(['.', '/', '_']).trim_end_matches(":0").to_ascii_lowercase();
+    Some(match word.as_str() {
+        "weight" | "kernel" | "w" | "gamma" | "scale" | "s" | "g" => Kind::Weight,
+        "bias" | "beta" | "b" | "shift" | "offset" => Kind::Bias,
+        _ if word.contains("mean") => Kind::Mean,
+        _ if word.contains("var") => Kind::Variance,
+        _ => return None,
+    })
+}
+
+fn kind_of_role(role: Role) -> Kind {
+    match role {
+        Role::ConvBias | Role::NormShift | Role::LinearBias => Kind::Bias,
+        Role::RunningMean => Kind::Mean,
+        Role::RunningVar => Kind::Variance,
+        _ => Kind::Weight,
+    }
+}
+
+/// A network that the file may hold.
+struct Candidate {
+    name: Option<&'static str>,
+    arch: Arch,
+    /// Modules with tensors, the head among them.
+    modules: usize,
+}
+
+enum Match {
+    Found(Arch, Vec<(String, String)>),
+    /// The shapes are right, their order is not; so many modules are alike.
+    Disordered(usize),
+    None,
+}
+
+impl Candidate {
+    fn new(name: Option<&'static str>, arch: Arch) -> Option<Candidate> {
+        let arch = arch.with_classes(1);
+        let modules = by_module(params::list(&arch.graph().ok()?)).len();
+        Some(Candidate { name, arch, modules })
+    }
+
+    fn disordered(&self, equal: usize) -> String {
+        format!(
+            "the shapes are those of {}, but {equal} modules are alike and lie in another order, so that nothing tells \
+             them apart",
+            escape(&self.arch.to_string())
+        )
+    }
+
+    fn matches(&self, modules: &[Module]) -> Match {
+        let headless = modules.len().checked_add(1) == Some(self.modules);
+        if modules.len() != self.modules && !headless {
+            return Match::None;
+        }
+        let Some((arch, graph)) = self.fitted(modules, headless) else { return Match::None };
+        let registered = by_module(params::list(&graph));
+        let executed = in_execution(&graph, &registered);
+        for order in [&registered, &executed] {
+            let pairs: Option<Vec<_>> = modules.iter().zip(order).map(|(m, p)| m.assign(p)).collect();
+            if let Some(pairs) = pairs {
+                return Match::Found(arch, pairs.into_iter().flatten().collect());
+            }
+        }
+        self.unordered(arch, modules, &registered)
+    }
+
+    /// The network with the file's numbers of classes and input channels.
+    fn fitted(&self, modules: &[Module], headless: bool) -> Option<(Arch, Graph)> {
+        let mut arch = self.arch.clone();
+        let weight =
+            |m: &Module| m.parts.iter().map(|(_, t)| t.shape()).max_by_key(|s| s.len()).map(<[_]>::to_vec);
+        if let [_, channels, _, _] = weight(modules.first()?)?[..] {
+            arch = arch.with_in_channels(channels);
+        }
+        let classes = match headless {
+            true => 0,
+            false => *weight(modules.last()?)?.first()?,
+        };
+        arch = arch.with_classes(classes);
+        let graph = arch.graph().ok()?;
+        Some((arch, graph))
+    }
+
+    /// Whether the shapes fit in another order, and if so which is which, provided that all differ.
+    fn unordered(&self, arch: Arch, modules: &[Module], needed: &[Vec<Param>]) -> Match {
+        let mut by_key: BTreeMap<Vec<&[usize]>, Vec<&Module>> = BTreeMap::new();
+        for module in modules {
+            by_key.entry(module.key()).or_default().push(module);
+        }
+        let (mut pairs, mut taken, mut alike) = (Vec::new(), HashMap::<Vec<&[usize]>, usize>::new(), 0usize);
+        for params in needed {
+            let mut key: Vec<&[usize]> = params.iter().map(|p| p.shape.as_slice()).collect();
+            key.sort();
+            let Some(same) = by_key.get(&key) else { return Match::None };
+            let count = taken.entry(key).or_default();
+            *count = count.saturating_add(1);
+            match same.as_slice() {
+                _ if *count > same.len() => return Match::None,
+                [module] => match module.assign(params) {
+                    Some(found) => pairs.extend(found),
+                    None => return Match::None,
+                },
+                _ => alike = alike.saturating_add(1),
+            }
+        }
+        if alike > 0 { Match::Disordered(alike) } else { Match::Found(arch, pairs) }
+    }
+}
+
+/// Parameters by the module that they are of; counters left out.
+fn by_module(params: Vec<Param>) -> Vec<Vec<Param>> {
+    let mut modules: Vec<Vec<Param>> = Vec::new();
+    let module = |p: &Param| p.name.rsplit_once('.').map(|(m, _)| m.to_owned());
+    for param in params.into_iter().filter(|p| !p.role.is_optional()) {
+        match modules.last_mut() {
+            Some(last) if last.first().is_some_and(|p| module(p) == module(&param)) => last.push(param),
+            _ => modules.push(vec![param]),
+        }
+    }
+    modules
+}
+
+/// The same modules in the order in which the network runs them.
+fn in_execution(graph: &Graph, registered: &[Vec<Param>]) -> Vec<Vec<Param>> {
+    let owner =
+        |params: &Vec<Param>| params.first().and_then(|p| p.name.rsplit_once('.')).map(|(m, _)| m.to_owned());
+    let by_name: HashMap<String, &Vec<Param>> =
+        registered.iter().filter_map(|p| Some((owner(p)?, p))).collect();
+    graph.nodes().iter().filter_map(|node: &Node| by_name.get(&node.name).map(|p| (*p).clone())).collect()
+}
