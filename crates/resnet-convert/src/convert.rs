@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use resnet_model::arch::{Arch, ResNet, ResNetV2, Stem, StemV2};
+use resnet_model::arch::{Arch, Clip, ClipHead, ResNet, ResNetV2, Stem, StemV2};
 use resnet_model::file::Existing;
 use resnet_model::meta::{KEY, Origin};
 use resnet_model::preprocess::{Channels, Filter, Resize};
@@ -320,6 +320,10 @@ fn usual_preprocess(arch: &Arch) -> Preprocess {
             usual = half(Preprocess::torchvision(341, 299));
         }
         Arch::ResNetV2(_) => usual = half(usual),
+        Arch::Clip(Clip { head: ClipHead::Attention { grid: [rows, _] }, .. }) => {
+            let side = rows.saturating_mul(32).clamp(32, 4096);
+            usual = Preprocess::torchvision(side, side);
+        }
         _ => {}
     }
     if arch.in_channels() == 1 {

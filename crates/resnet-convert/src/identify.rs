@@ -1,6 +1,7 @@
 //! Which architecture tensors belong to, from their names and shapes; what those cannot tell, from what the file says
 //! of itself or by a default that is told.
 
+mod clip;
 mod inception;
 mod resnet;
 mod resnet_v2;
@@ -81,6 +82,7 @@ type Identify = fn(&Shapes) -> Result<Arch, String>;
 const FAMILIES: &[(&[&str], Identify)] = &[
     (&["layer1.0.conv1.weight"], resnet::identify),
     (&["stages.0.blocks.0.norm1.weight"], resnet_v2::identify),
+    (&["stages.0.0.conv1_1x1.conv.weight"], clip::identify),
     (&["Conv2d_1a_3x3.conv.weight"], inception::v3),
     (&["conv2d_1a.conv.weight"], inception::resnet_v2),
     (&["features.0.conv.weight"], inception::v4),

@@ -1,7 +1,7 @@
 //! The tables. A dialect is added by a row.
 
 use resnet_model::Preprocess;
-use resnet_model::preprocess::{Channels, Range};
+use resnet_model::preprocess::{Channels, Filter, Range};
 
 /// A naming scheme.
 #[derive(Debug)]
@@ -56,6 +56,8 @@ pub(super) enum Norm {
     Detectron,
     /// Keras' `caffe` mode: as Detectron's, with another mean.
     Keras,
+    /// CLIP's own mean and deviation.
+    Clip,
 }
 
 impl Norm {
@@ -75,6 +77,12 @@ impl Norm {
             Norm::Detectron if grouped => bytes([103.530, 116.280, 123.675], [57.375, 57.120, 58.395]),
             Norm::Detectron => bytes([103.530, 116.280, 123.675], [1.0; 3]),
             Norm::Keras => bytes([103.939, 116.779, 123.68], [1.0; 3]),
+            Norm::Clip => Preprocess {
+                filter: Filter::Bicubic,
+                mean: vec![0.481_454_66, 0.457_827_5, 0.408_210_73],
+                std: vec![0.268_629_54, 0.261_302_6, 0.275_777_1],
+                ..usual
+            },
         }
     }
 }
@@ -182,6 +190,24 @@ const CHILDREN: &[(&str, &str)] = &[
     ("10.*", "fc.*"),
 ];
 
+const OPENAI_CLIP: &[(&str, &str)] = &[
+    ("conv{i}.*", "stem.conv{i}.conv.*"),
+    ("bn{i}.*", "stem.conv{i}.bn.*"),
+    ("layer{s}.{b}.conv1.*", "stages.{s-1}.{b}.conv1_1x1.conv.*"),
+    ("layer{s}.{b}.bn1.*", "stages.{s-1}.{b}.conv1_1x1.bn.*"),
+    ("layer{s}.{b}.conv2.*", "stages.{s-1}.{b}.conv2_kxk.conv.*"),
+    ("layer{s}.{b}.bn2.*", "stages.{s-1}.{b}.conv2_kxk.bn.*"),
+    ("layer{s}.{b}.conv3.*", "stages.{s-1}.{b}.conv3_1x1.conv.*"),
+    ("layer{s}.{b}.bn3.*", "stages.{s-1}.{b}.conv3_1x1.bn.*"),
+    ("layer{s}.{b}.downsample.0.*", "stages.{s-1}.{b}.shortcut.conv.conv.*"),
+    ("layer{s}.{b}.downsample.1.*", "stages.{s-1}.{b}.shortcut.conv.bn.*"),
+    ("attnpool.positional_embedding", "head.pos_embed"),
+    ("attnpool.q_proj.*", "head.q.*"),
+    ("attnpool.k_proj.*", "head.k.*"),
+    ("attnpool.v_proj.*", "head.v.*"),
+    ("attnpool.c_proj.*", "head.proj.*"),
+];
+
 /// The first row that is proved counts: rows that need more come before rows that need less.
 pub(super) static DIALECTS: &[Dialect] = &[
     // transformers' ResNetForImageClassification, then a bare ResNetModel.
@@ -195,6 +221,19 @@ pub(super) static DIALECTS: &[Dialect] = &[
         name: "Hugging Face transformers",
         anchors: &["embedder.embedder.convolution.weight"],
         rules: HUGGING_FACE,
+        ..PLAIN
+    },
+    Dialect {
+        name: "OpenAI CLIP",
+        anchors: &["conv3.weight", "layer1.0.conv1.weight", "attnpool.positional_embedding"],
+        rules: OPENAI_CLIP,
+        norm: Norm::Clip,
+        ..PLAIN
+    },
+    Dialect {
+        name: "timm",
+        anchors: &["stem.conv1.conv.weight", "stages.0.0.conv1_1x1.conv.weight"],
+        norm: Norm::Clip,
         ..PLAIN
     },
     Dialect {
@@ -366,6 +405,15 @@ pub(super) static TRAINING: &[&str] = &[
 
 /// What lies beside the backbone and is no part of it: heads of self-supervised training, and of detection.
 pub(super) static SIBLINGS: &[&str] = &[
+    "transformer.*",
+    "token_embedding.*",
+    "positional_embedding",
+    "text_projection",
+    "ln_final.*",
+    "logit_scale",
+    "input_resolution",
+    "context_length",
+    "vocab_size",
     "target_network_state_dict.*",
     "momentum_backbone.*",
     "momentum_projector.*",
