@@ -34,6 +34,9 @@ struct Module<'a> {
     parts: Vec<(&'a str, &'a RawTensor)>,
 }
 
+/// Names in the file and in the zoo.
+type Pairs = Vec<(String, String)>;
+
 /// What a tensor is to its module, whatever the network.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 enum Kind {
@@ -59,7 +62,7 @@ pub(crate) fn solve(
     let mut near = None;
     for root in roots(tensors) {
         let modules = modules(tensors, root);
-        let mut found: Vec<(&Candidate, Arch, Vec<(String, String)>)> = Vec::new();
+        let mut found: Vec<(&Candidate, Arch, Pairs)> = Vec::new();
         for candidate in &candidates {
             match candidate.matches(&modules) {
                 Match::Found(arch, names) => found.push((candidate, arch, names)),
