@@ -191,9 +191,10 @@ fn sniff(bytes: &dyn Bytes) -> Result<Format, Fault> {
         [b'P', b'K', 3, 4, ..] => Ok(Format::Zip),
         [b'P', b'K', 5, 6, ..] => unknown("an empty zip archive"),
         _ if head.get(257..262) == Some(b"ustar") => Ok(Format::Tar),
+        // Before all that begin with few bytes: a header's length may be any number.
+        [_, _, _, _, _, 0, 0, 0, b'{' | b' ', ..] => Ok(Format::Safetensors),
         [0x80, 0..=5, ..] => Ok(Format::Pickle),
         _ if onnx::magic(head) => Ok(Format::Onnx),
-        [_, _, _, _, _, 0, 0, 0, b'{' | b' ', ..] => Ok(Format::Safetensors),
         [0x80, n, ..] => {
             Err(Fault::new(Code::Protocol, format!("pickle protocol {n}, 5 is the last known")).at(1))
         }

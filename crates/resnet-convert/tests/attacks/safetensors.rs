@@ -66,3 +66,12 @@ fn f07_to_f15_names_json_and_values() {
     let odd = crate::build::f32s(&[f32::NAN, f32::INFINITY, 1e-40, 0.0]);
     assert_eq!(read(&one("w", &w(), &odd)).unwrap().1[0].2, odd, "F15");
 }
+
+/// The length of the header is what a file begins with: it may look like a pickle's protocol or an ONNX field.
+#[test]
+fn a_header_of_any_length_is_known() {
+    let plain = format!(r#"{{"w":{}}}"#, w());
+    for len in (plain.len()..1600).chain(66_400..66_500).chain([0x0a08, 0x1208]) {
+        check(&format!("header of {len}"), &[st(&format!("{plain:<len$}"), &DATA)], &["ok"]);
+    }
+}
