@@ -5,6 +5,7 @@ mod cli;
 mod fakehub;
 mod golden;
 mod hub;
+mod inspect;
 mod manifest;
 mod predict;
 mod tidy;

@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{bench, eval, info, list, predict, summary, train, verify};
+use crate::commands::{bench, diff, eval, info, inspect, list, predict, summary, train, verify};
 
 /// Classify images with any ResNet.
 #[derive(Debug, Parser)]
@@ -24,6 +24,10 @@ pub enum Command {
     Info(info::Args),
     /// Show or draw the layers of a network
     Summary(summary::Args),
+    /// Show what a checkpoint file holds
+    Inspect(inspect::Args),
+    /// Compare the tensors of two checkpoint files
+    Diff(diff::Args),
     /// Train or fine-tune a network on a folder of images
     Train(train::Args),
     /// Measure how many images of a folder a checkpoint gets right

@@ -7,6 +7,7 @@ pub mod draw;
 pub mod hub;
 pub mod models;
 pub mod output;
+mod page;
 mod scatter;
 pub mod terminal;
 pub mod weights;

@@ -1,0 +1,292 @@
+//! `inspect`: what a checkpoint file holds, whether it converts or not.
+
+use std::collections::{HashMap, HashSet};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use resnet_convert::{Options, Report, StateDict, source};
+use resnet_model::{RawTensor, escape, zoo};
+use serde::Serialize;
+
+use crate::page::{Page, bytes};
+use crate::terminal::thousands;
+
+/// Show what a checkpoint file holds
+///
+/// The container, the network and how surely it is known, and every tensor: its name, type and shape, and the name that
+/// it gets when the file is converted. Files of no known network are shown too, with the reason.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// A file that resnet-convert reads
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    /// Read the values: least, mean and largest of every tensor, and how many are NaN or infinite
+    #[arg(long)]
+    stats: bool,
+    /// Insist on an architecture, e.g. resnet50 or plain34
+    #[arg(long, value_name = "NAME")]
+    arch: Option<String>,
+    /// Write JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Inspection {
+    file: String,
+    bytes: u64,
+    container: source::Container,
+    /// What conversion would make of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    report: Option<Report>,
+    /// Why conversion would fail.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+    /// What might be done about it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hint: Option<&'static str>,
+    tensors: Vec<Row>,
+    unsupported: Vec<Unsupported>,
+    opaque: Vec<String>,
+    notes: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct Row {
+    name: String,
+    dtype: String,
+    shape: Vec<usize>,
+    bytes: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    becomes: Option<String>,
+    /// Why it would be left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dropped: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stats: Option<Stats>,
+}
+
+#[derive(Serialize)]
+struct Unsupported {
+    name: String,
+    kind: String,
+}
+
+/// Of the finite values; `None` if there is none.
+#[derive(Debug, PartialEq, Serialize)]
+struct Stats {
+    min: Option<f32>,
+    mean: Option<f64>,
+    max: Option<f32>,
+    nan: u64,
+    infinite: u64,
+}
+
+/// Runs the command.
+pub fn run(args: Args, out: &mut dyn Write) -> anyhow::Result<bool> {
+    let inspection = inspect(&args)?;
+    if args.json {
+        serde_json::to_writer_pretty(&mut *out, &inspection)?;
+        writeln!(out)?;
+    } else {
+        print(&inspection, &mut Page::new(out))?;
+    }
+    Ok(true)
+}
+
+fn inspect(args: &Args) -> anyhow::Result<Inspection> {
+    let arch = args.arch.as_deref().map(zoo::arch).transpose().context("--arch")?;
+    let options = Options { arch, ..Options::default() };
+    let state = source::read(&args.file)?;
+    let understood = resnet_convert::open(&args.file, &options);
+    let (report, error, hint) = match understood {
+        Ok((_, report)) => (Some(report), None, None),
+        Err(e) => (None, Some(e.to_string()), e.hint()),
+    };
+    let tensors = rows(&state, report.as_ref(), args.stats, &args.file)?;
+    let unsupported = state.unsupported.into_iter().map(|(name, kind)| Unsupported { name, kind });
+    Ok(Inspection {
+        file: args.file.display().to_string(),
+        bytes: std::fs::metadata(&args.file).map_or(0, |m| m.len()),
+        container: state.container,
+        report,
+        error,
+        hint,
+        tensors,
+        unsupported: unsupported.collect(),
+        opaque: state.opaque,
+        notes: state.notes,
+    })
+}
+
+fn rows(state: &StateDict, report: Option<&Report>, stats: bool, file: &Path) -> anyhow::Result<Vec<Row>> {
+    let (mut becomes, mut dropped) = (HashMap::new(), HashMap::new());
+    if let Some(report) = report {
+        becomes.extend(report.renamed.iter().map(|r| (r.from.as_str(), r.to.clone())));
+        dropped.extend(report.dropped.iter().map(|d| (d.name.as_str(), d.reason.clone())));
+    }
+    let row = |(name, tensor): &(String, RawTensor)| {
+        let row = Row {
+            name: name.clone(),
+            dtype: format!("{:?}", tensor.dtype()),
+            shape: tensor.shape().to_vec(),
+            bytes: tensor.byte_len(),
+            becomes: becomes.get(name.as_str()).cloned(),
+            dropped: dropped.get(name.as_str()).cloned(),
+            stats: match stats {
+                true => {
+                    Stats::of(tensor).with_context(|| format!("`{}`: `{}`", file.display(), escape(name)))?
+                }
+                false => None,
+            },
+        };
+        Ok(row)
+    };
+    state.tensors.iter().map(row).collect()
+}
+
+impl Stats {
+    /// Of values seen as f32; `None` for types that are no numbers.
+    fn of(tensor: &RawTensor) -> resnet_model::Result<Option<Stats>> {
+        let mut stats = Stats { min: None, mean: None, max: None, nan: 0, infinite: 0 };
+        let (mut sum, mut count) = (0.0, 0u64);
+        let read = tensor.for_each_f32("", |values| {
+            for &v in values {
+                match v {
+                    _ if v.is_nan() => stats.nan += 1,
+                    _ if v.is_infinite() => stats.infinite += 1,
+                    _ => {
+                        stats.min = Some(stats.min.map_or(v, |m| m.min(v)));
+                        stats.max = Some(stats.max.map_or(v, |m| m.max(v)));
+                        sum += f64::from(v);
+                        count += 1;
+                    }
+                }
+            }
+            Ok(())
+        });
+        match read {
+            Err(resnet_model::Error::Dtype { .. }) => return Ok(None),
+            other => other?,
+        }
+        stats.mean = (count > 0).then(|| sum / count as f64);
+        Ok(Some(stats))
+    }
+}
+
+fn print(found: &Inspection, page: &mut Page) -> anyhow::Result<()> {
+    page.line(&escape(&found.file))?;
+    page.field("container", &format!("{}, {}", found.container, bytes(found.bytes)))?;
+    if let Some(report) = &found.report {
+        let head = match report.classes {
+            Some(classes) => format!("{} classes", thousands(classes as u64)),
+            None => "no head: an embedding".into(),
+        };
+        let parameters = thousands(report.parameters);
+        page.field("architecture", &format!("{}, {parameters} parameters, {head}", report.model))?;
+        page.field("known by", &report.identified.to_string())?;
+        let root = match report.root.as_str() {
+            "" => String::new(),
+            root => format!(", under `{}`", escape(root)),
+        };
+        page.field("names", &format!("{}{root}", report.dialect))?;
+    }
+    if let Some(error) = &found.error {
+        // The file is named above.
+        let error = error.strip_prefix(&format!("`{}`: ", escape(&found.file))).unwrap_or(error);
+        page.field("no network", error)?;
+        if let Some(hint) = found.hint {
+            page.field("hint", hint)?;
+        }
+    }
+    let mut types: Vec<(&str, u64)> = vec![];
+    for row in &found.tensors {
+        match types.iter_mut().find(|(dtype, _)| *dtype == row.dtype) {
+            Some((_, count)) => *count += 1,
+            None => types.push((&row.dtype, 1)),
+        }
+    }
+    let types: Vec<String> = types.iter().map(|(dtype, n)| format!("{} {dtype}", thousands(*n))).collect();
+    let total = bytes(found.tensors.iter().map(|row| row.bytes).sum());
+    page.field(
+        "tensors",
+        &format!("{} ({}), {total}", thousands(found.tensors.len() as u64), types.join(", ")),
+    )?;
+    let count =
+        |what: fn(&Row) -> bool| thousands(found.tensors.iter().filter(|row| what(row)).count() as u64);
+    if found.report.is_some() {
+        let (renamed, dropped) = (count(|row| row.becomes.is_some()), count(|row| row.dropped.is_some()));
+        page.field("converted", &format!("{renamed} would be renamed, {dropped} left out"))?;
+    }
+    if let Some(report) = &found.report {
+        for t in &report.reshaped {
+            page.field("reshaped", &format!("{} {:?} → {:?}", escape(&t.name), t.from, t.to))?;
+        }
+        for t in &report.synthesised {
+            page.field("added", &format!("{}: {}", escape(&t.name), t.reason))?;
+        }
+        if !report.unset.is_empty() {
+            page.field("missing", &format!("{}, which no result depends on", report.unset.join(", ")))?;
+        }
+    }
+    if !found.opaque.is_empty() {
+        let names: Vec<String> = found.opaque.iter().map(|name| escape(name)).collect();
+        page.field("not read", &format!("Python objects: {}", names.join(", ")))?;
+    }
+    let own = found.report.iter().flat_map(|report| &report.notes);
+    let mut seen = HashSet::new();
+    for note in found.notes.iter().chain(own).filter(|note| seen.insert(note.as_str())) {
+        page.field("note", &escape(note))?;
+    }
+    page.line("")?;
+    let longest = found.tensors.iter().map(|row| escape(&row.name).chars().count()).max().unwrap_or(0);
+    for row in &found.tensors {
+        let mut after = Vec::new();
+        if let Some(stats) = &row.stats {
+            after.push(describe(stats));
+        }
+        if let Some(name) = &row.becomes {
+            after.push(format!("→ {}", escape(name)));
+        }
+        if let Some(reason) = &row.dropped {
+            after.push(format!("left out: {reason}"));
+        }
+        page.row(&escape(&row.name), longest, &format!("{:<5}{:?}", row.dtype, row.shape), &after)?;
+    }
+    for tensor in &found.unsupported {
+        page.row(&escape(&tensor.name), longest, "?", &[format!("not read: {}", escape(&tensor.kind))])?;
+    }
+    Ok(())
+}
+
+fn describe(stats: &Stats) -> String {
+    let mut text = match (stats.min, stats.mean, stats.max) {
+        (Some(min), Some(mean), Some(max)) => format!("min {min:.4e}  mean {mean:.4e}  max {max:.4e}"),
+        _ => "no finite value".to_owned(),
+    };
+    for (count, what) in [(stats.nan, "NaN"), (stats.infinite, "infinite")] {
+        if count > 0 {
+            text.push_str(&format!("  {} {what}", thousands(count)));
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn statistics_are_of_finite_values() {
+        let of = |values: &[f32]| {
+            Stats::of(&RawTensor::from_f32(vec![values.len()], values).unwrap()).unwrap().unwrap()
+        };
+        let stats = of(&[3.0, f32::NAN, -1.0, f32::INFINITY, f32::NEG_INFINITY, 1.0]);
+        let expected = Stats { min: Some(-1.0), mean: Some(1.0), max: Some(3.0), nan: 1, infinite: 2 };
+        assert_eq!(stats, expected);
+        assert_eq!(describe(&stats), "min -1.0000e0  mean 1.0000e0  max 3.0000e0  1 NaN  2 infinite");
+        assert_eq!(describe(&of(&[f32::NAN])), "no finite value  1 NaN");
+        assert_eq!(of(&[]).min, None);
+    }
+}

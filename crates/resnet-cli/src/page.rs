@@ -1,0 +1,129 @@
+//! Text for a terminal of 80 columns: titled fields that wrap, and rows of a table.
+
+use std::io::{self, Write};
+
+/// As wide as anything is printed.
+const WIDTH: usize = 80;
+/// Where a field's text begins.
+const INDENT: usize = 16;
+
+/// A page in the making.
+pub(crate) struct Page<'a> {
+    out: &'a mut dyn Write,
+}
+
+impl<'a> Page<'a> {
+    /// Writes to `out`.
+    pub(crate) fn new(out: &'a mut dyn Write) -> Page<'a> {
+        Page { out }
+    }
+
+    /// A line as it is.
+    pub(crate) fn line(&mut self, text: &str) -> io::Result<()> {
+        writeln!(self.out, "{text}")
+    }
+
+    /// A titled text, wrapped.
+    pub(crate) fn field(&mut self, title: &str, text: &str) -> io::Result<()> {
+        let mut title = format!("  {title}");
+        for line in wrap(text, WIDTH - INDENT) {
+            writeln!(self.out, "{title:<INDENT$}{line}")?;
+            title.clear();
+        }
+        Ok(())
+    }
+
+    /// A row: a name, padded to `longest`, what belongs beside it, and what below. What does not fit beside goes below
+    /// too.
+    pub(crate) fn row(
+        &mut self,
+        name: &str,
+        longest: usize,
+        beside: &str,
+        below: &[String],
+    ) -> io::Result<()> {
+        // Few very long names shall not push all others apart.
+        let column = longest.min(50);
+        if name.chars().count() <= column && 4 + column + beside.chars().count() <= WIDTH {
+            writeln!(self.out, "  {name:<column$}  {beside}")?;
+        } else {
+            for line in wrap(name, WIDTH - 2) {
+                writeln!(self.out, "  {line}")?;
+            }
+            writeln!(self.out, "    {beside}")?;
+        }
+        for text in below {
+            for line in wrap(text, WIDTH - 4) {
+                writeln!(self.out, "    {line}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Lines of at most `width` characters, broken at blanks, or anywhere in words that are longer.
+fn wrap(text: &str, width: usize) -> Vec<String> {
+    let mut lines = vec![];
+    let (mut line, mut used) = (String::new(), 0);
+    for word in text.split(' ') {
+        let mut length = word.chars().count();
+        if used > 0 && used + 1 + length > width {
+            lines.push(std::mem::take(&mut line));
+            used = 0;
+        } else if !line.is_empty() {
+            line.push(' ');
+            used += 1;
+        }
+        let mut rest = word;
+        while used + length > width {
+            let at = rest.char_indices().nth(width - used).map_or(rest.len(), |(at, _)| at);
+            line.push_str(&rest[..at]);
+            lines.push(std::mem::take(&mut line));
+            rest = &rest[at..];
+            (used, length) = (0, rest.chars().count());
+        }
+        line.push_str(rest);
+        used += length;
+    }
+    lines.push(line);
+    lines
+}
+
+/// A number of bytes for people.
+pub(crate) fn bytes(n: u64) -> String {
+    match n {
+        0..1000 => format!("{n} bytes"),
+        1000..1_000_000 => format!("{:.1} kB", n as f64 / 1e3),
+        _ => format!("{:.1} MB", n as f64 / 1e6),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_is_wrapped_at_blanks_and_in_long_words() {
+        assert_eq!(wrap("one two three", 7), ["one two", "three"]);
+        assert_eq!(wrap("abcdefghij", 4), ["abcd", "efgh", "ij"]);
+        assert_eq!(wrap("a bcdefghij k", 4), ["a", "bcde", "fghi", "j k"]);
+        assert_eq!(wrap("äöüß", 2), ["äö", "üß"]);
+        assert_eq!(wrap("", 4), [""]);
+        assert_eq!([bytes(7), bytes(1234), bytes(46_830_571)], ["7 bytes", "1.2 kB", "46.8 MB"]);
+    }
+
+    #[test]
+    fn rows_fit_a_terminal() {
+        let mut out = Vec::new();
+        let mut page = Page::new(&mut out);
+        page.field("note", &"word ".repeat(40)).unwrap();
+        page.row("short", 60, "F32  [1, 2]", &["→ other".into()]).unwrap();
+        page.row(&"long.".repeat(30), 60, "F32  [1, 2]", &["x".repeat(100)]).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        assert!(text.lines().all(|line| line.chars().count() <= WIDTH), "{text}");
+        assert!(
+            text.contains("  short                                               F32  [1, 2]\n    → other\n"),
+            "{text}"
+        );
+    }
+}
