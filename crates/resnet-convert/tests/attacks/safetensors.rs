@@ -72,6 +72,10 @@ fn f07_to_f15_names_json_and_values() {
 fn a_header_of_any_length_is_known() {
     let plain = format!(r#"{{"w":{}}}"#, w());
     for len in (plain.len()..1600).chain(66_400..66_500).chain([0x0a08, 0x1208]) {
-        check(&format!("header of {len}"), &[st(&format!("{plain:<len$}"), &DATA)], &["ok"]);
+        check(
+            &format!("header of {len}"),
+            &[st(&(plain.clone() + &" ".repeat(len - plain.len())), &DATA)],
+            &["ok"],
+        );
     }
 }

@@ -97,7 +97,7 @@ fn make(dice: &mut Dice, views: bool) -> (Vec<Made>, Vec<View>) {
         let storage = dice.below(storages.len());
         let available = storages[storage].elements();
         let mut size: Vec<usize> = (0..dice.below(5)).map(|_| dice.below(5)).collect();
-        while size.iter().product::<usize>() > available {
+        while !size.is_empty() && size.iter().product::<usize>() > available {
             size.pop();
         }
         // A scalar needs an element too.
