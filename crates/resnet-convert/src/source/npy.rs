@@ -8,6 +8,7 @@ use std::sync::Arc;
 use resnet_model::escape;
 use resnet_model::raw::{Bytes, Dtype, Part};
 
+use super::lazy::checksum;
 use super::pickle::numpy;
 use super::pickle::specs::{MAX_DIMS, MAX_TENSORS};
 use super::tensors::{Layout, Maker};
@@ -74,7 +75,11 @@ pub(super) fn read_archive(archive: &Archive, file_len: u64) -> Result<StateDict
                 let tensor = maker.elements(dtype, header.layout, &header.shape, data).map_err(within)?;
                 into.tensors.push((name, tensor));
             }
-            Err(found) => into.unsupported.push((name, format!("an array of type `{found}`"))),
+            Err(found) => {
+                // Nobody will read it, so this is the time to see whether the type is the one that was written.
+                checksum(&*bytes).map_err(|e| within(e.into()))?;
+                into.unsupported.push((name, format!("an array of type `{found}`")));
+            }
         }
     }
     if into.tensors.is_empty() && into.unsupported.is_empty() {
