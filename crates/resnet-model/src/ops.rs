@@ -3,7 +3,7 @@
 //! On the CPU they are operations of their own (`f32` by `resnet-kernels`, `f64` by plain loops); elsewhere they are
 //! composed of candle's.
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 
 use crate::graph::{ChannelConv, Pad, PadChannels, Subsample};
 
@@ -20,8 +20,12 @@ pub(crate) use norm::{Affine, Moments, normalize};
 pub(crate) use pool::{adaptive_avg_pool, avg_pool, blur, max_pool};
 pub(crate) use relu::relu;
 
-/// The weight `[out, in / groups, height, width]` shifted and scaled to mean 0 and variance 1 per output channel.
+/// The weight `[out, in / groups, height, width]` shifted and scaled to mean 0 and variance 1 per output channel; on the
+/// CPU in f64, since BiT's networks multiply every error.
 pub(crate) fn standardize(weight: &Tensor, eps: f64) -> Result<Tensor> {
+    if weight.device().is_cpu() && weight.dtype() == DType::F32 {
+        return standardize(&weight.to_dtype(DType::F64)?, eps)?.to_dtype(DType::F32);
+    }
     let flat = weight.flatten_from(1)?;
     let centred = flat.broadcast_sub(&flat.mean_keepdim(1)?)?;
     let deviation = (centred.sqr()?.mean_keepdim(1)? + eps)?.sqrt()?;
