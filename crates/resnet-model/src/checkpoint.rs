@@ -12,6 +12,8 @@ use crate::params;
 use crate::raw::RawTensor;
 use crate::{Error, Mismatch, Reshaped, Result, safetensors};
 
+mod channels;
+
 /// Tensors and what they are: architecture, preprocessing, labels, origin.
 ///
 /// The names and shapes of the tensors are those of the architecture's parameters; that is checked when a checkpoint

@@ -107,6 +107,16 @@ impl Graph {
         names.iter().map(|&name| Ok(self.tap(name)?.node)).collect()
     }
 
+    /// The sums of a residual branch, their first input, and a shortcut, in execution order: one per block.
+    pub fn residual_sums(&self) -> impl Iterator<Item = NodeId> + '_ {
+        // Heads add a mean and a maximum of all pixels; everything else that is added is a branch.
+        let pooled = |id: &NodeId| matches!(self.node(*id).op, Op::GlobalAvgPool | Op::GlobalMaxPool);
+        self.ids().filter(move |id| {
+            let node = self.node(*id);
+            node.op == Op::Add && !node.inputs.iter().all(pooled)
+        })
+    }
+
     /// How many operations take each result, the network's own output counted as one more.
     pub fn uses(&self) -> Vec<usize> {
         let mut uses = vec![0; self.nodes.len()];

@@ -9,9 +9,12 @@ use crate::fold::{Folded, fold};
 use crate::graph::{Graph, Node, NodeId, Op, StdConv};
 use crate::{Arch, Checkpoint, Error, Result, ops};
 
+mod dropping;
 mod norm;
 mod steps;
 
+pub use dropping::Dropping;
+use dropping::Plan;
 pub use norm::Statistics;
 use norm::{After, Norm};
 use steps::{Step, steps};
@@ -110,6 +113,14 @@ impl Network {
         results.pop().ok_or_else(|| Error::Missing("output".into()))
     }
 
+    /// As [`Network::forward_train`], with parts of the network left out at random. Errors also: probabilities that are
+    /// none, a network without what is to be left out.
+    pub fn forward_dropping(&self, x: &Tensor, dropping: Dropping) -> Result<Tensor> {
+        let plan = dropping.plan(&self.graph)?;
+        let mut results = self.pass(x, &[self.graph.output()], true, plan.as_ref())?;
+        results.pop().ok_or_else(|| Error::Missing("output".into()))
+    }
+
     /// Which statistics each batch norm uses in training mode.
     pub fn set_statistics(&mut self, choose: impl Fn(&Node) -> Statistics) {
         for (node, layer) in self.graph.nodes().iter().zip(&mut self.layers) {
@@ -138,8 +149,12 @@ impl Network {
         }
     }
 
-    /// Runs the operations up to the last of `wanted`; results are dropped after their last use.
     fn run(&self, x: &Tensor, wanted: &[NodeId], train: bool) -> Result<Vec<Tensor>> {
+        self.pass(x, wanted, train, None)
+    }
+
+    /// Runs the operations up to the last of `wanted`; results are forgotten after their last use.
+    fn pass(&self, x: &Tensor, wanted: &[NodeId], train: bool, plan: Option<&Plan>) -> Result<Vec<Tensor>> {
         self.check(x)?;
         let Some(last) = wanted.iter().max() else { return Ok(vec![]) };
         let mut uses = self.uses.clone();
@@ -158,7 +173,10 @@ impl Network {
                 .collect::<Result<_>>()?;
             results[step.node.index()] = Some(match inputs.as_slice() {
                 [] => x.clone(),
-                inputs => self.step(step, inputs, train)?,
+                inputs => match plan {
+                    Some(plan) => self.step_dropping(step, inputs, train, plan)?,
+                    None => self.step(step, inputs, train)?,
+                },
             });
         }
         let missing = |id: &NodeId| Error::Missing(self.graph.node(*id).name.clone());
@@ -172,6 +190,35 @@ impl Network {
             }
             _ => apply(self.graph.node(step.node), &self.layers[step.node.index()], inputs, train),
         }
+    }
+}
+
+impl Network {
+    /// A step of which parts may be left out: a sum of which the branch is, or the last layer.
+    fn step_dropping(&self, step: &Step, inputs: &[Tensor], train: bool, plan: &Plan) -> Result<Tensor> {
+        if let Some(features) = plan.drop_features(&inputs[0], step.node)? {
+            return self.step(step, &[features], train);
+        }
+        // With a norm, the step ends with the rectifier behind the sum.
+        let sum = match step.norm {
+            Some(_) => self.graph.node(step.node).inputs[0],
+            None => step.node,
+        };
+        if plan.branch(sum) == 0.0 {
+            return self.step(step, inputs, train);
+        }
+        let Some(id) = step.norm else {
+            return Ok((plan.drop_branch(&inputs[0], sum)? + &inputs[1])?);
+        };
+        let Layer::BatchNorm(norm) = &self.layers[id.index()] else {
+            return Err(Error::Missing(self.graph.node(id).name.clone()));
+        };
+        let normed = norm.forward(&inputs[0], train, After { residual: None, relu: false })?;
+        let (branch, shortcut) = match self.graph.node(sum).inputs[0] == id {
+            true => (&normed, &inputs[1]),
+            false => (&inputs[1], &normed),
+        };
+        Ok(ops::relu(&(plan.drop_branch(branch, sum)? + shortcut)?)?)
     }
 }
 

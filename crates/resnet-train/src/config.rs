@@ -48,6 +48,13 @@ pub struct Config {
     pub patience: Option<usize>,
     /// Steps after which the state is saved, besides the end of each epoch.
     pub save_every: Option<u64>,
+    /// The probability that a feature before the last layer is left out in training.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub dropout: f64,
+    /// The probability that the last block's branch is left out in training; that of earlier ones is smaller in
+    /// proportion (stochastic depth).
+    #[serde(skip_serializing_if = "is_zero")]
+    pub drop_path: f64,
     /// How images are varied.
     pub augment: Augment,
     /// What is minimised.
@@ -73,6 +80,8 @@ impl Default for Config {
             ema: None,
             patience: None,
             save_every: None,
+            dropout: 0.0,
+            drop_path: 0.0,
             augment: Augment::default(),
             loss: Loss::default(),
             optimizer: Optimizer::default(),
@@ -119,6 +128,8 @@ impl Config {
         require("accumulate", self.accumulate, "1 to 65536", (1..=65_536).contains(&self.accumulate))?;
         require("held_out", self.held_out, "0 to less than 1", share(self.held_out))?;
         require("unreadable", self.unreadable, "0 to less than 1", share(self.unreadable))?;
+        require("dropout", self.dropout, "0 to less than 1", share(self.dropout))?;
+        require("drop_path", self.drop_path, "0 to less than 1", share(self.drop_path))?;
         require("ema", shown(self.ema), "0 to less than 1", decay(self.ema))?;
         let positive = self.clip.is_none_or(|clip| clip > 0.0 && clip.is_finite());
         require("clip", shown(self.clip), "more than 0", positive)?;
@@ -143,6 +154,11 @@ impl Config {
     pub fn statistics(&self) -> Statistics {
         if self.freeze_statistics { Statistics::Running } else { Statistics::default() }
     }
+}
+
+/// Settings that are off are not written, so that runs saved before there were any can be resumed.
+fn is_zero(value: &f64) -> bool {
+    *value == 0.0
 }
 
 /// The settings in which `there` and `here` differ, each as `name: there A, here B`.
@@ -177,6 +193,8 @@ mod tests {
             assert!(error.contains(message), "{text}: {error}");
         };
         check("epochs = 0", "setting `epochs` is 0, expected 1 to 100000");
+        check("dropout = 1.0", "setting `dropout` is 1, expected 0 to less than 1");
+        check("drop_path = -0.1", "setting `drop_path` is -0.1");
         check("clip = -1.0", "setting `clip` is -1");
         check("[loss]\nsmoothing = 1.5", "setting `loss.smoothing` is 1.5");
         check("[optimizer]\nkind = \"sgd\"\nrate = 1", "rate");

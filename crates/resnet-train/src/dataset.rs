@@ -275,6 +275,7 @@ pub(crate) mod purpose {
     pub(crate) const ORDER: u64 = 2;
     pub(crate) const AUGMENT: u64 = 3;
     pub(crate) const MIX: u64 = 4;
+    pub(crate) const DROP: u64 = 5;
 }
 
 fn wrong(path: &Path, why: String) -> Error {

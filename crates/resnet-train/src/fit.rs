@@ -8,14 +8,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Tensor};
 use resnet_model::file::{Existing, write_atomically};
+use resnet_model::network::Dropping;
 use resnet_model::{Labels, Meta, Network, Parameters, RawTensor};
 
 use crate::config::{Config, differences, require};
-use crate::dataset::Dataset;
+use crate::dataset::{Dataset, purpose};
 use crate::eval::{Evaluation, Model, Views, evaluate};
 use crate::event::{Event, Record};
 use crate::loader::{Batch, Loader, Recipe, batches};
 use crate::optim::{Moving, fused2};
+use crate::random::Random;
 use crate::state::{Folder, Progress, sync, sync_folder};
 use crate::{Error, Result, plot};
 
@@ -277,7 +279,7 @@ impl<'a> Trainer<'a> {
     /// Loss, images right, and gradients of a batch; the gradients are those of the mean over the whole step.
     fn gradients(&self, batch: &Batch) -> Result<(f64, usize, GradStore)> {
         let (images, targets) = batch.tensors(self.parameters.device())?;
-        let logits = self.network.forward_train(&images)?;
+        let logits = self.network.forward_dropping(&images, self.dropping())?;
         let loss = self.config.loss.of(&logits, &targets)?;
         let value = f64::from(loss.to_dtype(DType::F32)?.to_scalar::<f32>()?);
         let right = right(&logits, &batch.classes)?;
@@ -286,6 +288,16 @@ impl<'a> Trainer<'a> {
             n => (loss / n as f64)?,
         };
         Ok((value, right, share.backward()?))
+    }
+
+    /// What this batch leaves out: chosen by its place in the run, so that a resumed one leaves out the same.
+    fn dropping(&self) -> Dropping {
+        let place = [purpose::DROP, self.progress.epoch as u64, self.progress.batch as u64];
+        Dropping {
+            dropout: self.config.dropout,
+            drop_path: self.config.drop_path,
+            seed: Random::new(self.config.seed, &place).bits(),
+        }
     }
 
     fn diverged(&self, what: &'static str, value: f64, rate: f64) -> Error {

@@ -62,8 +62,8 @@ pub struct Args {
     /// Height and width of the network's input in pixels; default: the weights' own, or 224
     #[arg(long, value_name = "PIXELS", value_parser = super::predict::positive)]
     size: Option<usize>,
-    /// With --scratch: one channel of luminance instead of three of colour
-    #[arg(long, requires = "scratch")]
+    /// One channel of luminance instead of three of colour; the stem of trained weights is adapted
+    #[arg(long)]
     grey: bool,
     /// The folder for states, the best network, curves and metrics
     #[arg(long, value_name = "RUN", default_value = "run")]
@@ -154,7 +154,10 @@ impl Args {
         }
         let selection =
             Selection { depth: self.depth, model: self.model.clone(), weights: self.weights.clone() };
-        let checkpoint: Checkpoint = selection.open()?;
+        let mut checkpoint: Checkpoint = selection.open()?;
+        if self.grey {
+            checkpoint = checkpoint.with_in_channels(1)?;
+        }
         let (parameters, partial) = Parameters::transfer(&checkpoint, classes, start, device)?;
         let mut stderr = io::stderr().lock();
         if !partial.initialised.is_empty() {

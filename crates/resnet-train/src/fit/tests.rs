@@ -43,6 +43,8 @@ fn config() -> Config {
         ema: Some(0.9),
         clip: Some(5.0),
         held_out: 0.25,
+        dropout: 0.1,
+        drop_path: 0.2,
         augment: Augment { crop: Crop::Pad, pad: 1, mixup: 0.2, brightness: 0.2, ..Augment::none() },
         ..Config::default()
     };
@@ -88,7 +90,7 @@ fn newest(folder: &Path) -> Vec<u8> {
 fn eight_images_are_learnt_by_heart() {
     let dir = tempfile::tempdir().unwrap();
     let mut config = Config { epochs: 150, batch_size: 8, augment: Augment::none(), ..config() };
-    config.ema = None;
+    (config.ema, config.dropout, config.drop_path) = (None, 0.0, 0.0);
     let outcome = run(dir.path(), &config, &dataset(8, 0.0), Begin::New, None).unwrap();
     let last = outcome.report.records.last().unwrap();
     assert!(last.train_top1 == 1.0 && last.loss < 0.05, "{last:?}");
