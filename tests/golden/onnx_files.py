@@ -16,6 +16,8 @@ import onnxruntime
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save_file
+from torch import nn
+from torch.nn import functional as F
 
 import formula
 import generate
@@ -48,13 +50,71 @@ ARCHS = {
         {"block": "basic", "depth": 1, "width": w} for w in (4, 6, 8)
     ]},
     "plain": {**arch("basic", (4, 6), (1, 2)), "shortcut": "none"},
+    # Every tensor is one number over and over.
+    "filled": arch("bottleneck", (2, 4), (2, 1), stride_in="conv1x1"),
+    "v2": {
+        "family": "resnet_v2",
+        "stem": {"kind": "norm_conv7", "width": 4},
+        "block": "bottleneck",
+        "stages": [{"depth": 2, "channels": 8}, {"depth": 1, "channels": 16}],
+        "in_channels": 3,
+        "num_classes": 5,
+    },
 }
 SIZE = 48
 
 
+class PreActivation(nn.Module):
+    """`resnet_model::ResNetV2` with the stem of GluonCV's networks."""
+
+    class Block(nn.Module):
+        def __init__(self, channels: int, out: int, stride: int, project: bool):
+            super().__init__()
+            inner = out // 4
+            self.norm1, self.conv1 = nn.BatchNorm2d(channels), nn.Conv2d(channels, inner, 1, bias=False)
+            self.norm2, self.conv2 = nn.BatchNorm2d(inner), nn.Conv2d(inner, inner, 3, stride, 1, bias=False)
+            self.norm3, self.conv3 = nn.BatchNorm2d(inner), nn.Conv2d(inner, out, 1, bias=False)
+            self.downsample = nn.ModuleDict({"conv": nn.Conv2d(channels, out, 1, stride, bias=False)} if project else {})
+
+        def forward(self, x):
+            y = F.relu(self.norm1(x))
+            shortcut = self.downsample["conv"](y) if self.downsample else x
+            y = F.relu(self.norm2(self.conv1(y)))
+            return self.conv3(F.relu(self.norm3(self.conv2(y)))) + shortcut
+
+    def __init__(self, arch: dict):
+        super().__init__()
+        width = arch["stem"]["width"]
+        self.stem = nn.ModuleDict({
+            "norm0": nn.BatchNorm2d(3), "conv": nn.Conv2d(3, width, 7, 2, 3, bias=False), "norm1": nn.BatchNorm2d(width),
+        })
+        self.stages, channels = nn.ModuleList(), width
+        for i, stage in enumerate(arch["stages"]):
+            blocks = nn.ModuleList()
+            for j in range(stage["depth"]):
+                blocks.append(self.Block(channels, stage["channels"], 2 if i and not j else 1, not j))
+                channels = stage["channels"]
+            self.stages.append(nn.ModuleDict({"blocks": blocks}))
+        self.norm = nn.BatchNorm2d(channels)
+        self.head = nn.ModuleDict({"fc": nn.Conv2d(channels, arch["num_classes"], 1)})
+
+    def forward(self, x):
+        x = F.relu(self.stem["norm1"](self.stem["conv"](self.stem["norm0"](x))))
+        x = F.max_pool2d(x, 3, 2, 1)
+        for stage in self.stages:
+            for block in stage["blocks"]:
+                x = block(x)
+        return self.head["fc"](F.relu(self.norm(x)).mean((2, 3), keepdim=True)).flatten(1)
+
+
 def network(name: str) -> tuple[nets.Net, np.ndarray]:
-    net, x = nets.Net(ARCHS[name]), formula.input(2, 3, SIZE, SIZE)
+    arch = ARCHS[name]
+    net, x = (PreActivation if arch["family"] == "resnet_v2" else nets.Net)(arch), formula.input(2, 3, SIZE, SIZE)
+    net.arch = arch
     generate.fill_narrow(net, f"onnx-{name}", x)
+    if name == "filled":
+        for tensor in net.state_dict().values():
+            tensor.fill_(tensor.flatten()[0])
     return net, x
 
 
@@ -91,7 +151,7 @@ class Writer:
 
     def __init__(self, net: nets.Net):
         self.state = {name: t.numpy() for name, t in net.state_dict().items()}
-        self.arch = net_arch(net)
+        self.arch = net.arch
         self.nodes, self.weights, self.count = [], [], 0
 
     def node(self, op, *inputs, name=None, **attributes) -> str:
@@ -128,12 +188,6 @@ class Writer:
                 strides = [step, 1] if stage["block"] == "basic" else ([step, 1, 1] if v1 else [1, step, 1])
                 project = step if f"{name}.downsample.0.weight" in self.state else None
                 yield name, strides, project
-
-
-def net_arch(net) -> dict:
-    return next(a for n, a in ARCHS.items() if nets.Net(a).state_dict().keys() == net.state_dict().keys()
-                and all(s.shape == net.state_dict()[k].shape for k, s in nets.Net(a).state_dict().items())
-                and a.get("stride_in") == net.stride_in)
 
 
 def tensorflow(net, path: Path) -> None:
@@ -205,14 +259,56 @@ def mxnet(net, path: Path) -> None:
     w.model(path, "resnetv17_dense0_fwd", 7, ["N", 3, SIZE, SIZE], "data", 3, inputs=inputs)
 
 
-def caffe2(net, path: Path) -> None:
-    """As Caffe2's: weights made by nodes that stand last, `Sum`, a mean over all pixels of a known size, `Reshape`."""
+def mxnet_v2(net, path: Path) -> None:
+    """As GluonCV's pre-activation networks: a norm of the input, the projection from what the block activates."""
+    w = Writer(net)
+
+    def norm(x, name, relu=True):
+        names = ["gamma", "beta", "running_mean", "running_var"]
+        parts = ["weight", "bias", "running_mean", "running_var"]
+        tensors = [w.weight(f"{name}_{n}", w.state[f"{name}.{p}"]) for n, p in zip(names, parts)]
+        x = w.node("BatchNormalization", x, *tensors, epsilon=1e-5, momentum=0.9, spatial=1)
+        return w.node("Relu", x) if relu else x
+
+    def conv(x, name, stride=1):
+        weight = w.state[f"{name}.weight"]
+        return w.node("Conv", x, w.weight(f"{name}_weight", weight), strides=[stride] * 2,
+                      pads=[weight.shape[-1] // 2] * 4, kernel_shape=list(weight.shape[2:]), dilations=[1, 1], group=1)
+
+    x = norm(conv(norm("data", "stem.norm0", False), "stem.conv", 2), "stem.norm1")
+    x = w.node("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
+    for i, stage in enumerate(net.arch["stages"]):
+        for j in range(stage["depth"]):
+            name, stride = f"stages.{i}.blocks.{j}", 2 if i and not j else 1
+            y = norm(x, f"{name}.norm1")
+            shortcut = x if j else conv(y, f"{name}.downsample.conv", stride)
+            y = norm(conv(y, f"{name}.conv1"), f"{name}.norm2")
+            y = norm(conv(y, f"{name}.conv2", stride), f"{name}.norm3")
+            x = w.node("Add", conv(y, f"{name}.conv3"), shortcut)
+    x = w.node("GlobalAveragePool", norm(x, "norm"))
+    x = w.node("Reshape", x, w.weight("reshape_attr_tensor", np.array([0, -1])))
+    w.node("Gemm", x, w.weight("dense0_weight", w.state["head.fc.weight"][:, :, 0, 0]),
+           w.weight("dense0_bias", w.state["head.fc.bias"]), name="dense0_fwd", transA=0, transB=1)
+    inputs = [helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in w.weights]
+    w.model(path, "dense0_fwd", 8, ["N", 3, SIZE, SIZE], "data", 3, inputs=inputs)
+
+
+def caffe2(net, path: Path, filled=False) -> None:
+    """As Caffe2's: weights made by nodes that stand last, `Sum`, a mean over all pixels of a known size, `Reshape`.
+
+    `filled`: weights are one number and a shape, as in the light models of the ONNX package.
+    """
     w = Writer(net)
     constants = []
 
     def weight(name, values):
-        tensor = numpy_helper.from_array(np.ascontiguousarray(values), "")
-        constants.append(helper.make_node("Constant", [], [f"gpu_0/{name}"], value=tensor))
+        if filled and values.dtype == np.float32:
+            shape = w.weight(f"gpu_0/{name}__SHAPE", np.array(values.shape))
+            tensor = helper.make_tensor("", TensorProto.FLOAT, [1], [values.flat[0]])
+            constants.append(helper.make_node("ConstantOfShape", [shape], [f"gpu_0/{name}"], value=tensor))
+        else:
+            tensor = numpy_helper.from_array(np.ascontiguousarray(values), "")
+            constants.append(helper.make_node("Constant", [], [f"gpu_0/{name}"], value=tensor))
         return f"gpu_0/{name}"
 
     def conv(x, conv, norm, stride):
@@ -242,12 +338,30 @@ def caffe2(net, path: Path) -> None:
     w.model(path, "gpu_0/softmax_1", 9, [1, 3, SIZE, SIZE], "gpu_0/data", 4)
     # The checker and the runtime want nodes in order; the file has them as the converter must take them.
     model = onnx.load(path)
-    SORTED[path.name] = model.SerializeToString()
-    rest = [n for n in model.graph.node if n.op_type != "Constant"]
-    ordered = [n for n in model.graph.node if n.op_type == "Constant"] + rest
+    ordered = sorted(model.graph.node, key=lambda n: not n.op_type.startswith("Constant"))
     del model.graph.node[:]
     model.graph.node.extend(ordered)
     SORTED[path.name] = model.SerializeToString()
+
+
+MEAN, STD = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
+
+
+def prepared(net, x, path: Path) -> None:
+    """PyTorch's export behind nodes that take mean and deviation of pixels up to 255."""
+    torchscript(net, x, path, opset_version=17)
+    model = onnx.load(path)
+    for name, values in [("mean", MEAN * 255), ("std", STD * 255)]:
+        model.graph.initializer.append(numpy_helper.from_array(values.reshape(1, 3, 1, 1), name))
+    nodes = [
+        helper.make_node("Sub", ["image", "mean"], ["centred"]), helper.make_node("Div", ["centred", "std"], ["ready"]),
+    ]
+    for node in model.graph.node:
+        node.input[:] = ["ready" if i == "image" else i for i in node.input]
+    nodes += list(model.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    path.write_bytes(model.SerializeToString())
 
 
 # Models whose nodes stand in another order in the file.
@@ -311,16 +425,17 @@ def main() -> None:
         "dynamo-external.onnx": ("basic", lambda n, x, p: dynamo(n, x, p, opset_version=18, external_data=True)),
         "tensorflow.onnx": ("v1", lambda n, x, p: tensorflow(n, p)),
         "mxnet.onnx": ("v1", lambda n, x, p: mxnet(n, p)),
+        "filled.onnx": ("filled", lambda n, x, p: caffe2(n, p, filled=True)),
+        "prepared.onnx": ("bottleneck", prepared),
+        "mxnet-v2.onnx": ("v2", lambda n, x, p: mxnet_v2(n, p)),
         "caffe2.onnx": ("v1", lambda n, x, p: caffe2(n, p)),
     }
     logits, rows = {}, ["file\tnetwork\tlargest difference of ONNX Runtime's logits to PyTorch's"]
     for file, (name, write) in files.items():
         net, x = network(name)
-        net.stride_in = ARCHS[name].get("stride_in")
         if name not in logits:
             logits[name] = generate.reference(net, x, lambda net, x: {"logits": net(x)})["logits"]
             net, x = network(name)
-            net.stride_in = ARCHS[name].get("stride_in")
         write(net, x, HERE / file)
         rows.append(f"{file}\t{name}\t{agree(HERE / file, x, logits[name]):.1e}")
         print(rows[-1], flush=True)
@@ -344,6 +459,8 @@ def agree(path: Path, x: np.ndarray, expected: np.ndarray) -> float:
     session = onnxruntime.InferenceSession(source, providers=["CPUExecutionProvider"])
     (image,) = [i for i in session.get_inputs() if i.name not in {t.name for t in onnx.load(path).graph.initializer}][:1]
     batches = x[:1], x[1:]
+    if path.name == "prepared.onnx":
+        batches = [(b * STD[:, None, None] + MEAN[:, None, None]) * 255 for b in batches]
     if image.shape[-1] == 3:
         batches = [b.transpose(0, 2, 3, 1) for b in batches]
     found = np.concatenate([session.run(None, {image.name: b})[0] for b in batches])

@@ -71,6 +71,33 @@ fn weights_keep_their_bits() {
 }
 
 #[test]
+fn preparation_in_the_graph_becomes_the_files() {
+    let (checkpoint, report) =
+        resnet_convert::open(&golden().join("prepared.onnx"), &Options::default()).unwrap();
+    let preprocess = &checkpoint.meta().preprocess;
+    let near =
+        |found: &[f32], expected: [f32; 3]| found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6);
+    assert!(near(&preprocess.mean, [0.485, 0.456, 0.406]), "{preprocess:?}");
+    assert!(near(&preprocess.std, [0.229, 0.224, 0.225]), "{preprocess:?}");
+    assert!(
+        report.notes.iter().any(|n| n.contains("prepares images itself, for values up to 255")),
+        "{report}"
+    );
+}
+
+#[test]
+fn what_is_left_out_is_told() {
+    for (file, note) in [
+        ("tensorflow.onnx", "takes images as [N, H, W, C]"),
+        ("tensorflow.onnx", "ends with Softmax"),
+        ("torchscript-17.onnx", "batch norms had been folded"),
+    ] {
+        let (_, report) = resnet_convert::open(&golden().join(file), &Options::default()).unwrap();
+        assert!(report.notes.iter().any(|n| n.contains(note)), "{file}: {:?}", report.notes);
+    }
+}
+
+#[test]
 fn an_insisted_architecture_is_compared_node_by_node() {
     let open = |arch: &str| {
         let options = Options { arch: Some(zoo::arch(arch).unwrap()), ..Options::default() };

@@ -17,6 +17,7 @@ pub(super) fn identify(shapes: &Shapes) -> Result<Arch, String> {
         let [width, channels, kernel, _] = shapes.need("stem.conv.weight")?;
         match (kernel, norm) {
             (7, Norm::Group) => (StemV2::Conv7ZeroPadded { width }, channels, Some(1e-8)),
+            (7, _) if shapes.has("stem.norm0.weight") => (StemV2::NormConv7 { width }, channels, None),
             (7, _) => (StemV2::Conv7 { width }, channels, None),
             (3, _) => (StemV2::Conv3 { width }, channels, None),
             (k, _) => return Err(format!("a stem with a {k}×{k} convolution, expected 7×7 or 3×3")),

@@ -14,7 +14,7 @@ use resnet_model::meta::KEY;
 use resnet_model::raw::Dtype;
 use resnet_model::{Checkpoint, Labels, RawTensor, cost, fold};
 
-use self::emit::{Initializer, Source};
+use self::emit::{Fixed, Initializer, Source};
 use self::message::{Head, Tail, TensorHead};
 use super::proto::{Entry, Opset};
 use crate::cast::{self, Float};
@@ -158,13 +158,18 @@ fn is_half(checkpoint: &Checkpoint) -> bool {
     floats.peek().is_some() && floats.all(|t| t.dtype() == Dtype::F16)
 }
 
-/// The size of the image where the graph depends on it, and the shapes of all results for it.
-fn size(graph: &Graph, checkpoint: &Checkpoint) -> Result<Option<Vec<cost::Cost>>> {
-    if !graph.nodes().iter().any(|n| matches!(n.op, Op::AdaptiveAvgPool(_) | Op::Flatten(_))) {
-        return Ok(None);
-    }
-    let [height, width] = checkpoint.meta().preprocess.crop;
-    Ok(Some(cost::list(graph, height, width)?))
+/// The size of images where the graph depends on it: the one that positions are known for, else that of the crop.
+fn size(graph: &Graph, checkpoint: &Checkpoint) -> Result<Option<Fixed>> {
+    let depends = |op: &Op| matches!(op, Op::AdaptiveAvgPool(_) | Op::Flatten(_) | Op::AttentionPool(_));
+    let Some(node) = graph.nodes().iter().find(|n| depends(&n.op)) else { return Ok(None) };
+    let crop = checkpoint.meta().preprocess.crop;
+    let stride = graph.taps().iter().find(|t| node.inputs.contains(&t.node)).map(|t| t.stride);
+    let image = match (&node.op, stride) {
+        (Op::AttentionPool(pool), Some(stride)) => pool.grid.map(|n| n.saturating_mul(stride)),
+        _ => crop,
+    };
+    let [height, width] = image;
+    Ok(Some(Fixed { image, costs: cost::list(graph, height, width)? }))
 }
 
 fn metadata(checkpoint: &Checkpoint) -> Result<Vec<Entry>> {

@@ -58,7 +58,7 @@ pub struct StageV2 {
     pub channels: usize,
 }
 
-/// What comes before the first stage. Its result is not normalised: the first block does that.
+/// What comes before the first stage. Its result is as a rule not normalised: the first block does that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 #[non_exhaustive]
@@ -70,6 +70,12 @@ pub enum StemV2 {
     },
     /// As [`StemV2::Conv7`], but the pool's padding is zeros, which can win (timm's `fixed`, BiT).
     Conv7ZeroPadded {
+        /// Channels of the convolution.
+        width: usize,
+    },
+    /// As [`StemV2::Conv7`], with a norm of the input before it, and a norm and a ReLU before the pool (GluonCV and the
+    /// ONNX model zoo).
+    NormConv7 {
         /// Channels of the convolution.
         width: usize,
     },
@@ -97,9 +103,10 @@ impl StemV2 {
     /// Channels of all convolutions.
     pub(crate) fn widths(self) -> Vec<usize> {
         match self {
-            StemV2::Conv7 { width } | StemV2::Conv7ZeroPadded { width } | StemV2::Conv3 { width } => {
-                vec![width]
-            }
+            StemV2::Conv7 { width }
+            | StemV2::Conv7ZeroPadded { width }
+            | StemV2::NormConv7 { width }
+            | StemV2::Conv3 { width } => vec![width],
             StemV2::Deep { widths } => widths.to_vec(),
         }
     }

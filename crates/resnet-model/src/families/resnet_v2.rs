@@ -69,6 +69,11 @@ fn stem(g: &mut Builder, net: &ResNetV2, x: NodeId) -> NodeId {
         StemV2::Conv7 { width } | StemV2::Conv7ZeroPadded { width } => {
             conv(g, net, "stem.conv", x, Conv { stride: [2; 2], ..Conv::square(c, width, 7) })
         }
+        StemV2::NormConv7 { width } => {
+            let x = norm(g, "stem.norm0", x, net.norm, net.norm_eps);
+            let x = conv(g, net, "stem.conv", x, Conv { stride: [2; 2], ..Conv::square(c, width, 7) });
+            norm_relu(g, net, "stem.norm1", x)
+        }
         StemV2::Conv3 { width } => conv(g, net, "stem.conv", x, Conv::square(c, width, 3)),
         StemV2::Deep { widths: [first, second, third] } => {
             let x = conv(g, net, "stem.conv1", x, Conv { stride: [2; 2], ..Conv::square(c, first, 3) });
@@ -84,7 +89,7 @@ fn stem(g: &mut Builder, net: &ResNetV2, x: NodeId) -> NodeId {
             let x = g.pad("stem.pad", x, Pad { before: [1; 2], after: [1; 2] });
             g.max_pool("stem.pool", x, Pool::square(3, 2))
         }
-        StemV2::Conv7 { .. } | StemV2::Deep { .. } => {
+        StemV2::Conv7 { .. } | StemV2::NormConv7 { .. } | StemV2::Deep { .. } => {
             g.max_pool("stem.pool", x, Pool { padding: [1; 2], ..Pool::square(3, 2) })
         }
     }

@@ -1,5 +1,7 @@
 //! Our operations as ONNX's.
 
+mod attention;
+
 use resnet_model::Checkpoint;
 use resnet_model::cost::Cost;
 use resnet_model::graph::{AvgPool, Conv, Divisor, Graph, GroupNorm, Node, Op, Pool, Rounding};
@@ -7,7 +9,7 @@ use resnet_model::graph::{AvgPool, Conv, Divisor, Graph, GroupNorm, Node, Op, Po
 use super::message::{self, Attribute, Ends, Nodes, value_info};
 use crate::error::{Error, Result};
 
-/// What is written.
+/// What is to be written.
 pub(super) struct Plan<'a> {
     pub(super) graph: &'a Graph,
     pub(super) checkpoint: &'a Checkpoint,
@@ -15,9 +17,17 @@ pub(super) struct Plan<'a> {
     pub(super) folded: bool,
     /// Whether weights and results are f16.
     pub(super) half: bool,
-    /// The shapes of all results where they are fixed.
-    pub(super) size: Option<Vec<Cost>>,
+    /// The size of images where the graph depends on it.
+    pub(super) size: Option<Fixed>,
     pub(super) batch: Option<usize>,
+}
+
+/// One size of images.
+pub(super) struct Fixed {
+    /// Height and width.
+    pub(super) image: [usize; 2],
+    /// What every node makes of it.
+    pub(super) costs: Vec<Cost>,
 }
 
 /// A weight of the model.
@@ -176,6 +186,7 @@ impl Emitter<'_> {
                 self.pad(name, x, &[0, 0, top, left, 0, 0, bottom, right])
             }
             Op::Flatten(_) => self.push(name, "Flatten", &[x], vec![Attribute::int("axis", 1)]),
+            Op::AttentionPool(pool) => self.attention_pool(node, pool, x)?,
             Op::Linear(linear) => {
                 let weight = self.stored(node, "weight", &[linear.out_features, linear.in_features]);
                 let bias = self.stored(node, "bias", &[linear.out_features]);
@@ -279,11 +290,7 @@ impl Emitter<'_> {
 
     /// ONNX has no mean over a given number of windows: it is written for one size of images.
     fn adaptive(&mut self, node: &Node, grid: [usize; 2], x: &str) -> Result<String> {
-        let input = node.inputs.first().and_then(|i| self.plan.size.as_ref()?.get(i.index()));
-        let pixels: [usize; 2] = match input.map(|c| c.shape.as_slice()) {
-            Some(&[_, height, width]) => [height, width],
-            _ => return Err(Error::Export(format!("`{}` needs a fixed size of images", node.name))),
-        };
+        let pixels = self.pixels(node)?;
         let mut kernel = [1; 2];
         for ((kernel, pixels), grid) in kernel.iter_mut().zip(pixels).zip(grid) {
             match (pixels.checked_rem(grid), pixels.checked_div(grid)) {
@@ -302,6 +309,15 @@ impl Emitter<'_> {
         Ok(self.push(&node.name, "AveragePool", &[x], mean(&pool)))
     }
 
+    /// The pixels that a node is given.
+    fn pixels(&self, node: &Node) -> Result<[usize; 2]> {
+        let input = node.inputs.first().and_then(|i| self.plan.size.as_ref()?.costs.get(i.index()));
+        match input.map(|c| c.shape.as_slice()) {
+            Some(&[_, height, width]) => Ok([height, width]),
+            _ => Err(Error::Export(format!("`{}` needs a fixed size of images", node.name))),
+        }
+    }
+
     fn finish(mut self) -> Result<Emitted> {
         let plan = self.plan;
         let output = plan.graph.node(plan.graph.output());
@@ -314,7 +330,7 @@ impl Emitter<'_> {
         result = self.push(name, if plan.half { "Cast" } else { "Identity" }, &[&result], to_f32);
         let batch = plan.batch.ok_or("batch");
         let [height, width] = match &plan.size {
-            Some(_) => plan.checkpoint.meta().preprocess.crop.map(Ok),
+            Some(size) => size.image.map(Ok),
             None => [Err("height"), Err("width")],
         };
         let inputs = vec![value_info(INPUT, &[batch, Ok(plan.graph.in_channels()), height, width])];

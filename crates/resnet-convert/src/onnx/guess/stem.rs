@@ -54,6 +54,9 @@ pub(super) fn resnet_v2(net: Foreign, end: usize) -> Option<StemV2> {
             StemV2::Deep { widths: [first.out_channels, second.out_channels, third.out_channels] }
         }
         [first] if !has(|op| matches!(op, Op::MaxPool(_))) => StemV2::Conv3 { width: first.out_channels },
+        [first] if has(|op| matches!(op, Op::BatchNorm(_) | Op::GroupNorm(_))) => {
+            StemV2::NormConv7 { width: first.out_channels }
+        }
         [first] if has(|op| matches!(op, Op::Pad(_))) => {
             StemV2::Conv7ZeroPadded { width: first.out_channels }
         }

@@ -1,0 +1,61 @@
+//! CLIP's pool: attention from the mean of all pixels to each of them, in the operators of set 17.
+
+use resnet_model::graph::{AttentionPool, Node};
+
+use super::super::message::Attribute;
+use super::{Emitter, Source, ints};
+use crate::error::{Error, Result};
+
+impl Emitter<'_> {
+    pub(super) fn attention_pool(&mut self, node: &Node, pool: &AttentionPool, x: &str) -> Result<String> {
+        let name = node.name.as_str();
+        let pixels = self.pixels(node)?;
+        if pixels != pool.grid {
+            let detail = format!(
+                "`{name}` knows positions for {:?} pixels, these images have {pixels:?} there",
+                pool.grid
+            );
+            return Err(Error::Export(detail));
+        }
+        let part = |suffix: &str| format!("{name}.{suffix}");
+        // [N, C, P] and its mean: [N, 1 + P, C].
+        let shape = self.list(part("rows"), &[0, 0, -1]);
+        let rows = self.push(&part("pixels"), "Reshape", &[x, &shape], vec![]);
+        let axes = vec![Attribute::ints("axes", &[2]), Attribute::int("keepdims", 1)];
+        let mean = self.push(&part("mean"), "ReduceMean", &[&rows], axes);
+        let all = self.push(&part("all"), "Concat", &[&mean, &rows], vec![Attribute::int("axis", 2)]);
+        let order = vec![Attribute::ints("perm", &[0, 2, 1])];
+        let tokens = self.push(&part("tokens"), "Transpose", &[&all], order);
+        let position = self.stored(node, "pos_embed", &pool.position_shape(node.channels));
+        let tokens = self.push(&part("placed"), "Add", &[&tokens, &position], vec![]);
+        // Only the mean asks.
+        let (start, end, axis) =
+            (self.list(part("start"), &[0]), self.list(part("end"), &[1]), self.list(part("axis"), &[1]));
+        let first = self.push(&part("first"), "Slice", &[&tokens, &start, &end, &axis], vec![]);
+        let per_head = node.channels.checked_div(pool.heads).unwrap_or(0);
+        let [heads, width] = ints([pool.heads, per_head]);
+        let split = self.list(part("heads"), &[0, -1, heads, width]);
+        let mut project = |which: &str, tokens: &str, order: [i64; 4]| {
+            let weight = self.stored(node, &format!("{which}.weight"), &[node.channels; 2]);
+            let bias = self.stored(node, &format!("{which}.bias"), &[node.channels]);
+            let turned = self.push(&part(&format!("{which}.turned")), "Transpose", &[&weight], vec![]);
+            let product = self.push(&part(&format!("{which}.product")), "MatMul", &[tokens, &turned], vec![]);
+            let sum = self.push(&part(&format!("{which}.sum")), "Add", &[&product, &bias], vec![]);
+            let parts = self.push(&part(&format!("{which}.parts")), "Reshape", &[&sum, &split], vec![]);
+            let order = vec![Attribute::ints("perm", &order)];
+            self.push(&part(&format!("{which}.heads")), "Transpose", &[&parts], order)
+        };
+        let query = project("q", &first, [0, 2, 1, 3]);
+        let key = project("k", &tokens, [0, 2, 3, 1]);
+        let value = project("v", &tokens, [0, 2, 1, 3]);
+        let scale = Source::Values(vec![(1.0 / (per_head as f64).sqrt()) as f32]);
+        let scale = self.initializer(part("scale"), vec![], scale);
+        let query = self.push(&part("scaled"), "Mul", &[&query, &scale], vec![]);
+        let scores = self.push(&part("scores"), "MatMul", &[&query, &key], vec![]);
+        let shares = self.push(&part("shares"), "Softmax", &[&scores], vec![Attribute::int("axis", -1)]);
+        let mixed = self.push(&part("mixed"), "MatMul", &[&shares, &value], vec![]);
+        let [channels, _] = ints([node.channels, 0]);
+        let shape = self.list(part("channels"), &[0, channels]);
+        Ok(self.push(name, "Reshape", &[&mixed, &shape], vec![]))
+    }
+}
