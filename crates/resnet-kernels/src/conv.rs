@@ -6,7 +6,7 @@ use crate::layout::{Blocked, View, ViewMut};
 use crate::pool::Window;
 use crate::reference::Parameters;
 use crate::shape::ConvShape;
-use crate::simd::{Dispatch, Simd};
+use crate::simd::{Aligned, Dispatch, Simd};
 use crate::threads::Pool;
 
 mod direct;
@@ -17,8 +17,9 @@ mod winograd;
 
 pub use plan::{Algorithm, Plan, Precision, Site};
 
-use pack::Panels;
-use winograd::{Extent, F2, F4, S2};
+pub(crate) use pack::Panels;
+use winograd::{Extent, F2, S2};
+pub(crate) use winograd::{F4, Points};
 
 /// What a convolution reads.
 #[derive(Clone, Copy, Debug)]
@@ -86,6 +87,16 @@ impl PackedConv {
         }
         let panels = plan.isa.dispatch(Pack { shape: &shape, algorithm: plan.algorithm, params });
         Ok(Self { shape, plan, finish, panels })
+    }
+
+    /// A convolution of panels that were filled for `plan` elsewhere.
+    pub(crate) fn of_panels(shape: ConvShape, plan: Plan, panels: Panels) -> Self {
+        Self { shape, plan, finish: Finish::default(), panels }
+    }
+
+    /// The memory of the packed weights.
+    pub(crate) fn into_weights(self) -> Aligned {
+        self.panels.weights
     }
 
     /// The shape it was made from.

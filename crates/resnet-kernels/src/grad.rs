@@ -13,8 +13,19 @@ use crate::shape::ConvShape;
 use crate::simd::{Aligned, Isa};
 use crate::threads::Pool;
 
+mod blocked;
+mod memory;
+mod norm;
+mod outer;
+mod pack;
 mod phase;
+mod pool;
 mod weights;
+
+pub use blocked::BlockedConv;
+pub use memory::Memory;
+pub use norm::{Norm, NormGrad};
+pub use pool::{add_to, grad_global_avg_pool, grad_max_pool};
 
 use phase::Phase;
 
@@ -130,7 +141,7 @@ impl PlanarConv<'_> {
         let output = self.output()?;
         check_len("input", input.len(), self.input.iter().product())?;
         check_len("gradient", grad.len(), output.iter().product())?;
-        weights::gradient(self, output, input, grad)
+        weights::gradient(self, output, input, weights::Grad::Planar(grad))
     }
 
     fn packed(&self, shape: ConvShape, input: [usize; 4], weights: &[f32]) -> Result<PackedConv, Error> {

@@ -50,7 +50,9 @@ mod threads;
 pub use conv::{Algorithm, Finish, Input, PackedConv, Plan, Precision, Site};
 pub use epilogue::{Activation, Residual};
 pub use error::Error;
-pub use grad::PlanarConv;
+pub use grad::{
+    BlockedConv, Memory, Norm, NormGrad, PlanarConv, add_to, grad_global_avg_pool, grad_max_pool,
+};
 pub use layout::{Blocked, LANES, View, ViewMut};
 pub use linear::PackedLinear;
 pub use peak::fma_peak;

@@ -60,6 +60,11 @@ impl Window {
         self.span(0, y, height)
     }
 
+    /// Input columns, of `width`, that output column `x` depends on; padding is left out.
+    pub(crate) fn columns(&self, x: usize, width: usize) -> Range<usize> {
+        self.span(1, x, width)
+    }
+
     fn span(&self, axis: usize, at: usize, size: usize) -> Range<usize> {
         let start = at * self.stride[axis];
         let end = (start + self.kernel[axis]).saturating_sub(self.padding[axis]).min(size);

@@ -12,12 +12,14 @@ use crate::{Arch, Checkpoint, Error, Result, ops};
 mod dropping;
 mod norm;
 mod steps;
+mod tape;
 
 pub use dropping::Dropping;
 use dropping::Plan;
 pub use norm::Statistics;
 use norm::{After, Norm};
 use steps::{Step, steps};
+pub use tape::{Alone, Backward, Workers};
 
 /// A network of candle tensors, for any device, for training and for evaluation.
 ///
@@ -45,6 +47,8 @@ pub struct Network {
     uses: Vec<usize>,
     dtype: DType,
     device: Device,
+    /// What training steps compute in.
+    memory: tape::Shared,
 }
 
 /// The tensors of one operation.
@@ -53,7 +57,7 @@ pub(crate) enum Layer {
     Without,
     Conv { weight: Tensor, bias: Option<Tensor> },
     BatchNorm(Norm),
-    GroupNorm(GroupNorm),
+    GroupNorm { norm: GroupNorm, weight: Tensor, bias: Tensor },
     Linear { weight: Tensor, bias: Tensor },
     ChannelConv(Tensor),
     AttentionPool(Box<ops::AttentionWeights>),
@@ -82,7 +86,15 @@ impl Network {
         let layers =
             graph.nodes().iter().map(|node| layer(node, vb.pp(&node.name))).collect::<Result<_>>()?;
         let (steps, uses) = steps(&graph);
-        Ok(Network { layers, steps, uses, dtype: vb.dtype(), device: vb.device().clone(), graph })
+        Ok(Network {
+            layers,
+            steps,
+            uses,
+            dtype: vb.dtype(),
+            device: vb.device().clone(),
+            graph,
+            memory: Default::default(),
+        })
     }
 
     /// The operations.
@@ -237,7 +249,10 @@ pub(crate) fn layer(node: &Node, vb: VarBuilder) -> Result<Layer> {
         }
         Op::BatchNorm(norm) => Layer::BatchNorm(Norm::new(&node.name, node.channels, norm.eps, vb)?),
         Op::GroupNorm(norm) => {
-            Layer::GroupNorm(candle_nn::group_norm(norm.groups, node.channels, norm.eps, vb)?)
+            let tensor = |name, value| vb.get_with_hints(node.channels, name, Init::Const(value));
+            let (weight, bias) = (tensor("weight", 1.0)?, tensor("bias", 0.0)?);
+            let norm = GroupNorm::new(weight.clone(), bias.clone(), node.channels, norm.groups, norm.eps)?;
+            Layer::GroupNorm { norm, weight, bias }
         }
         Op::Linear(linear) => {
             // PyTorch's default: uniform in ±1/√C, weight and bias.
@@ -284,7 +299,7 @@ pub(crate) fn apply(node: &Node, layer: &Layer, inputs: &[Tensor], train: bool) 
         (Op::BatchNorm(_), Layer::BatchNorm(norm)) => {
             norm.forward(x, train, After { residual: None, relu: false })?
         }
-        (Op::GroupNorm(_), Layer::GroupNorm(norm)) => norm.forward(x)?,
+        (Op::GroupNorm(_), Layer::GroupNorm { norm, .. }) => norm.forward(x)?,
         (Op::Linear(_), Layer::Linear { weight, bias }) => {
             x.matmul(&weight.flatten_from(1)?.t()?)?.broadcast_add(bias)?
         }

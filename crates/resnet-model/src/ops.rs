@@ -15,9 +15,10 @@ mod real;
 mod relu;
 
 pub(crate) use attention::{AttentionWeights, Projection, attention_pool};
-pub(crate) use conv::conv;
+pub(crate) use conv::{conv, isa, shape_of, threads};
 pub(crate) use norm::{Affine, Moments, normalize};
 pub(crate) use pool::{adaptive_avg_pool, avg_pool, blur, max_pool};
+pub(crate) use real::{is_ours, values};
 pub(crate) use relu::relu;
 
 /// The weight `[out, in / groups, height, width]` shifted and scaled to mean 0 and variance 1 per output channel; on the

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Tensor};
 use resnet_model::file::{Existing, write_atomically};
-use resnet_model::network::Dropping;
+use resnet_model::network::{Alone, Dropping};
 use resnet_model::{Labels, Meta, Network, Parameters, RawTensor};
 
 use crate::config::{Config, differences, require};
@@ -279,15 +279,15 @@ impl<'a> Trainer<'a> {
     /// Loss, images right, and gradients of a batch; the gradients are those of the mean over the whole step.
     fn gradients(&self, batch: &Batch) -> Result<(f64, usize, GradStore)> {
         let (images, targets) = batch.tensors(self.parameters.device())?;
-        let logits = self.network.forward_dropping(&images, self.dropping())?;
-        let loss = self.config.loss.of(&logits, &targets)?;
+        let backward = self.network.record(&images, self.dropping(), &Alone)?;
+        let loss = self.config.loss.of(backward.logits(), &targets)?;
         let value = f64::from(loss.to_dtype(DType::F32)?.to_scalar::<f32>()?);
-        let right = right(&logits, &batch.classes)?;
+        let right = right(backward.logits(), &batch.classes)?;
         let share = match self.config.accumulate {
             1 => loss,
             n => (loss / n as f64)?,
         };
-        Ok((value, right, share.backward()?))
+        Ok((value, right, backward.gradients(&share)?))
     }
 
     /// What this batch leaves out: chosen by its place in the run, so that a resumed one leaves out the same.

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
-use resnet_model::network::Statistics;
+use resnet_model::network::{Alone, Dropping, Statistics};
 use resnet_model::parameters::Trained;
 use resnet_model::params::Role;
 use resnet_model::{Arch, Meta, Parameters, Preprocess, RawTensor, safetensors, synthetic};
@@ -64,9 +64,10 @@ fn check(name: &str) {
         let class = |i: usize| (synthetic::uniform("classes", step * batch + i) * classes as f64) as usize;
         let rows = one_hot(&(0..batch).map(class).collect::<Vec<_>>(), classes);
         let targets = Tensor::from_vec(rows, (batch, classes), &Device::Cpu).unwrap();
-        let loss = Loss::default().of(&network.forward_train(&x).unwrap(), &targets).unwrap();
+        let backward = network.record(&x, Dropping::default(), &Alone).unwrap();
+        let loss = Loss::default().of(backward.logits(), &targets).unwrap();
         losses.push(loss.to_scalar::<f32>().unwrap());
-        moving.step(&loss.backward().unwrap(), golden.rate, 1.0).unwrap();
+        moving.step(&backward.gradients(&loss).unwrap(), golden.rate, 1.0).unwrap();
     }
     let found = parameters.checkpoint(meta()).unwrap();
     let mut compared = 0;

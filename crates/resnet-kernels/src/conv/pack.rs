@@ -9,7 +9,7 @@ use crate::simd::tile::{Reduction, lines_ahead};
 
 /// Output channels that one register tile computes together, and their weights.
 #[derive(Clone, Debug)]
-pub(super) struct Panel {
+pub(crate) struct Panel {
     /// First block of output channels.
     pub block: usize,
     /// Number of output blocks.
@@ -26,7 +26,7 @@ pub(super) struct Panel {
 
 /// All panels of a convolution, in the order of their output channels.
 #[derive(Clone, Debug)]
-pub(super) struct Panels {
+pub(crate) struct Panels {
     pub list: Vec<Panel>,
     /// First output block of every panel, and the end of the last.
     pub bounds: Vec<usize>,
@@ -38,6 +38,19 @@ pub(super) struct Panels {
 impl Panels {
     /// Cuts the output channels into panels; `products` is the number of weights per pair of padded channels.
     fn cut<S: Simd>(shape: &ConvShape, bias: Option<&[f32]>, products: usize, planar: bool) -> Self {
+        let mut panels = Self::empty::<S>(shape, products, planar);
+        panels.weights = Aligned::zeroed(panels.len());
+        panels.bias[..shape.c_out].copy_from_slice(bias.unwrap_or(&vec![0.0; shape.c_out]));
+        panels
+    }
+
+    /// Elements that the weights of all panels need.
+    pub(crate) fn len(&self) -> usize {
+        self.list.last().map_or(0, |panel| panel.start + panel.len)
+    }
+
+    /// The panels without memory for their weights, and no bias.
+    pub(crate) fn empty<S: Simd>(shape: &ConvShape, products: usize, planar: bool) -> Self {
         let blocks = shape.c_out.div_ceil(LANES);
         let mut list: Vec<Panel> = Vec::new();
         let (mut block, mut start) = (0, 0);
@@ -52,9 +65,7 @@ impl Panels {
         }
         let mut bounds: Vec<usize> = list.iter().map(|panel| panel.block).collect();
         bounds.push(blocks);
-        let mut padded = Aligned::zeroed(blocks * LANES);
-        padded[..shape.c_out].copy_from_slice(bias.unwrap_or(&vec![0.0; shape.c_out]));
-        Self { list, bounds, weights: Aligned::zeroed(start), bias: padded }
+        Self { list, bounds, weights: Aligned::default(), bias: Aligned::zeroed(blocks * LANES) }
     }
 
     pub(super) fn weights(&self, panel: &Panel) -> &[f32] {

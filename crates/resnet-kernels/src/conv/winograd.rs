@@ -22,7 +22,8 @@ mod points;
 mod scatter;
 mod tiling;
 
-pub(super) use points::{F2, F4, Points, S2};
+pub(super) use points::{F2, S2};
+pub(crate) use points::{F4, Points};
 pub(super) use tiling::{Extent, scratch_len};
 
 use gather::Gather;

@@ -54,10 +54,29 @@ impl Phase {
         phases
     }
 
+    /// The original's tap of this phase's tap `t`.
+    pub(super) fn tap(&self, t: usize) -> usize {
+        self.first + t * self.step
+    }
+
+    /// Whether result `u` belongs to input pixel `u`.
+    pub(super) fn is_whole(&self) -> bool {
+        self.start == 0 && self.stride == 1
+    }
+
     /// The input pixel of result `u`, if it lies inside the input.
     pub(super) fn target(&self, u: usize, size: usize) -> Option<usize> {
         let at = self.start + (u * self.stride) as isize;
         usize::try_from(at).ok().filter(|&at| at < size)
+    }
+
+    /// Adds a row of results to the input pixels of `line` that they belong to.
+    pub(super) fn add(&self, pixels: &[[f32; LANES]], line: &mut [[f32; LANES]]) {
+        let skipped = ((-self.start).max(0) as usize).div_ceil(self.stride);
+        let Some(first) = self.target(skipped, line.len()) else { return };
+        for (to, pixel) in line[first..].iter_mut().step_by(self.stride).zip(pixels.iter().skip(skipped)) {
+            to.iter_mut().zip(pixel).for_each(|(to, value)| *to += *value);
+        }
     }
 
     /// Writes one channel of a row of results to the input pixels of `line` that they belong to.

@@ -102,3 +102,172 @@ fn lengths_and_shapes_must_fit() {
     let wrong = PlanarConv { input: [1, 4, 4, 4], ..conv };
     assert_eq!(message(wrong.forward(&[], &[])), "input has shape [1, 4, 4, 4], expected [1, 5, 4, 4]");
 }
+
+/// The blocked kernels against the planar ones, which are checked against naive loops.
+fn check_blocked(shape: ConvShape, batch: usize, size: [usize; 2]) {
+    use crate::conv::Input;
+    let input = [batch, shape.c_in, size[0], size[1]];
+    for isa in Isa::available() {
+        let mut results: Vec<[Vec<f32>; 4]> = Vec::new();
+        for threads in [1, 2] {
+            let pool = Pool::new(threads).unwrap();
+            let planar = PlanarConv { shape, input, isa, pool: &pool };
+            let conv = BlockedConv { shape, input, isa, pool: &pool };
+            let (from, to) = (Blocked::new(input).unwrap(), conv.output().unwrap());
+            let x = random(input.iter().product(), 1);
+            let weights = random(shape.weight_len().unwrap(), 2);
+            let grad = random(planar.output().unwrap().iter().product(), 3);
+            let (mut bx, mut bg) = (vec![0.0; from.len()], vec![0.0; to.len()]);
+            from.pack(&x, &mut bx, &pool).unwrap();
+            to.pack(&grad, &mut bg, &pool).unwrap();
+            let mut memory = Memory::default();
+            // Old content must not matter.
+            for len in [from.len(), to.len(), shape.weight_len().unwrap() * 4, 100_000] {
+                let mut buffer = memory.take(len);
+                buffer.fill(f32::NAN);
+                memory.give(buffer);
+            }
+            let unpack = |layout: Blocked, data: &[f32]| {
+                let mut out = vec![0.0; layout.dims().iter().product()];
+                layout.unpack(&data[..layout.len()], &mut out, &pool).unwrap();
+                out
+            };
+            let view = Input::Blocked(View { layout: from, data: &bx });
+            let y = unpack(to, &conv.forward(view, &weights, &mut memory).unwrap());
+            let gx = conv.grad_input(&bg, &weights, None, &mut memory).unwrap();
+            let once = unpack(from, &gx);
+            let twice = unpack(from, &conv.grad_input(&bg, &weights, Some(gx), &mut memory).unwrap());
+            let gw = conv.grad_weights(view, &bg, &mut memory).unwrap();
+            let what = |part: &str| format!("{part} of {shape:?} {size:?} {}", isa.name());
+            assert_close(&what("output"), &y, &planar.forward(&x, &weights).unwrap(), 1e-5);
+            let expected = planar.grad_input(&grad, &weights).unwrap();
+            assert_close(&what("input gradient"), &once, &expected, 1e-5);
+            let doubled: Vec<f32> = expected.iter().map(|g| 2.0 * g).collect();
+            assert_close(&what("added input gradient"), &twice, &doubled, 1e-5);
+            assert_close(&what("weight gradient"), &gw, &planar.grad_weights(&x, &grad).unwrap(), 1e-5);
+            if shape.groups == 1 {
+                let data = Input::Planar { dims: input, data: &x };
+                let by_planar = unpack(to, &conv.forward(data, &weights, &mut memory).unwrap());
+                assert_close(&what("output of planar input"), &by_planar, &y, 1e-5);
+                let by_planar = conv.grad_weights(data, &bg, &mut memory).unwrap();
+                assert_close(&what("weight gradient of planar input"), &by_planar, &gw, 1e-5);
+            }
+            results.push([y, once, twice, gw]);
+        }
+        assert_eq!(results[0], results[1], "{shape:?} depends on the number of threads");
+    }
+}
+
+#[test]
+fn blocked_gradients_are_those_of_planar_ones() {
+    check_blocked(BASE, 2, [9, 6]);
+    check_blocked(ConvShape { stride: [2, 2], ..BASE }, 2, [9, 6]);
+    check_blocked(ConvShape { kernel: [1, 1], padding: [0, 0], stride: [2, 2], ..BASE }, 2, [7, 8]);
+    check_blocked(ConvShape { kernel: [1, 7], padding: [0, 3], ..BASE }, 1, [4, 9]);
+    check_blocked(ConvShape { dilation: [2, 3], padding: [2, 1], stride: [2, 2], ..BASE }, 1, [12, 13]);
+    check_blocked(ConvShape { padding: [0, 0], ..BASE }, 3, [3, 3]);
+    check_blocked(ConvShape { padding: [4, 4], ..BASE }, 1, [3, 3]);
+    let wide = ConvShape { c_in: 40, c_out: 72, ..BASE };
+    check_blocked(wide, 2, [24, 24]);
+    check_blocked(ConvShape { c_in: 72, c_out: 136, kernel: [1, 1], padding: [0, 0], ..BASE }, 2, [7, 9]);
+    check_blocked(ConvShape { stride: [2, 2], ..wide }, 2, [14, 13]);
+    check_blocked(ConvShape { groups: 8, ..wide }, 1, [9, 6]);
+    check_blocked(ConvShape { groups: 4, c_in: 8, c_out: 128, stride: [2, 2], ..BASE }, 1, [9, 6]);
+}
+
+#[test]
+fn norms_and_their_gradients_are_those_of_the_formula() {
+    let dims = [3, 20, 5, 7];
+    let layout = Blocked::new(dims).unwrap();
+    let pool = Pool::new(2).unwrap();
+    let pack = |seed: u64, offset: f32| {
+        let planar: Vec<f32> = random(dims.iter().product(), seed).iter().map(|v| v + offset).collect();
+        let mut blocked = vec![0.0; layout.len()];
+        layout.pack(&planar, &mut blocked, &pool).unwrap();
+        (planar, blocked)
+    };
+    // Far from 0, where sums of squares would cancel.
+    let ((x, bx), (r, br), (g, bg)) = (pack(1, 100.0), pack(2, 0.0), pack(3, 0.0));
+    let (weight, bias) = (random(20, 4), random(20, 5));
+    let area = 35;
+    let values = |data: &[f32], channel: usize| -> Vec<f64> {
+        (0..3).flat_map(|n| data[(n * 20 + channel) * area..][..area].iter().map(|v| f64::from(*v))).collect()
+    };
+    for isa in Isa::available() {
+        let norm = Norm { layout, isa, pool: &pool };
+        let [mean, var] = norm.moments(&bx).unwrap();
+        let scale: Vec<f64> = var.iter().map(|v| 1.0 / (v + 1e-5).sqrt()).collect();
+        let factor: Vec<f32> = scale.iter().zip(&weight).map(|(s, w)| (s * f64::from(*w)) as f32).collect();
+        let mean32: Vec<f32> = mean.iter().map(|m| *m as f32).collect();
+        let (mut by, mut y) = (vec![0.0; layout.len()], vec![0.0; x.len()]);
+        norm.forward(&bx, [&mean32, &factor, &bias], Some(&br), true, &mut by).unwrap();
+        layout.unpack(&by, &mut y, &pool).unwrap();
+        let of = NormGrad {
+            x: &bx,
+            rectified: Some(&by),
+            mean: &mean,
+            scale: &scale,
+            weight: &weight,
+            of_batch: true,
+        };
+        let mut masked = bg.clone();
+        let [gw, gb] = norm.grad_parameters(&of, &mut masked).unwrap();
+        let mut out = vec![0.0; layout.len()];
+        norm.grad_input(&of, [&gw, &gb], &masked, &mut out).unwrap();
+        norm.grad_input_in_place(&of, [&gw, &gb], &mut masked).unwrap();
+        assert_eq!(out, masked);
+        let mut gx = vec![0.0; x.len()];
+        layout.unpack(&out, &mut gx, &pool).unwrap();
+        for channel in 0..20 {
+            let (x, r, g) = (values(&x, channel), values(&r, channel), values(&g, channel));
+            let count = x.len() as f64;
+            let m = x.iter().sum::<f64>() / count;
+            let v = x.iter().map(|x| (x - m) * (x - m)).sum::<f64>() / count;
+            assert!(
+                (mean[channel] - m).abs() < 1e-6 * m && (var[channel] / v - 1.0).abs() < 1e-5,
+                "{channel}"
+            );
+            let s = 1.0 / (v + 1e-5).sqrt();
+            let (w, b) = (f64::from(weight[channel]), f64::from(bias[channel]));
+            let expected: Vec<f64> =
+                x.iter().zip(&r).map(|(x, r)| ((x - m) * s * w + b + r).max(0.0)).collect();
+            let close = |found: f64, expected: f64, what: &str| {
+                assert!((found - expected).abs() < 2e-4, "{what} {channel}: {found}, expected {expected}");
+            };
+            values(&y, channel).iter().zip(&expected).for_each(|(f, e)| close(*f, *e, "output"));
+            let g: Vec<f64> = g.iter().zip(&expected).map(|(g, y)| if *y > 0.0 { *g } else { 0.0 }).collect();
+            let (plain, product) =
+                (g.iter().sum::<f64>(), g.iter().zip(&x).map(|(g, x)| g * (x - m) * s).sum::<f64>());
+            close(gb[channel], plain, "bias gradient");
+            close(gw[channel], product, "weight gradient");
+            for (found, (g, x)) in values(&gx, channel).iter().zip(g.iter().zip(&x)) {
+                let expected = w * s * (g - plain / count - (x - m) * s * product / count);
+                close(*found, expected, "input gradient");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_first_maximum_gets_the_gradient() {
+    let layout = Blocked::new([1, 1, 3, 4]).unwrap();
+    let window = crate::Window { kernel: [3, 3], stride: [2, 2], padding: [1, 1], ceil_mode: false };
+    let pool = Pool::new(1).unwrap();
+    let pack = |layout: Blocked, planar: &[f32]| {
+        let mut blocked = vec![0.0; layout.len()];
+        layout.pack(planar, &mut blocked, &pool).unwrap();
+        blocked
+    };
+    let x = pack(layout, &[1.0, 5.0, 5.0, 0.0, 2.0, 0.0, 7.0, 7.0, 3.0, 3.0, 1.0, 0.0]);
+    let small = Blocked::new([1, 1, 2, 2]).unwrap();
+    let (y, grad) = (pack(small, &[5.0, 7.0, 3.0, 7.0]), pack(small, &[1.0, 2.0, 4.0, 8.0]));
+    let mut out = vec![f32::NAN; layout.len()];
+    let views =
+        [View { layout, data: &x }, View { layout: small, data: &y }, View { layout: small, data: &grad }];
+    for isa in Isa::available() {
+        grad_max_pool(isa, &window, views, &mut out, &pool).unwrap();
+        let mut gx = [0.0; 12];
+        layout.unpack(&out, &mut gx, &pool).unwrap();
+        assert_eq!(gx, [0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 10.0, 0.0, 4.0, 0.0, 0.0, 0.0]);
+    }
+}

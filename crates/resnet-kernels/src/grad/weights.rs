@@ -4,6 +4,7 @@
 use super::PlanarConv;
 use crate::error::{Error, product};
 
+use crate::layout::{LANES, View};
 use crate::simd::{Aligned, Dispatch, Kernel, Simd};
 use crate::threads::Pool;
 
@@ -37,13 +38,22 @@ struct Form {
     output: [usize; 2],
 }
 
+/// The gradient to the output.
+#[derive(Clone, Copy)]
+pub(super) enum Grad<'a> {
+    /// `[N, C, H, W]`.
+    Planar(&'a [f32]),
+    /// Without a halo.
+    Blocked(View<'a>),
+}
+
 pub(super) fn gradient(
     conv: &PlanarConv,
     output: [usize; 4],
     input: &[f32],
-    grad: &[f32],
+    grad: Grad,
 ) -> Result<Vec<f32>, Error> {
-    struct Run<'a>(&'a PlanarConv<'a>, [usize; 4], &'a [f32], &'a [f32]);
+    struct Run<'a>(&'a PlanarConv<'a>, [usize; 4], &'a [f32], Grad<'a>);
     impl Dispatch for Run<'_> {
         type Output = Result<Vec<f32>, Error>;
         fn run<S: Simd>(self, simd: S) -> Self::Output {
@@ -117,14 +127,39 @@ fn split(conv: &PlanarConv, form: &Form, input: &[f32]) -> Result<Aligned, Error
 }
 
 /// The gradient with the channels of a panel side by side: `[N, groups, panels, H', pitch, width]`.
-fn interleave(conv: &PlanarConv, form: &Form, grad: &[f32], batch: usize) -> Result<Aligned, Error> {
+fn interleave(conv: &PlanarConv, form: &Form, grad: Grad, batch: usize) -> Result<Aligned, Error> {
     let [oh, ow] = form.output;
     let (groups, width, pitch) = (conv.shape.groups, form.width(), form.phase[1]);
     let mut out = Aligned::zeroed(product("panels", &[batch * groups, form.panels, form.panel()])?);
     conv.pool.for_each_chunk(&mut out, form.panel(), |index, panel| {
         let first = index % form.panels * width;
         let group = index / form.panels;
-        for lane in 0..width.min(form.channels - first) {
+        let lanes = width.min(form.channels - first);
+        let channel = group % groups * form.channels + first;
+        if let (Grad::Blocked(view), true) = (grad, channel.is_multiple_of(LANES)) {
+            for lane in (0..lanes).step_by(LANES) {
+                let plane = view.plane(group / groups, (channel + lane) / LANES);
+                let count = LANES.min(lanes - lane);
+                for (line, row) in panel.chunks_exact_mut(pitch * width).zip(plane.chunks_exact(ow * LANES)) {
+                    let targets = line.chunks_exact_mut(width);
+                    for (to, from) in targets.zip(row.as_chunks::<LANES>().0) {
+                        to[lane..lane + count].copy_from_slice(&from[..count]);
+                    }
+                }
+            }
+            return;
+        }
+        for lane in 0..lanes {
+            if let Grad::Blocked(view) = grad {
+                let plane = view.plane(group / groups, (channel + lane) / LANES);
+                for (line, row) in panel.chunks_exact_mut(pitch * width).zip(plane.chunks_exact(ow * LANES)) {
+                    let targets = line[lane..].iter_mut().step_by(width);
+                    let pixels = row.as_chunks::<LANES>().0;
+                    targets.zip(pixels).for_each(|(to, from)| *to = from[(channel + lane) % LANES]);
+                }
+                continue;
+            }
+            let Grad::Planar(grad) = grad else { continue };
             let plane = &grad[(group * form.channels + first + lane) * oh * ow..][..oh * ow];
             for (line, row) in panel.chunks_exact_mut(pitch * width).zip(plane.chunks_exact(ow)) {
                 let targets = line[lane..].iter_mut().step_by(width);
@@ -140,7 +175,7 @@ fn run<S: Simd>(
     conv: &PlanarConv,
     output: [usize; 4],
     input: &[f32],
-    grad: &[f32],
+    grad: Grad,
 ) -> Result<Vec<f32>, Error> {
     let (shape, batch) = (&conv.shape, output[0]);
     let form = Form::new::<S>(conv, output);

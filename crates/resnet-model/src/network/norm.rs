@@ -29,12 +29,12 @@ impl Default for Statistics {
 #[derive(Debug, Clone)]
 pub(crate) struct Norm {
     name: String,
-    weight: Tensor,
-    bias: Tensor,
-    mean: Var,
-    var: Var,
+    pub(super) weight: Tensor,
+    pub(super) bias: Tensor,
+    pub(super) mean: Var,
+    pub(super) var: Var,
     batches: Var,
-    eps: f64,
+    pub(super) eps: f64,
     pub(super) statistics: Statistics,
 }
 
@@ -75,19 +75,29 @@ impl Norm {
             residual: after.residual,
             relu: after.relu,
         };
-        let Statistics::Batch { momentum } = self.statistics else {
+        let (true, Statistics::Batch { .. }) = (train, self.statistics) else {
             return self.by_running(x, affine);
         };
-        if !train {
-            return self.by_running(x, affine);
-        }
         let count = x.elem_count() / x.dim(1)?.max(1);
-        if count < 2 {
-            return Err(Error::OneValue { name: self.name.clone(), found: x.dims().to_vec() });
-        }
+        self.check_count(count, x.dims())?;
         let (y, moments) = normalize(x, affine, None)?;
+        self.track(moments, count)?;
+        Ok(y)
+    }
+
+    /// One value has no variance.
+    pub(super) fn check_count(&self, count: usize, dims: &[usize]) -> Result<()> {
+        match count < 2 {
+            true => Err(Error::OneValue { name: self.name.clone(), found: dims.to_vec() }),
+            false => Ok(()),
+        }
+    }
+
+    /// Moves the running statistics towards the moments of a batch, `count` values per channel.
+    pub(super) fn track(&self, moments: Moments, count: usize) -> Result<()> {
+        let Statistics::Batch { momentum } = self.statistics else { return Ok(()) };
         let batches = self.batches.as_detached_tensor().to_scalar::<i64>()?.saturating_add(1);
-        self.batches.set(&Tensor::new(batches, x.device())?)?;
+        self.batches.set(&Tensor::new(batches, self.mean.device())?)?;
         let momentum = momentum.unwrap_or(1.0 / batches as f64);
         let move_to = |running: &Var, batch: Tensor| -> Result<()> {
             let running_dtype = running.dtype();
@@ -97,8 +107,7 @@ impl Norm {
         move_to(&self.mean, moments.mean)?;
         // PyTorch normalises by the biased variance and keeps the unbiased one.
         let unbiased = count as f64 / (count as f64 - 1.0);
-        move_to(&self.var, (moments.var * unbiased)?)?;
-        Ok(y)
+        move_to(&self.var, (moments.var * unbiased)?)
     }
 
     fn by_running(&self, x: &Tensor, affine: Affine) -> Result<Tensor> {

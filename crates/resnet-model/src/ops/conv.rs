@@ -70,13 +70,19 @@ fn trimmed(x: &Tensor, conv: &Conv, padding: usize, stride: usize) -> Result<Ten
 }
 
 /// The threads that all convolutions of the process share; as many as rayon has.
-fn threads() -> Result<&'static resnet_kernels::Pool> {
+pub(crate) fn threads() -> Result<&'static resnet_kernels::Pool> {
     static POOL: OnceLock<std::result::Result<resnet_kernels::Pool, String>> = OnceLock::new();
     let made = POOL.get_or_init(|| {
         let threads = rayon::current_num_threads().clamp(1, resnet_kernels::MAX_THREADS);
         resnet_kernels::Pool::new(threads).map_err(|e| e.to_string())
     });
     made.as_ref().map_err(|e| candle_core::Error::Msg(e.clone()))
+}
+
+/// A convolution as the kernels describe it.
+pub(crate) fn shape_of(conv: &Conv) -> ConvShape {
+    let Conv { in_channels, out_channels, kernel, stride, padding, dilation, groups, bias: _ } = *conv;
+    ConvShape { c_in: in_channels, c_out: out_channels, kernel, stride, padding, dilation, groups }
 }
 
 /// [`conv`] without bias on the CPU.
@@ -88,8 +94,7 @@ impl CpuConv {
     }
 
     fn shape(&self) -> ConvShape {
-        let Conv { in_channels, out_channels, kernel, stride, padding, dilation, groups, bias: _ } = self.0;
-        ConvShape { c_in: in_channels, c_out: out_channels, kernel, stride, padding, dilation, groups }
+        shape_of(&self.0)
     }
 
     /// The naive loops of the definition, in rows. For each pair of an output row and an input row that a tap joins,
@@ -138,7 +143,8 @@ struct Row {
     pixels: usize,
 }
 
-fn isa() -> Isa {
+/// The instruction set of all our kernels.
+pub(crate) fn isa() -> Isa {
     static ISA: OnceLock<Isa> = OnceLock::new();
     *ISA.get_or_init(Isa::best)
 }

@@ -9,7 +9,7 @@ impl Real for f32 {}
 impl Real for f64 {}
 
 /// Whether our own operations take this tensor.
-pub(super) fn is_ours(x: &Tensor) -> bool {
+pub(crate) fn is_ours(x: &Tensor) -> bool {
     x.device().is_cpu() && matches!(x.dtype(), DType::F32 | DType::F64)
 }
 
@@ -21,7 +21,7 @@ pub(super) fn contiguous<'a, T: WithDType>(storage: &'a CpuStorage, layout: &Lay
 }
 
 /// The values of a contiguous CPU tensor's storage.
-pub(super) fn values<'a, T: WithDType>(storage: &'a Storage, layout: &Layout) -> Result<&'a [T]> {
+pub(crate) fn values<'a, T: WithDType>(storage: &'a Storage, layout: &Layout) -> Result<&'a [T]> {
     match storage {
         Storage::Cpu(storage) => contiguous(storage, layout),
         _ => candle_core::bail!("the tensor is not on the CPU"),

@@ -1,0 +1,251 @@
+//! Convolution for training on blocked tensors: forward and both gradients.
+
+use super::memory::Memory;
+use super::pack::{self, Source, Turn};
+use super::phase::{self, Phase};
+use super::{WINOGRAD_PIXELS, outer};
+use crate::conv::{Algorithm, Finish, Input, PackedConv, Plan};
+use crate::epilogue::Residual;
+use crate::error::{Error, check_at_least, check_len, product};
+use crate::layout::{Blocked, LANES, View, ViewMut};
+use crate::reference::Parameters;
+use crate::shape::ConvShape;
+use crate::simd::{Aligned, Isa};
+use crate::threads::Pool;
+
+/// A convolution of blocked tensors without a halo, whose weights `[c_out, c_in / groups, kernel height, kernel width]` are
+/// used once. Memory comes from a [`Memory`]; results are at least as long as their layout.
+///
+/// Results do not depend on the number of threads.
+#[derive(Clone, Copy, Debug)]
+pub struct BlockedConv<'a> {
+    /// The convolution.
+    pub shape: ConvShape,
+    /// `[N, C, H, W]` of the input.
+    pub input: [usize; 4],
+    /// The instruction set.
+    pub isa: Isa,
+    /// The threads.
+    pub pool: &'a Pool,
+}
+
+impl BlockedConv<'_> {
+    /// How the output `[N, c_out, H', W']` lies. Errors: a bad shape, wrong channels, an input too small for the kernel.
+    pub fn output(&self) -> Result<Blocked, Error> {
+        let [n, c, h, w] = self.input;
+        if c != self.shape.c_in {
+            let expected = [n, self.shape.c_in, h, w];
+            return Err(Error::Shape { what: "input", found: self.input, expected });
+        }
+        let [oh, ow] = self.shape.output_hw([h, w])?;
+        Blocked::new([n, self.shape.c_out, oh, ow])
+    }
+
+    /// The output. Errors: shapes and lengths that do not fit, a planar input of a convolution with groups.
+    pub fn forward(&self, input: Input, weights: &[f32], memory: &mut Memory) -> Result<Aligned, Error> {
+        let to = self.output()?;
+        check_len("weights", weights.len(), self.shape.weight_len()?)?;
+        let mut output = memory.take(to.len());
+        let target = ViewMut { layout: to, data: &mut output[..to.len()] };
+        match input {
+            Input::Planar { .. } => {
+                let plan = Plan { algorithm: Algorithm::Planar, isa: self.isa };
+                let params = Parameters { weights, bias: None };
+                let conv = PackedConv::new(self.shape, plan, params, Finish::default())?;
+                self.run(&conv, self.input, input, Residual::None, target, memory)?;
+            }
+            Input::Blocked(view) => {
+                let source = Source { of: &self.shape, weights, turn: Turn::Forward };
+                let conv = self.packed(self.shape, self.input, source, memory)?;
+                self.run_blocked(&conv, view, Residual::None, target, memory)?;
+                memory.give(conv.into_weights());
+            }
+        }
+        Ok(output)
+    }
+
+    /// The gradient to the input from that to the output, added to `before` if there is one.
+    ///
+    /// With a stride, the input's pixels fall into phases; each is a convolution of its own with some of the taps.
+    /// Errors: shapes and lengths that do not fit.
+    pub fn grad_input(
+        &self,
+        grad: &[f32],
+        weights: &[f32],
+        before: Option<Aligned>,
+        memory: &mut Memory,
+    ) -> Result<Aligned, Error> {
+        let output = self.output()?;
+        let grad = view(output, "gradient", grad)?;
+        check_len("weights", weights.len(), self.shape.weight_len()?)?;
+        let to = Blocked::new(self.input)?;
+        let rows = Phase::list(&self.shape, 0, to.h, output.h);
+        let columns = Phase::list(&self.shape, 1, to.w, output.w);
+        if let Some(before) = &before {
+            check_at_least("gradient before", before.len(), to.len())?;
+        }
+        let whole = rows.len() == 1 && columns.len() == 1 && rows[0].is_whole() && columns[0].is_whole();
+        if whole {
+            let shape = phase::shape(&self.shape, &rows[0], &columns[0]);
+            if shape.output_hw([output.h, output.w])? == [to.h, to.w] {
+                let residual = if before.is_some() { Residual::InPlace } else { Residual::None };
+                let mut result = before.unwrap_or_else(|| memory.take(to.len()));
+                let conv = self.turned(shape, output.dims(), weights, (&rows[0], &columns[0]), memory)?;
+                let target = ViewMut { layout: to, data: &mut result[..to.len()] };
+                self.run_blocked(&conv, grad, residual, target, memory)?;
+                memory.give(conv.into_weights());
+                return Ok(result);
+            }
+        }
+        let mut result = before.unwrap_or_else(|| memory.zeroed(to.len()));
+        for row in &rows {
+            for column in &columns {
+                let shape = phase::shape(&self.shape, row, column);
+                let conv = self.turned(shape, output.dims(), weights, (row, column), memory)?;
+                let from = Blocked::new(conv.output_dims(output.dims())?)?;
+                let mut part = memory.take(from.len());
+                let target = ViewMut { layout: from, data: &mut part[..from.len()] };
+                self.run_blocked(&conv, grad, Residual::None, target, memory)?;
+                memory.give(conv.into_weights());
+                self.pool.for_each_chunk(&mut result[..to.len()], to.plane_len(), |index, plane| {
+                    let part = &part[index * from.plane_len()..][..from.plane_len()];
+                    for y in 0..from.h {
+                        let Some(target) = row.target(y, to.h) else { continue };
+                        let line = &mut plane[target * to.row_len()..][..to.row_len()];
+                        let pixels = part[y * from.row_len()..][..from.row_len()].as_chunks::<LANES>().0;
+                        column.add(pixels, line.as_chunks_mut::<LANES>().0);
+                    }
+                });
+                memory.give(part);
+            }
+        }
+        Ok(result)
+    }
+
+    /// The gradient to the weights, in their own order, from the input and the gradient to the output.
+    ///
+    /// Errors: shapes and lengths that do not fit.
+    pub fn grad_weights(&self, input: Input, grad: &[f32], memory: &mut Memory) -> Result<Vec<f32>, Error> {
+        let output = self.output()?;
+        let grad = view(output, "gradient", grad)?;
+        let planar =
+            super::PlanarConv { shape: self.shape, input: self.input, isa: self.isa, pool: self.pool };
+        let from = Blocked::new(self.input)?;
+        match input {
+            Input::Planar { dims, data } => {
+                check_len("input", data.len(), product("input length", &dims)?)?;
+                super::weights::gradient(&planar, output.dims(), data, super::weights::Grad::Blocked(grad))
+            }
+            Input::Blocked(view) if self.shape.groups == 1 => {
+                view.check("input", self.input)?;
+                outer::gradient(self, view, grad, memory)
+            }
+            Input::Blocked(view) => {
+                view.check("input", self.input)?;
+                let mut data = vec![0.0; self.input.iter().product()];
+                from.unpack(view.data, &mut data, self.pool)?;
+                super::weights::gradient(&planar, output.dims(), &data, super::weights::Grad::Blocked(grad))
+            }
+        }
+    }
+
+    /// How `shape` is computed: as the gradient needs it, by algorithms whose weights are packed quickly.
+    fn plan(&self, shape: &ConvShape, input: [usize; 4]) -> Result<Plan, Error> {
+        let [oh, ow] = shape.output_hw([input[2], input[3]])?;
+        let many =
+            input[0].saturating_mul(oh * ow) >= WINOGRAD_PIXELS && shape.c_in.min(shape.c_out) >= LANES;
+        let algorithm = match many && Algorithm::Winograd4.supports(shape).is_ok() {
+            true => Algorithm::Winograd4,
+            false => Algorithm::Direct,
+        };
+        Ok(Plan { algorithm, isa: self.isa })
+    }
+
+    fn packed(
+        &self,
+        shape: ConvShape,
+        input: [usize; 4],
+        source: Source,
+        memory: &mut Memory,
+    ) -> Result<PackedConv, Error> {
+        let plan = self.plan(&shape, input)?;
+        match shape.groups {
+            1 => Ok(pack::pack(shape, plan, source, memory, self.pool)),
+            _ => {
+                let turned = match source.turn {
+                    Turn::Forward => source.weights.to_vec(),
+                    Turn::Backward(row, column) => phase::weights(source.of, source.weights, row, column),
+                };
+                PackedConv::new(shape, plan, Parameters { weights: &turned, bias: None }, Finish::default())
+            }
+        }
+    }
+
+    fn turned(
+        &self,
+        shape: ConvShape,
+        output: [usize; 4],
+        weights: &[f32],
+        (row, column): (&Phase, &Phase),
+        memory: &mut Memory,
+    ) -> Result<PackedConv, Error> {
+        let source = Source { of: &self.shape, weights, turn: Turn::Backward(row, column) };
+        self.packed(shape, output, source, memory)
+    }
+
+    /// Runs `conv` on a tensor without a halo, copying it into one where its algorithm needs that.
+    fn run_blocked(
+        &self,
+        conv: &PackedConv,
+        from: View,
+        residual: Residual,
+        to: ViewMut,
+        memory: &mut Memory,
+    ) -> Result<(), Error> {
+        let halo = conv.input_halo();
+        let dims = from.layout.dims();
+        if halo == [0, 0] {
+            return self.run(conv, dims, Input::Blocked(from), residual, to, memory);
+        }
+        let layout = Blocked::new(dims)?.with_halo(halo)?;
+        let mut padded = memory.take(layout.len());
+        let (line, side) = (from.layout.row_len(), halo[1] * LANES);
+        self.pool.for_each_chunk(&mut padded[..layout.len()], layout.plane_len(), |index, plane| {
+            let source = &from.data[index * from.layout.plane_len()..][..from.layout.plane_len()];
+            let (above, rest) = plane.split_at_mut(halo[0] * layout.row_len());
+            let (inner, below) = rest.split_at_mut(layout.h * layout.row_len());
+            above.fill(0.0);
+            below.fill(0.0);
+            for (to, from) in inner.chunks_exact_mut(layout.row_len()).zip(source.chunks_exact(line)) {
+                to[..side].fill(0.0);
+                to[side..side + line].copy_from_slice(from);
+                to[side + line..].fill(0.0);
+            }
+        });
+        let view = View { layout, data: &padded[..layout.len()] };
+        self.run(conv, dims, Input::Blocked(view), residual, to, memory)?;
+        memory.give(padded);
+        Ok(())
+    }
+
+    fn run(
+        &self,
+        conv: &PackedConv,
+        dims: [usize; 4],
+        input: Input,
+        residual: Residual,
+        to: ViewMut,
+        memory: &mut Memory,
+    ) -> Result<(), Error> {
+        let mut scratch = memory.take(conv.scratch_len(dims, self.pool.threads())?);
+        conv.run(input, residual, to, &mut scratch, self.pool)?;
+        memory.give(scratch);
+        Ok(())
+    }
+}
+
+/// The first elements of `data` as a tensor without halo.
+fn view<'a>(layout: Blocked, what: &'static str, data: &'a [f32]) -> Result<View<'a>, Error> {
+    check_at_least(what, data.len(), layout.len())?;
+    Ok(View { layout, data: &data[..layout.len()] })
+}

@@ -1,0 +1,74 @@
+//! Memory that is used again from one layer and one step to the next.
+
+use std::collections::BTreeMap;
+
+use crate::simd::Aligned;
+
+/// Buffers that were given back, by length.
+///
+/// A training step needs the same lengths as the one before it; memory fresh from the operating system costs more than
+/// what is computed in it.
+#[derive(Debug, Default)]
+pub struct Memory {
+    free: BTreeMap<usize, Vec<Aligned>>,
+}
+
+/// Steps between neighbouring lengths: an eighth of the next lower power of two, so that layers of nearly equal size
+/// share memory.
+fn class(len: usize) -> usize {
+    let step = (len.max(1).ilog2().saturating_sub(3)).max(6);
+    len.checked_next_multiple_of(1 << step).unwrap_or(len)
+}
+
+impl Memory {
+    /// At least `len` elements, with any content.
+    pub fn take(&mut self, len: usize) -> Aligned {
+        let class = class(len);
+        match self.free.get_mut(&class).and_then(Vec::pop) {
+            Some(buffer) => buffer,
+            None => Aligned::zeroed(class),
+        }
+    }
+
+    /// At least `len` elements, of which the first `len` are 0.
+    pub fn zeroed(&mut self, len: usize) -> Aligned {
+        let mut buffer = self.take(len);
+        buffer[..len].fill(0.0);
+        buffer
+    }
+
+    /// Keeps `buffer` for those who ask for one of its length.
+    pub fn give(&mut self, buffer: Aligned) {
+        if !buffer.is_empty() {
+            self.free.entry(buffer.len()).or_default().push(buffer);
+        }
+    }
+
+    /// Bytes that nobody uses at the moment.
+    pub fn bytes(&self) -> usize {
+        self.free.iter().map(|(len, buffers)| len * buffers.len() * size_of::<f32>()).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_used_again() {
+        let mut memory = Memory::default();
+        let mut first = memory.take(1000);
+        first.fill(1.0);
+        let (address, len) = (first.as_ptr(), first.len());
+        assert!((1000..1200).contains(&len));
+        memory.give(first);
+        assert_eq!(memory.bytes(), len * 4);
+        let again = memory.zeroed(990);
+        assert_eq!((again.as_ptr(), memory.bytes()), (address, 0));
+        assert!(again[..990].iter().all(|x| *x == 0.0) && again[990..].iter().all(|x| *x == 1.0));
+        for len in [0, 1, 63, 64, 65, 12_345_678] {
+            let class = class(len);
+            assert!(class >= len && class <= len + len / 8 + 64, "{len} becomes {class}");
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! The backward pass: gradients from the last step to the first.
+
+use super::forward::{window, with_input};
+use super::*;
+use crate::graph::Op;
+use resnet_kernels::{BlockedConv, NormGrad};
+
+type Sink<'a> = &'a mut dyn FnMut(&Tensor, Tensor) -> Result<()>;
+
+pub(super) fn run(
+    network: &Network,
+    workers: &dyn Workers,
+    mut saved: Vec<Saved>,
+    grad: &Tensor,
+    sink: Sink,
+) -> Result<()> {
+    let mut pass = Pass { network, workers, gradients: vec![None; network.layers.len()], sink };
+    pass.gradients[network.graph.output().index()] = Some(Value::Planar(grad.detach()));
+    let tracked: Vec<bool> = saved.iter().map(|s| !matches!(s, Saved::Untracked)).collect();
+    let of_node = |id: NodeId| network.steps.iter().position(|step| step.node == id);
+    while let Some(save) = saved.pop() {
+        let step = &network.steps[saved.len()];
+        let Some(grad) = pass.gradients[step.node.index()].take() else { continue };
+        let wanted: Vec<bool> =
+            step.inputs.iter().map(|input| of_node(*input).is_some_and(|i| tracked[i])).collect();
+        pass.step(step, &wanted, save, grad)?;
+    }
+    Ok(())
+}
+
+struct Pass<'a> {
+    network: &'a Network,
+    workers: &'a dyn Workers,
+    /// To each node's result, as far as known.
+    gradients: Vec<Option<Value>>,
+    sink: Sink<'a>,
+}
+
+impl Pass<'_> {
+    fn home(&self) -> &Shared {
+        &self.network.memory
+    }
+
+    fn step(&mut self, step: &Step, wanted: &[bool], saved: Saved, grad: Value) -> Result<()> {
+        match saved {
+            Saved::Untracked => Ok(()),
+            Saved::Conv { input } => self.conv(step, wanted[0], input, grad),
+            Saved::Norm(normed) => self.norm(step, wanted, normed, grad),
+            Saved::MaxPool { x, y } => {
+                let Op::MaxPool(pool) = &self.network.graph.node(step.node).op else { return Ok(()) };
+                let grad = grad.blocked(self.home())?;
+                let mut out = Act::empty(self.home(), x.layout);
+                let views = [x.view(), y.view(), grad.view()];
+                let threads = ops::threads()?;
+                resnet_kernels::grad_max_pool(ops::isa(), &window(pool), views, out.slice_mut(), threads)
+                    .map_err(kernel)?;
+                self.add(step.inputs[0], wanted[0], Value::Blocked(Rc::new(out)))
+            }
+            Saved::GlobalAvgPool(layout) => {
+                let mut out = Act::empty(self.home(), layout);
+                let grad = grad.planar()?;
+                with_values(&grad, |grad| {
+                    resnet_kernels::grad_global_avg_pool(layout, grad, out.slice_mut(), ops::threads()?)
+                        .map_err(kernel)
+                })?;
+                self.add(step.inputs[0], wanted[0], Value::Blocked(Rc::new(out)))
+            }
+            Saved::Relu(y) => {
+                let mut grad = Act::owned(self.own(grad)?);
+                let y = y.slice();
+                ops::threads()?.for_each_chunk(grad.slice_mut(), 1 << 14, |index, grad| {
+                    let y = &y[index << 14..][..grad.len()];
+                    grad.iter_mut().zip(y).for_each(|(g, y)| *g = if *y > 0.0 { *g } else { 0.0 });
+                });
+                self.add(step.inputs[0], wanted[0], Value::Blocked(Rc::new(grad)))
+            }
+            Saved::Add => {
+                self.add(step.inputs[1], wanted[1], grad.clone())?;
+                self.add(step.inputs[0], wanted[0], grad)
+            }
+            Saved::Candle { inputs, output } => self.candle(step, inputs, output, grad),
+        }
+    }
+
+    /// A blocked gradient.
+    fn own(&self, grad: Value) -> Result<Rc<Act>> {
+        match grad {
+            Value::Blocked(act) => Ok(act),
+            Value::Planar(tensor) => Ok(Rc::new(Act::of_planar(self.home(), &tensor)?)),
+        }
+    }
+
+    /// Adds to the gradient of `node`'s result, if that is `wanted`.
+    fn add(&mut self, node: NodeId, wanted: bool, grad: Value) -> Result<()> {
+        if !wanted {
+            return Ok(());
+        }
+        let sum = match (self.gradients[node.index()].take(), grad) {
+            (None, grad) => grad,
+            (Some(Value::Planar(a)), Value::Planar(b)) => Value::Planar((a + b)?),
+            (Some(a), b) => {
+                let (mut a, b) = (Act::owned(self.own(a)?), self.own(b)?);
+                resnet_kernels::add_to(a.slice_mut(), b.slice(), ops::threads()?);
+                Value::Blocked(Rc::new(a))
+            }
+        };
+        self.gradients[node.index()] = Some(sum);
+        Ok(())
+    }
+
+    fn conv(&mut self, step: &Step, wanted: bool, input: Value, grad: Value) -> Result<()> {
+        let (Op::Conv(conv), Layer::Conv { weight, .. }) =
+            (&self.network.graph.node(step.node).op, &self.network.layers[step.node.index()])
+        else {
+            return Ok(());
+        };
+        let grad = self.own(grad)?;
+        let dims = match &input {
+            Value::Planar(x) => x.dims4()?.into(),
+            Value::Blocked(act) => act.layout.dims(),
+        };
+        let conv =
+            BlockedConv { shape: ops::shape_of(conv), input: dims, isa: ops::isa(), pool: ops::threads()? };
+        if weight.track_op() {
+            let gw = with_input(&input, |input| {
+                conv.grad_weights(input, grad.slice(), &mut lock(self.home())).map_err(kernel)
+            })?;
+            (self.sink)(weight, Tensor::from_vec(gw, weight.shape(), &Device::Cpu)?)?;
+        }
+        drop(input);
+        if wanted {
+            let node = step.inputs[0];
+            let before = self.gradients[node.index()].take();
+            let before = before.map(|b| Ok::<_, Error>(Act::owned(self.own(b)?).into_data())).transpose()?;
+            let gx = with_values(weight, |w| {
+                conv.grad_input(grad.slice(), w, before, &mut lock(self.home())).map_err(kernel)
+            })?;
+            let layout = Blocked::new(dims).map_err(kernel)?;
+            let gx = Act::new(self.home(), layout, gx);
+            self.gradients[node.index()] = Some(Value::Blocked(Rc::new(gx)));
+        }
+        Ok(())
+    }
+
+    fn norm(&mut self, step: &Step, wanted: &[bool], normed: Normed, grad: Value) -> Result<()> {
+        let Layer::BatchNorm(norm) = &self.network.layers[normed.norm.index()] else { return Ok(()) };
+        let Normed { x, y, mean, scale, of_batch, .. } = normed;
+        let mut grad = Act::owned(self.own(grad)?);
+        let kernels = resnet_kernels::Norm { layout: x.layout, isa: ops::isa(), pool: ops::threads()? };
+        let residual = step.inputs.get(1).map(|node| (*node, wanted[1]));
+        let workers = self.workers;
+        let home = self.home().clone();
+        let (passed, parameters) = with_values(&norm.weight, |weight| {
+            let of = NormGrad {
+                x: x.slice(),
+                rectified: y.as_ref().map(|y| y.slice()),
+                mean: &mean,
+                scale: &scale,
+                weight,
+                of_batch,
+            };
+            let [gw, gb] = kernels.grad_parameters(&of, grad.slice_mut()).map_err(kernel)?;
+            let (mut all_w, mut all_b) = (gw.clone(), gb.clone());
+            if of_batch && workers.count() > 1 {
+                let mut both: Vec<f64> = gw.iter().chain(&gb).copied().collect();
+                workers.sum(&mut both)?;
+                // Every worker has as many images: the mean of their gradients stands for its own.
+                let share = 1.0 / workers.count() as f64;
+                all_w = both[..gw.len()].iter().map(|sum| sum * share).collect();
+                all_b = both[gw.len()..].iter().map(|sum| sum * share).collect();
+            }
+            let passed = match (wanted[0], residual) {
+                (false, _) => None,
+                (true, Some((_, true))) => {
+                    let mut out = Act::empty(&home, x.layout);
+                    kernels
+                        .grad_input(&of, [&all_w, &all_b], grad.slice(), out.slice_mut())
+                        .map_err(kernel)?;
+                    Some(out)
+                }
+                (true, _) => {
+                    kernels.grad_input_in_place(&of, [&all_w, &all_b], grad.slice_mut()).map_err(kernel)?;
+                    let empty = Act::new(&home, x.layout, resnet_kernels::Aligned::default());
+                    Some(std::mem::replace(&mut grad, empty))
+                }
+            };
+            Ok((passed, [gw, gb]))
+        })?;
+        for (tensor, values) in [&norm.weight, &norm.bias].into_iter().zip(parameters) {
+            if tensor.track_op() {
+                let values: Vec<f32> = values.into_iter().map(|v| v as f32).collect();
+                (self.sink)(tensor, Tensor::from_vec(values, tensor.shape(), &Device::Cpu)?)?;
+            }
+        }
+        drop((x, y));
+        if let Some((node, wanted)) = residual {
+            self.add(node, wanted, Value::Blocked(Rc::new(grad)))?;
+        }
+        match passed {
+            Some(passed) => self.add(step.inputs[0], wanted[0], Value::Blocked(Rc::new(passed))),
+            None => Ok(()),
+        }
+    }
+
+    fn candle(&mut self, step: &Step, inputs: Vec<Option<Var>>, output: Tensor, grad: Value) -> Result<()> {
+        let grad = grad.planar()?.reshape(output.shape())?;
+        let mut gradients = (&output * grad)?.sum_all()?.backward()?;
+        let layer = &self.network.layers[step.norm.unwrap_or(step.node).index()];
+        for tensor in super::tensors(layer).into_iter().filter(|t| t.track_op()) {
+            if let Some(gradient) = gradients.remove(tensor) {
+                (self.sink)(tensor, gradient)?;
+            }
+        }
+        for (variable, node) in inputs.into_iter().zip(&step.inputs) {
+            if let Some(gradient) = variable.and_then(|v| gradients.remove(&v)) {
+                self.add(*node, true, Value::Planar(gradient))?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,234 @@
+//! The forward pass: results, and what their gradients need.
+
+use super::*;
+use crate::graph::Op;
+use crate::network::norm::Norm;
+use crate::ops::Moments;
+use resnet_kernels::{BlockedConv, Input, LANES, ViewMut, Window};
+
+/// The output of `network` for `x` and what each step saved.
+pub(super) fn run(network: &Network, x: &Tensor, workers: &dyn Workers) -> Result<(Tensor, Vec<Saved>)> {
+    let mut pass = Pass { network, workers, tracked: vec![false; network.layers.len()] };
+    let mut uses = network.uses.clone();
+    // Taps are of no use here.
+    for tap in network.graph.taps() {
+        uses[tap.node.index()] -= 1;
+    }
+    let mut results: Vec<Option<Value>> = vec![None; network.layers.len()];
+    let mut saved = Vec::with_capacity(network.steps.len());
+    let output = network.graph.output();
+    for step in network.steps.iter().take_while(|step| step.node <= output) {
+        let inputs: Vec<Value> = step
+            .inputs
+            .iter()
+            .map(|input| {
+                let index = input.index();
+                uses[index] -= 1;
+                let result = if uses[index] == 0 { results[index].take() } else { results[index].clone() };
+                result.ok_or_else(|| Error::Missing(network.graph.node(*input).name.clone()))
+            })
+            .collect::<Result<_>>()?;
+        let (value, save) = match inputs.as_slice() {
+            [] => (Value::Planar(x.detach().contiguous()?), Saved::Untracked),
+            inputs => pass.step(step, inputs)?,
+        };
+        results[step.node.index()] = Some(value);
+        saved.push(save);
+    }
+    let missing = || Error::Missing(network.graph.node(output).name.clone());
+    let logits = results[output.index()].take().ok_or_else(missing)?.planar()?;
+    Ok((logits, saved))
+}
+
+struct Pass<'a> {
+    network: &'a Network,
+    workers: &'a dyn Workers,
+    /// Whether a parameter before each node is trained.
+    tracked: Vec<bool>,
+}
+
+impl Pass<'_> {
+    fn home(&self) -> &Shared {
+        &self.network.memory
+    }
+
+    fn step(&mut self, step: &Step, inputs: &[Value]) -> Result<(Value, Saved)> {
+        let node = self.network.graph.node(step.node);
+        let before = step.inputs.iter().any(|input| self.tracked[input.index()]);
+        let layer = &self.network.layers[step.norm.unwrap_or(step.node).index()];
+        let trained = tensors(layer).into_iter().any(Tensor::track_op);
+        let tracked = before || trained;
+        self.tracked[step.node.index()] = tracked;
+        let image = inputs.iter().all(Value::is_image);
+        let (value, saved) = match (&node.op, layer) {
+            (_, Layer::BatchNorm(norm)) if image => {
+                self.norm(norm, step.norm.unwrap_or(step.node), step.norm.is_some(), inputs, tracked)?
+            }
+            (Op::Conv(conv), Layer::Conv { weight, bias: None }) if image => {
+                let shape = ops::shape_of(conv);
+                let input = match &inputs[0] {
+                    // Too few channels to fill a block.
+                    Value::Planar(x) if !before && shape.groups == 1 && shape.c_in < LANES => {
+                        Value::Planar(x.clone())
+                    }
+                    other => Value::Blocked(other.blocked(self.home())?),
+                };
+                let y = self.conv(shape, weight, &input)?;
+                (Value::Blocked(Rc::new(y)), Saved::Conv { input })
+            }
+            (Op::MaxPool(pool), _) if image => {
+                let x = inputs[0].blocked(self.home())?;
+                let window = window(pool);
+                let [h, w] = window.output_hw([x.layout.h, x.layout.w]).map_err(kernel)?;
+                let mut y = Act::empty(self.home(), Blocked { h, w, ..x.layout });
+                let target = ViewMut { layout: y.layout, data: y.slice_mut() };
+                resnet_kernels::max_pool(ops::isa(), &window, x.view(), target, ops::threads()?)
+                    .map_err(kernel)?;
+                let y = Rc::new(y);
+                (Value::Blocked(y.clone()), Saved::MaxPool { x, y })
+            }
+            (Op::GlobalAvgPool, _) if image => {
+                let x = inputs[0].blocked(self.home())?;
+                let mut out = vec![0.0; x.layout.n * x.layout.c];
+                resnet_kernels::global_avg_pool(ops::isa(), x.view(), &mut out, ops::threads()?)
+                    .map_err(kernel)?;
+                let y = Tensor::from_vec(out, (x.layout.n, x.layout.c), &Device::Cpu)?;
+                (Value::Planar(y), Saved::GlobalAvgPool(x.layout))
+            }
+            (Op::Relu, _) if matches!(inputs[0], Value::Blocked(_)) => {
+                let mut y = Act::owned(inputs[0].blocked(self.home())?);
+                ops::threads()?.for_each_chunk(y.slice_mut(), 1 << 14, |_, y| {
+                    y.iter_mut().for_each(|y| *y = if *y < 0.0 { 0.0 } else { *y });
+                });
+                let y = Rc::new(y);
+                (Value::Blocked(y.clone()), Saved::Relu(y))
+            }
+            (Op::Add, _) if inputs.iter().any(|x| matches!(x, Value::Blocked(_))) => {
+                let [a, b] = [&inputs[0], &inputs[1]].map(|x| x.blocked(self.home()));
+                let (mut a, b) = (Act::owned(a?), b?);
+                resnet_kernels::add_to(a.slice_mut(), b.slice(), ops::threads()?);
+                (Value::Blocked(Rc::new(a)), Saved::Add)
+            }
+            _ => self.candle(step, inputs)?,
+        };
+        Ok((value, if tracked { saved } else { Saved::Untracked }))
+    }
+
+    fn conv(&self, shape: resnet_kernels::ConvShape, weight: &Tensor, input: &Value) -> Result<Act> {
+        let pool = ops::threads()?;
+        let dims = match input {
+            Value::Planar(x) => x.dims4()?.into(),
+            Value::Blocked(act) => act.layout.dims(),
+        };
+        let conv = BlockedConv { shape, input: dims, isa: ops::isa(), pool };
+        let layout = conv.output().map_err(kernel)?;
+        let data = with_input(input, |input| {
+            with_values(weight, |w| conv.forward(input, w, &mut lock(self.home())).map_err(kernel))
+        })?;
+        Ok(Act::new(self.home(), layout, data))
+    }
+
+    fn norm(
+        &self,
+        norm: &Norm,
+        id: NodeId,
+        relu: bool,
+        inputs: &[Value],
+        tracked: bool,
+    ) -> Result<(Value, Saved)> {
+        let x = inputs[0].blocked(self.home())?;
+        let layout = x.layout;
+        let kernels = resnet_kernels::Norm { layout, isa: ops::isa(), pool: ops::threads()? };
+        let of_batch = matches!(norm.statistics, Statistics::Batch { .. });
+        let [mean, var] = match of_batch {
+            true => self.moments(norm, &kernels, x.slice())?,
+            false => {
+                let vector = |t: &Var| t.as_detached_tensor().to_dtype(DType::F64)?.to_vec1::<f64>();
+                [vector(&norm.mean)?, vector(&norm.var)?]
+            }
+        };
+        let scale: Vec<f64> = var.iter().map(|var| 1.0 / (var + norm.eps).sqrt()).collect();
+        let residual = inputs.get(1).map(|r| r.blocked(self.home())).transpose()?;
+        if let Some(residual) = &residual
+            && residual.layout != layout
+        {
+            let (found, expected) = (residual.layout.dims(), layout.dims());
+            return Err(Error::Arch(format!("{found:?} cannot be added to {expected:?}")));
+        }
+        let mut y = Act::empty(self.home(), layout);
+        with_values(&norm.weight, |weight| {
+            with_values(&norm.bias, |bias| {
+                let factors: Vec<f32> =
+                    scale.iter().zip(weight).map(|(s, w)| (s * f64::from(*w)) as f32).collect();
+                let mean: Vec<f32> = mean.iter().map(|m| *m as f32).collect();
+                let residual = residual.as_ref().map(|r| r.slice());
+                kernels
+                    .forward(x.slice(), [&mean, &factors, bias], residual, relu, y.slice_mut())
+                    .map_err(kernel)
+            })
+        })?;
+        let y = Rc::new(y);
+        let kept = (relu && tracked).then(|| y.clone());
+        Ok((Value::Blocked(y), Saved::Norm(Normed { norm: id, x, y: kept, mean, scale, of_batch })))
+    }
+
+    /// Mean and biased variance of a batch, over all workers; the running ones follow.
+    fn moments(&self, norm: &Norm, kernels: &resnet_kernels::Norm, x: &[f32]) -> Result<[Vec<f64>; 2]> {
+        let layout = kernels.layout;
+        let mut count = layout.n * layout.h * layout.w;
+        let [mut mean, mut var] = kernels.moments(x).map_err(kernel)?;
+        if self.workers.count() > 1 {
+            // Squares are taken around the first worker's mean, so that they stay small.
+            let c = layout.c;
+            let mut sums: Vec<f64> = mean.iter().map(|m| m * count as f64).chain([count as f64]).collect();
+            self.workers.sum(&mut sums)?;
+            let all = sums[c];
+            let joint: Vec<f64> = sums[..c].iter().map(|sum| sum / all).collect();
+            let own = mean.iter().zip(&var).zip(&joint);
+            let mut squares: Vec<f64> =
+                own.map(|((m, v), joint)| (v + (m - joint) * (m - joint)) * count as f64).collect();
+            self.workers.sum(&mut squares)?;
+            mean = joint;
+            var = squares.into_iter().map(|sum| sum / all).collect();
+            count = all as usize;
+        }
+        norm.check_count(count, &layout.dims())?;
+        let tensor = |values: &[f64]| {
+            Tensor::from_vec(values.iter().map(|v| *v as f32).collect::<Vec<_>>(), values.len(), &Device::Cpu)
+        };
+        norm.track(Moments { mean: tensor(&mean)?, var: tensor(&var)? }, count)?;
+        Ok([mean, var])
+    }
+
+    /// Any other operation, as a candle graph of its own.
+    fn candle(&self, step: &Step, inputs: &[Value]) -> Result<(Value, Saved)> {
+        let mut variables = Vec::new();
+        let mut tensors = Vec::new();
+        for (value, input) in inputs.iter().zip(&step.inputs) {
+            let planar = value.planar()?;
+            let variable = match self.tracked[input.index()] {
+                true => Some(Var::from_tensor(&planar)?),
+                false => None,
+            };
+            tensors.push(variable.as_ref().map_or(planar, |v| v.as_tensor().clone()));
+            variables.push(variable);
+        }
+        let output = self.network.step(step, &tensors, true)?;
+        Ok((Value::Planar(output.detach()), Saved::Candle { inputs: variables, output }))
+    }
+}
+
+/// A convolution's input as its kernels take it.
+pub(super) fn with_input<R>(value: &Value, f: impl FnOnce(Input) -> Result<R>) -> Result<R> {
+    match value {
+        Value::Planar(x) => {
+            let dims = x.dims4()?.into();
+            with_values(x, |data| f(Input::Planar { dims, data }))
+        }
+        Value::Blocked(act) => f(Input::Blocked(act.view())),
+    }
+}
+
+pub(super) fn window(pool: &crate::graph::Pool) -> Window {
+    Window { kernel: pool.kernel, stride: pool.stride, padding: pool.padding, ceil_mode: false }
+}

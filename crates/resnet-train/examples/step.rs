@@ -1,0 +1,84 @@
+//! Training steps for `make peers-train` (`tests/peers/train.py`), which runs the same in PyTorch.
+//!
+//! `step [--weights FILE] [--threads N] [--batch N] [--size PIXELS] [--rate R] MODEL`: reads how many steps to take from each
+//! line of standard input and answers with a line of JSON: seconds, losses and, asked for `0`, checksums of the parameters
+//! and the peak memory. Images and classes come from a formula (`tests/golden/formula.py`).
+#![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a measurement for developers")]
+
+use std::collections::BTreeMap;
+use std::io::BufRead;
+use std::path::Path;
+use std::time::Instant;
+
+use candle_core::{DType, Device, Tensor};
+use resnet_model::network::{Alone, Dropping, Statistics};
+use resnet_model::parameters::{Initialisation, Trained};
+use resnet_model::{Parameters, safetensors, synthetic, zoo};
+use resnet_train::loss::{Loss, one_hot};
+use resnet_train::optim::{Moving, Optimizer};
+
+fn main() {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let flag = |name: &str| args.iter().position(|a| a == name).and_then(|at| args.get(at + 1));
+    let number = |name: &str, default: f64| flag(name).map_or(default, |a| a.parse().unwrap());
+    let (batch, size) = (number("--batch", 8.0) as usize, number("--size", 224.0) as usize);
+    let (threads, rate) = (number("--threads", 2.0) as usize, number("--rate", 0.01));
+    rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().unwrap();
+    let device = &Device::Cpu;
+    let model = args.last().unwrap();
+    let parameters = Parameters::new(&zoo::arch(model).unwrap(), Initialisation::default(), device).unwrap();
+    if let Some(path) = flag("--weights") {
+        let contents = safetensors::open(Path::new(path)).unwrap();
+        contents.tensors.iter().for_each(|(name, tensor)| parameters.set(name, tensor).unwrap());
+    }
+    let network = parameters.network(&Trained::All, Statistics::default()).unwrap();
+    let mut moving = Moving::new(&Optimizer::default(), &parameters, &Trained::All).unwrap();
+    // Half as many batches as are asked for in all would do; the formula repeats every ten.
+    let image = 3 * size * size;
+    let images = synthetic::input(10 * batch * image);
+    let mut step = 0;
+    for line in std::io::stdin().lock().lines() {
+        let count: usize = line.unwrap().trim().parse().unwrap();
+        if count == 0 {
+            println!("{}", serde_json::json!({"sums": sums(&parameters), "peak_kb": peak()}));
+            continue;
+        }
+        let (mut seconds, mut losses) = (Vec::new(), Vec::new());
+        for _ in 0..count {
+            let at = step % 10 * batch;
+            let x = images[at * image..][..batch * image].to_vec();
+            let x = Tensor::from_vec(x, (batch, 3, size, size), device).unwrap();
+            let class = |i: usize| (synthetic::uniform("classes", at + i) * 1000.0) as usize;
+            let classes: Vec<usize> = (0..batch).map(class).collect();
+            let targets = Tensor::from_vec(one_hot(&classes, 1000), (batch, 1000), device).unwrap();
+            let start = Instant::now();
+            let backward = network.record(&x, Dropping::default(), &Alone).unwrap();
+            let loss = Loss::default().of(backward.logits(), &targets).unwrap();
+            losses.push(loss.to_scalar::<f32>().unwrap());
+            let forward = start.elapsed().as_secs_f64();
+            let gradients = backward.gradients(&loss).unwrap();
+            let both = start.elapsed().as_secs_f64();
+            moving.step(&gradients, rate, 1.0).unwrap();
+            seconds.push([start.elapsed().as_secs_f64(), forward, both - forward]);
+            step += 1;
+        }
+        println!("{}", serde_json::json!({"seconds": seconds, "losses": losses}));
+    }
+}
+
+/// Sum, and sum of magnitudes, of every parameter.
+fn sums(parameters: &Parameters) -> BTreeMap<String, [f64; 2]> {
+    let sum = |name: &str| {
+        let values = parameters.var(name).unwrap().as_detached_tensor().to_dtype(DType::F64).unwrap();
+        let values = values.flatten_all().unwrap().to_vec1::<f64>().unwrap();
+        [values.iter().sum(), values.iter().map(|v| v.abs()).sum()]
+    };
+    parameters.list().iter().map(|param| (param.name.clone(), sum(&param.name))).collect()
+}
+
+/// The most memory the process ever had, in KiB, where the system tells.
+fn peak() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.trim().trim_end_matches("kB").trim().parse().ok()
+}
