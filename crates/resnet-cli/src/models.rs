@@ -1,6 +1,7 @@
 //! Models by name: the zoo's architectures and the weights published for them.
 
 use anyhow::{Context, bail};
+use resnet_model::text::suggestions;
 use resnet_model::{Arch, cost, params, zoo};
 
 use crate::weights::{Published, published};
@@ -60,7 +61,7 @@ impl Model {
 pub fn all() -> anyhow::Result<Vec<Model>> {
     let mut models = Vec::new();
     for (name, arch) in zoo::all() {
-        let of_arch: Vec<_> = published()?.iter().filter(|p| p.arch == name).collect();
+        let of_arch = weights_of(name)?;
         if of_arch.is_empty() {
             models.push(Model::new(name, arch.clone(), None)?);
         }
@@ -125,13 +126,6 @@ pub fn find(name: &str) -> anyhow::Result<Model> {
 /// All weights that are published for an architecture.
 pub fn weights_of(arch_name: &str) -> anyhow::Result<Vec<&'static Published>> {
     Ok(published()?.iter().filter(|p| p.arch == arch_name).collect())
-}
-
-fn suggestions<S: AsRef<str>>(near: &[S]) -> String {
-    match near.iter().map(AsRef::as_ref).collect::<Vec<_>>().as_slice() {
-        [] => String::new(),
-        names => format!("; did you mean {}?", names.join(", ")),
-    }
 }
 
 /// Whether `text` is `pattern`, in which `*` stands for any letters, and none.

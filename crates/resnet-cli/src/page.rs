@@ -2,6 +2,8 @@
 
 use std::io::{self, Write};
 
+use resnet_model::escape;
+
 /// As wide as anything is printed.
 const WIDTH: usize = 80;
 /// Where a field's text begins.
@@ -87,6 +89,11 @@ fn wrap(text: &str, width: usize) -> Vec<String> {
     }
     lines.push(line);
     lines
+}
+
+/// Columns that the longest of these names takes when it is printed.
+pub(crate) fn longest<'a>(names: impl Iterator<Item = &'a str>) -> usize {
+    names.map(|name| escape(name).chars().count()).max().unwrap_or(0)
 }
 
 /// A number of bytes for people.

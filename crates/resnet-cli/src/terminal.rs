@@ -20,19 +20,6 @@ pub fn fit(text: &str, width: usize) -> String {
     cut
 }
 
-/// A whole number in groups of three digits: `25,557,032`.
-pub fn thousands(n: u64) -> String {
-    let digits = n.to_string();
-    let mut out = String::with_capacity(digits.len() + digits.len() / 3);
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    out
-}
-
 /// A number with a unit's prefix, in at most six characters: `118.0M`.
 pub fn short(n: u64) -> String {
     let n = n as f64;
@@ -51,7 +38,6 @@ mod tests {
 
     #[test]
     fn numbers_and_texts() {
-        assert_eq!([0, 999, 1000, 25_557_032].map(thousands), ["0", "999", "1,000", "25,557,032"]);
         assert_eq!(
             [0, 999, 1000, 999_950, 118_013_952, 999_960_000_000].map(short),
             ["0", "999", "1.0k", "1.0M", "118.0M", "1.0T"]

@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 
 use anyhow::{Context, bail};
 use indicatif::{ProgressBar, ProgressStyle};
-use resnet_model::preprocess::Filter;
+use resnet_model::preprocess::{CLIP_MEAN, CLIP_STD, Filter};
 use resnet_model::{Arch, Checkpoint, Labels, Preprocess, params, zoo};
 use serde::{Deserialize, Serialize};
 
@@ -86,11 +86,6 @@ pub enum Normalize {
     /// CLIP's.
     Clip,
 }
-
-/// CLIP's channel means of R, G and B, for values from 0 to 1.
-const CLIP_MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
-/// CLIP's channel deviations.
-const CLIP_STD: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
 
 /// torchvision's name of weights.
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -147,7 +147,7 @@ fn convert(cli: &Cli, input: &Path, options: &Options) -> Result<Report> {
         (None, Some(dir)) => dir.join(beside.file_name().context("the input has no file name")?),
         (None, None) => beside,
     };
-    let existing = if cli.force { Existing::Replace } else { Existing::Keep };
+    let existing = Existing::replace_if(cli.force);
     let job = Job { input, output: &output, existing, options };
     let bar = Bar::default();
     Ok(resnet_convert::convert(job, &mut |progress| bar.show(progress.done, progress.total))?)

@@ -66,15 +66,19 @@ pub struct Progress {
 
 /// Opens any file that is understood. Tensors are read when they are asked for, and checked then.
 pub fn open(path: &Path, options: &Options) -> Result<(Checkpoint, Report)> {
-    understand(source::read(path)?, path, options, None)
+    understand(source::read(path)?, path, options)
+}
+
+/// [`open`] for what [`source::read`] gave of the file at `path`.
+pub fn understand(state: StateDict, path: &Path, options: &Options) -> Result<(Checkpoint, Report)> {
+    assemble(state, path, options, None)
 }
 
 /// Converts a file: reads it, finds out what it is, and writes it whole or not at all.
 pub fn convert(job: Job, progress: &mut dyn FnMut(Progress)) -> Result<Report> {
     let same = |a: &Path, b: &Path| matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b);
     let watch = Arc::new(Watch::default());
-    let (checkpoint, mut report) =
-        understand(source::read(job.input)?, job.input, job.options, Some(&watch))?;
+    let (checkpoint, mut report) = assemble(source::read(job.input)?, job.input, job.options, Some(&watch))?;
     if same(job.input, job.output) {
         return Err(Error::SameFile(job.input.to_owned()));
     }
@@ -98,7 +102,7 @@ pub fn convert(job: Job, progress: &mut dyn FnMut(Progress)) -> Result<Report> {
     Ok(report)
 }
 
-fn understand(
+fn assemble(
     mut state: StateDict,
     path: &Path,
     options: &Options,

@@ -39,7 +39,7 @@ pub enum Error {
     /// Tensors beside the network that nothing is known about.
     #[error(
         "`{}`: {} beside the network would be left out: {}",
-        escape(&path.display().to_string()), crate::report::plural(names.len(), "tensor"), crate::report::some_of(names)
+        escape(&path.display().to_string()), crate::report::plural(names.len(), "tensor"), resnet_model::text::some_of(names)
     )]
     Leftover {
         /// The file.

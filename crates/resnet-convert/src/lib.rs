@@ -1,9 +1,9 @@
 //! Any ResNet checkpoint in, one that describes itself out; nothing in a file is ever executed.
 //!
-//! [`open`] turns a file into a [`Checkpoint`](resnet_model::Checkpoint), [`convert`] writes that as safetensors,
-//! ONNX or a state dict of PyTorch's, and [`source::read`] stops before the tensors are understood. A file is found out by its first bytes, never by its name:
-//! what `torch.save` has written since PyTorch 0.1 (zip, legacy stream, tar), TorchScript archives, pickles of numpy
-//! arrays, `.npy` and `.npz`, safetensors, ONNX; an index leads to the shards beside it.
+//! [`open`] turns a file into a [`Checkpoint`](resnet_model::Checkpoint), [`convert`] writes that as safetensors, ONNX or a
+//! state dict of PyTorch's; [`source::read`] and [`understand`] are the two halves of [`open`]. A file is found out by its
+//! first bytes, never by its name: what `torch.save` has written since PyTorch 0.1 (zip, legacy stream, tar), TorchScript
+//! archives, pickles of numpy arrays, `.npy` and `.npz`, safetensors, ONNX; an index leads to the shards beside it.
 //!
 //! ```no_run
 //! let options = resnet_convert::Options::default();
@@ -30,7 +30,7 @@ mod watch;
 mod write;
 
 pub use cast::Float;
-pub use convert::{Job, Options, Progress, convert, open};
+pub use convert::{Job, Options, Progress, convert, open, understand};
 pub use error::{Code, Error, Fault, Result};
 pub use onnx::Export;
 pub use report::{Cast, Dropped, How, Identified, NonFinite, Renamed, Report, Reshaped, Synthesised};

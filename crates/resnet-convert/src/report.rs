@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use resnet_model::text::{some_of, thousands};
 use resnet_model::{Arch, escape};
 use serde::Serialize;
 
@@ -188,28 +189,6 @@ pub(crate) fn plural(n: usize, noun: &str) -> String {
         (_, false) => "s",
     };
     format!("{} {noun}{ending}", thousands(n as u64))
-}
-
-/// The first few names, safe to print.
-pub(crate) fn some_of(names: &[String]) -> String {
-    let mut shown: Vec<String> = names.iter().take(3).map(|n| escape(n)).collect();
-    if names.len() > shown.len() {
-        shown.push("…".into());
-    }
-    shown.join(", ")
-}
-
-/// Digits in groups of three.
-fn thousands(n: u64) -> String {
-    let digits = n.to_string();
-    let mut out = String::new();
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && digits.len().saturating_sub(i) % 3 == 0 {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    out
 }
 
 fn megabytes(bytes: u64) -> String {

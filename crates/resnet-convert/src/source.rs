@@ -3,7 +3,7 @@
 //! One detector decides; no reader ever hands a file to another one. Limits are fixed, every length is checked against
 //! the bytes present, and tensors are read when they are asked for.
 
-mod beside;
+pub(crate) mod beside;
 pub(crate) mod input;
 pub(crate) mod lazy;
 mod legacy;

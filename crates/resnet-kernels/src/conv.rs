@@ -131,15 +131,11 @@ impl PackedConv {
 
     /// `[N, C, H, W]` of the output, after a fused pooling. Errors: wrong channels, an input too small for the kernel.
     pub fn output_dims(&self, input: [usize; 4]) -> Result<[usize; 4], Error> {
-        let [n, c, h, w] = input;
-        if c != self.shape.c_in {
-            return Err(Error::Shape { what: "input", found: input, expected: [n, self.shape.c_in, h, w] });
-        }
-        let mut hw = self.shape.output_hw([h, w])?;
+        let [n, c, mut h, mut w] = self.shape.output_dims(input)?;
         if let Some(window) = &self.finish.max_pool {
-            hw = window.output_hw(hw)?;
+            [h, w] = window.output_hw([h, w])?;
         }
-        Ok([n, self.shape.c_out, hw[0], hw[1]])
+        Ok([n, c, h, w])
     }
 
     /// Elements of scratch memory that [`PackedConv::run`] needs for an input `[N, C, H, W]` on `threads` threads.

@@ -63,16 +63,7 @@ pub struct PlanarConv<'a> {
 impl PlanarConv<'_> {
     /// `[N, c_out, H', W']` of the output. Errors: a bad shape, wrong channels, an input too small for the kernel.
     pub fn output(&self) -> Result<[usize; 4], Error> {
-        let [n, c, h, w] = self.input;
-        if c != self.shape.c_in {
-            return Err(Error::Shape {
-                what: "input",
-                found: self.input,
-                expected: [n, self.shape.c_in, h, w],
-            });
-        }
-        let [oh, ow] = self.shape.output_hw([h, w])?;
-        let output = [n, self.shape.c_out, oh, ow];
+        let output = self.shape.output_dims(self.input)?;
         product("input length", &self.input)?;
         product("output length", &output)?;
         Ok(output)

@@ -82,6 +82,16 @@ impl ConvShape {
         Ok([along(0)?, along(1)?])
     }
 
+    /// `[N, c_out, H', W']` for an input `[N, C, H, W]`. Errors: wrong channels, an input too small for the kernel.
+    pub fn output_dims(&self, input: [usize; 4]) -> Result<[usize; 4], Error> {
+        let [n, c, h, w] = input;
+        if c != self.c_in {
+            return Err(Error::Shape { what: "input", found: input, expected: [n, self.c_in, h, w] });
+        }
+        let [oh, ow] = self.output_hw([h, w])?;
+        Ok([n, self.c_out, oh, ow])
+    }
+
     /// Multiply-adds for `batch` images of `[height, width]`, as a float since only rates are made of it.
     pub fn macs(&self, batch: usize, input: [usize; 2]) -> Result<f64, Error> {
         let [h, w] = self.output_hw(input)?;

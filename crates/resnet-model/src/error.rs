@@ -3,6 +3,8 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use crate::text::{escape, some_of, suggestions};
+
 /// A result with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -35,7 +37,7 @@ pub enum Error {
     #[error("architecture: {0}")]
     Arch(String),
     /// A model name that the zoo does not know.
-    #[error("unknown model `{name}`{}", suggest(nearest))]
+    #[error("unknown model `{name}`{}", suggestions(nearest))]
     UnknownModel {
         /// The name that was asked for.
         name: String,
@@ -221,40 +223,8 @@ impl fmt::Display for Mismatch {
     }
 }
 
-/// The first three names, escaped, and how many there are beyond.
-fn some_of(names: &[String]) -> String {
-    let mut shown: Vec<String> = names.iter().take(3).map(|n| escape(n)).collect();
-    if names.len() > shown.len() {
-        shown.push("…".into());
-    }
-    shown.join(", ")
-}
-
 fn plural(n: usize, noun: &str) -> String {
     format!("{n} {noun}{}", if n == 1 { "" } else { "s" })
-}
-
-fn suggest(nearest: &[&str]) -> String {
-    match nearest {
-        [] => String::new(),
-        names => format!("; did you mean {}?", names.join(", ")),
-    }
-}
-
-/// A name from a file, made safe to print: control characters and direction marks are escaped, long names cut.
-pub fn escape(name: &str) -> String {
-    const MAX: usize = 120;
-    let mut out = String::new();
-    for c in name.chars() {
-        if out.len() > MAX {
-            out.push('…');
-            break;
-        }
-        let hidden = c.is_control()
-            || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}');
-        if hidden { out.extend(c.escape_unicode()) } else { out.push(c) }
-    }
-    out
 }
 
 #[cfg(test)]

@@ -74,6 +74,13 @@ pub enum Existing {
     Replace,
 }
 
+impl Existing {
+    /// [`Existing::Replace`] if the user insists, else [`Existing::Keep`].
+    pub fn replace_if(insists: bool) -> Existing {
+        if insists { Existing::Replace } else { Existing::Keep }
+    }
+}
+
 /// Writes the file at `path` through `write`: to a temporary sibling, then renamed, so that a reader sees the
 /// old file or the new one and a failure leaves nothing behind.
 pub fn write_atomically(

@@ -43,11 +43,12 @@ pub mod preprocess;
 pub mod raw;
 pub mod safetensors;
 pub mod synthetic;
+pub mod text;
 
 pub use arch::Arch;
 pub use checkpoint::Checkpoint;
 pub use classifier::{Classifier, Prediction};
-pub use error::{Error, Mismatch, Reshaped, Result, escape};
+pub use error::{Error, Mismatch, Reshaped, Result};
 pub use graph::Graph;
 pub use labels::Labels;
 pub use meta::Meta;
@@ -56,3 +57,4 @@ pub use parameters::Parameters;
 pub use preprocess::Preprocess;
 pub use raw::RawTensor;
 pub use runtime::Runtime;
+pub use text::escape;

@@ -79,7 +79,7 @@ impl Meta {
             return Err(Error::Meta(format!("{} bytes, more than {MAX_LEN}", json.len())));
         }
         // Messages may quote the file.
-        let invalid = |e: serde_json::Error| Error::Meta(crate::error::escape(&e.to_string()));
+        let invalid = |e: serde_json::Error| Error::Meta(crate::escape(&e.to_string()));
         let Version { version } = serde_json::from_str(json).map_err(invalid)?;
         if version != VERSION {
             return Err(Error::Meta(format!("version {version}; this program reads version {VERSION}")));

@@ -17,6 +17,11 @@ const IMAGENET_MEAN: [f32; 3] = [0.485, 0.456, 0.406];
 /// ImageNet's channel deviations.
 const IMAGENET_STD: [f32; 3] = [0.229, 0.224, 0.225];
 
+/// CLIP's channel means of R, G and B, for values from 0 to 1.
+pub const CLIP_MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
+/// CLIP's channel deviations.
+pub const CLIP_STD: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
+
 /// How an image becomes a network's input: resize, crop, scale, normalise. It belongs to the weights.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -84,7 +84,7 @@ pub fn read(file: Arc<dyn Bytes>) -> Result<Contents> {
 
 /// An error whose message may quote the file.
 fn invalid(what: String) -> Error {
-    Error::Safetensors(crate::error::escape(&what))
+    Error::Safetensors(crate::escape(&what))
 }
 
 /// What a header says, in its order.

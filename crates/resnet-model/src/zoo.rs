@@ -35,7 +35,7 @@ pub fn arch(name: &str) -> Result<Arch> {
         return Ok(entry.arch.clone());
     }
     Err(Error::UnknownModel {
-        name: crate::error::escape(name),
+        name: crate::escape(name),
         nearest: nearest(name, TABLE.iter().map(|entry| entry.name)),
     })
 }

@@ -9,8 +9,8 @@ use resnet_convert::{Options, source};
 use resnet_model::{RawTensor, escape};
 use serde::Serialize;
 
-use crate::page::Page;
-use crate::terminal::thousands;
+use crate::page::{Page, longest};
+use resnet_model::text::thousands;
 
 /// Compare the tensors of two checkpoint files
 ///
@@ -93,13 +93,14 @@ struct File {
 impl File {
     fn open(path: &Path) -> anyhow::Result<File> {
         let state = source::read(path)?;
+        let (container, own) = (state.container, state.tensors.clone());
         // Only if every tensor is understood: one that is left out could be the difference.
-        let understood = resnet_convert::open(path, &Options::default()).ok();
+        let understood = resnet_convert::understand(state, path, &Options::default()).ok();
         let model = understood.as_ref().map(|(_, report)| report.model.clone());
         let canonical =
             understood.map(|(c, _)| c.tensors().iter().map(|(n, t)| (n.clone(), t.clone())).collect());
-        let side = Side { file: path.display().to_string(), model, container: state.container, tensors: 0 };
-        Ok(File { side, own: state.tensors, canonical })
+        let side = Side { file: path.display().to_string(), model, container, tensors: 0 };
+        Ok(File { side, own, canonical })
     }
 }
 
@@ -226,18 +227,18 @@ fn print(found: &Comparison, page: &mut Page) -> anyhow::Result<()> {
     page.field("compared", &format!("{names}, {} equal", thousands(found.equal as u64)))?;
     for (title, tensors) in [("only in A", &found.only_in_a), ("only in B", &found.only_in_b)] {
         heading(page, title, tensors.len())?;
-        let longest = tensors.iter().map(|t| escape(&t.name).chars().count()).max().unwrap_or(0);
+        let column = longest(tensors.iter().map(|t| &*t.name));
         for t in tensors {
-            page.row(&escape(&t.name), longest, &format!("{:<5}{:?}", t.dtype, t.shape), &[])?;
+            page.row(&escape(&t.name), column, &format!("{:<5}{:?}", t.dtype, t.shape), &[])?;
         }
     }
     heading(page, "other shapes", found.reshaped.len())?;
-    let longest = found.reshaped.iter().map(|t| escape(&t.name).chars().count()).max().unwrap_or(0);
+    let column = longest(found.reshaped.iter().map(|t| &*t.name));
     for t in &found.reshaped {
-        page.row(&escape(&t.name), longest, &format!("A {:?}, B {:?}", t.a, t.b), &[])?;
+        page.row(&escape(&t.name), column, &format!("A {:?}, B {:?}", t.a, t.b), &[])?;
     }
     heading(page, "other values", found.differing.len())?;
-    let longest = found.differing.iter().map(|t| escape(&t.name).chars().count()).max().unwrap_or(0);
+    let column = longest(found.differing.iter().map(|t| &*t.name));
     for t in &found.differing {
         let mut below = vec![];
         if let Some([a, b]) = &t.dtypes {
@@ -249,7 +250,7 @@ fn print(found: &Comparison, page: &mut Page) -> anyhow::Result<()> {
             text.push_str(&format!(", {} not finite", thousands(t.not_finite)));
         }
         below.push(text);
-        page.row(&escape(&t.name), longest, &format!("{:.3e} (rel. {:.1e})", t.largest, t.relative), &below)?;
+        page.row(&escape(&t.name), column, &format!("{:.3e} (rel. {:.1e})", t.largest, t.relative), &below)?;
     }
     page.line(if found.same { "  the same" } else { "  different" })?;
     Ok(())

@@ -2,11 +2,11 @@
 
 use std::io::Write;
 
+use resnet_model::text::thousands;
 use resnet_model::{Arch, Preprocess, cost};
 use serde::Serialize;
 
 use crate::models::{self, Model};
-use crate::terminal;
 use crate::weights::{Published, Torchvision};
 
 /// Tell all that is known about a model: cost, feature maps, weights, their licence, preprocessing and source.
@@ -124,7 +124,7 @@ fn text(out: &mut dyn Write, model: &Model, facts: &Facts) -> anyhow::Result<()>
     let mut line = |what: &str, value: String| writeln!(out, "{what:<14} {value}");
     line("model", facts.name.to_owned())?;
     line("architecture", facts.arch.to_owned())?;
-    line("parameters", terminal::thousands(facts.parameters))?;
+    line("parameters", thousands(facts.parameters))?;
     let side = facts.size;
     line("multiply-adds", format!("{} G at {side}×{side} pixels", facts.gmacs))?;
     line("activations", format!("{:.1} MiB in f32", facts.activation_bytes as f64 / f64::from(1 << 20)))?;

@@ -5,12 +5,12 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use resnet_convert::{Options, Report, StateDict, source};
+use resnet_convert::{Options, Report, source};
 use resnet_model::{RawTensor, escape, zoo};
 use serde::Serialize;
 
-use crate::page::{Page, bytes};
-use crate::terminal::thousands;
+use crate::page::{Page, bytes, longest};
+use resnet_model::text::thousands;
 
 /// Show what a checkpoint file holds
 ///
@@ -99,28 +99,35 @@ fn inspect(args: &Args) -> anyhow::Result<Inspection> {
     let arch = args.arch.as_deref().map(zoo::arch).transpose().context("--arch")?;
     let options = Options { arch, ..Options::default() };
     let state = source::read(&args.file)?;
-    let understood = resnet_convert::open(&args.file, &options);
-    let (report, error, hint) = match understood {
+    let (container, own) = (state.container, state.tensors.clone());
+    let unsupported: Vec<Unsupported> =
+        state.unsupported.iter().cloned().map(|(name, kind)| Unsupported { name, kind }).collect();
+    let (opaque, notes) = (state.opaque.clone(), state.notes.clone());
+    let (report, error, hint) = match resnet_convert::understand(state, &args.file, &options) {
         Ok((_, report)) => (Some(report), None, None),
         Err(e) => (None, Some(e.to_string()), e.hint()),
     };
-    let tensors = rows(&state, report.as_ref(), args.stats, &args.file)?;
-    let unsupported = state.unsupported.into_iter().map(|(name, kind)| Unsupported { name, kind });
+    let tensors = rows(&own, report.as_ref(), args.stats, &args.file)?;
     Ok(Inspection {
         file: args.file.display().to_string(),
         bytes: std::fs::metadata(&args.file).map_or(0, |m| m.len()),
-        container: state.container,
+        container,
         report,
         error,
         hint,
         tensors,
-        unsupported: unsupported.collect(),
-        opaque: state.opaque,
-        notes: state.notes,
+        unsupported,
+        opaque,
+        notes,
     })
 }
 
-fn rows(state: &StateDict, report: Option<&Report>, stats: bool, file: &Path) -> anyhow::Result<Vec<Row>> {
+fn rows(
+    tensors: &[(String, RawTensor)],
+    report: Option<&Report>,
+    stats: bool,
+    file: &Path,
+) -> anyhow::Result<Vec<Row>> {
     let (mut becomes, mut dropped) = (HashMap::new(), HashMap::new());
     if let Some(report) = report {
         becomes.extend(report.renamed.iter().map(|r| (r.from.as_str(), r.to.clone())));
@@ -143,7 +150,7 @@ fn rows(state: &StateDict, report: Option<&Report>, stats: bool, file: &Path) ->
         };
         Ok(row)
     };
-    state.tensors.iter().map(row).collect()
+    tensors.iter().map(row).collect()
 }
 
 impl Stats {
@@ -240,7 +247,7 @@ fn print(found: &Inspection, page: &mut Page) -> anyhow::Result<()> {
         page.field("note", &escape(note))?;
     }
     page.line("")?;
-    let longest = found.tensors.iter().map(|row| escape(&row.name).chars().count()).max().unwrap_or(0);
+    let column = longest(found.tensors.iter().map(|row| &*row.name));
     for row in &found.tensors {
         let mut after = Vec::new();
         if let Some(stats) = &row.stats {
@@ -252,10 +259,10 @@ fn print(found: &Inspection, page: &mut Page) -> anyhow::Result<()> {
         if let Some(reason) = &row.dropped {
             after.push(format!("left out: {reason}"));
         }
-        page.row(&escape(&row.name), longest, &format!("{:<5}{:?}", row.dtype, row.shape), &after)?;
+        page.row(&escape(&row.name), column, &format!("{:<5}{:?}", row.dtype, row.shape), &after)?;
     }
     for tensor in &found.unsupported {
-        page.row(&escape(&tensor.name), longest, "?", &[format!("not read: {}", escape(&tensor.kind))])?;
+        page.row(&escape(&tensor.name), column, "?", &[format!("not read: {}", escape(&tensor.kind))])?;
     }
     Ok(())
 }

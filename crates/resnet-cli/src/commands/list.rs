@@ -97,7 +97,7 @@ pub fn run(args: Args, out: &mut dyn Write) -> anyhow::Result<bool> {
             bail!("--plot {}: only SVG is written; name it FILE.svg", path.display());
         }
         let picture = scatter::svg(&models, &frontier(&models))?;
-        let existing = if args.force { Existing::Replace } else { Existing::Keep };
+        let existing = Existing::replace_if(args.force);
         write_atomically(path, existing, |file| Ok(file.write_all(picture.as_bytes())?))?;
     } else if args.json {
         serde_json::to_writer_pretty(&mut *out, &models.iter().map(row).collect::<Vec<_>>())?;

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use resnet_model::cost::{self, Cost};
 use resnet_model::file::{Existing, write_atomically};
+use resnet_model::text::thousands;
 use resnet_model::{Arch, Graph, params};
 
 use crate::draw::{self, Picture};
@@ -55,7 +56,7 @@ pub fn run(args: Args, out: &mut dyn Write) -> anyhow::Result<bool> {
     }
     let Some(picture) = Picture::new(&graph, &costs, only) else { return Err(nothing(&graph, only)) };
     let title = only.map_or(name.clone(), |only| format!("{name}: {only}"));
-    let existing = if args.force { Existing::Replace } else { Existing::Keep };
+    let existing = Existing::replace_if(args.force);
     let write = |path: &Path, text: String| {
         write_atomically(path, existing, |file| Ok(file.write_all(text.as_bytes())?))
     };
@@ -157,7 +158,7 @@ impl Table {
                 format!("{}{}", "  ".repeat(row.depth), row.name),
                 row.operation.clone(),
                 draw::dims(&row.shape),
-                if row.params > 0 { terminal::thousands(row.params) } else { "-".into() },
+                if row.params > 0 { thousands(row.params) } else { "-".into() },
                 if row.macs > 0 { terminal::short(row.macs) } else { "-".into() },
             ]
         };

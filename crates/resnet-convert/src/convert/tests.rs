@@ -43,7 +43,7 @@ fn own_shape(_: &str, shape: &[usize]) -> Vec<usize> {
 
 #[track_caller]
 fn known(state: StateDict, options: &Options) -> (Checkpoint, Report) {
-    understand(state, "a.pth".as_ref(), options, None).unwrap_or_else(|e| panic!("{e}"))
+    understand(state, "a.pth".as_ref(), options).unwrap_or_else(|e| panic!("{e}"))
 }
 
 #[test]
@@ -151,7 +151,7 @@ fn structure_finds_networks_of_the_zoo() {
         // In another order nothing tells modules of equal shapes apart.
         let inner = 1..tensors.len() - 2;
         tensors[inner].reverse();
-        let error = understand(file(&tensors), "a".as_ref(), &Options::default(), None).unwrap_err();
+        let error = understand(file(&tensors), "a".as_ref(), &Options::default()).unwrap_err();
         assert!(error.to_string().contains("nothing tells them apart"), "{name}: {error}");
         assert_eq!(error.hint(), Some("--arch NAME insists on an architecture"));
     }
@@ -177,7 +177,7 @@ fn structure_with_an_architecture_insisted_on() {
     assert_eq!((&checkpoint.meta().arch, report.identified.how), (&arch, How::Insisted));
     let named = Options { name: Some("resnet50d.ra2_in1k".into()), ..Options::default() };
     assert_eq!(known(file(), &named).0.meta().arch, arch);
-    let error = understand(file(), "a".as_ref(), &insist("resnet34"), None).unwrap_err();
+    let error = understand(file(), "a".as_ref(), &insist("resnet34")).unwrap_err();
     assert!(error.to_string().contains("no ResNet among them"), "{error}");
 }
 
@@ -190,7 +190,7 @@ fn partial_leaves_out_what_does_not_fit() {
         file.tensors.push(("layer1.0.gate".into(), zeros(&[3])));
         file
     };
-    let error = understand(file(), "a".as_ref(), &Options::default(), None).unwrap_err();
+    let error = understand(file(), "a".as_ref(), &Options::default()).unwrap_err();
     assert_eq!(error.hint(), Some("--partial leaves them out"), "{error}");
     let partial = Options { partial: true, ..Options::default() };
     let (checkpoint, report) = known(file(), &partial);
@@ -206,7 +206,7 @@ fn partial_leaves_out_what_does_not_fit() {
     // Nothing stands in for a part of the body.
     let mut file = state(&arch, str::to_owned, own_shape);
     file.tensors.retain(|(name, _)| name != "layer4.1.bn2.running_var");
-    let error = understand(file, "a".as_ref(), &partial, None).unwrap_err().to_string();
+    let error = understand(file, "a".as_ref(), &partial).unwrap_err().to_string();
     assert!(error.contains("1 tensor missing (layer4.1.bn2.running_var)"), "{error}");
 }
 

@@ -1,7 +1,7 @@
 //! The tables. A dialect is added by a row.
 
 use resnet_model::Preprocess;
-use resnet_model::preprocess::{Channels, Filter, Range};
+use resnet_model::preprocess::{CLIP_MEAN, CLIP_STD, Channels, Filter, Range};
 
 /// A naming scheme.
 #[derive(Debug)]
@@ -79,8 +79,8 @@ impl Norm {
             Norm::Keras => bytes([103.939, 116.779, 123.68], [1.0; 3]),
             Norm::Clip => Preprocess {
                 filter: Filter::Bicubic,
-                mean: vec![0.481_454_66, 0.457_827_5, 0.408_210_73],
-                std: vec![0.268_629_54, 0.261_302_6, 0.275_777_1],
+                mean: CLIP_MEAN.to_vec(),
+                std: CLIP_STD.to_vec(),
                 ..usual
             },
         }

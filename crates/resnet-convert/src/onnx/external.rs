@@ -10,6 +10,7 @@ use resnet_model::raw::{Bytes, Part};
 
 use super::proto::Entry;
 use crate::error::{Code, Fault};
+use crate::source::beside;
 
 /// The files beside a model.
 #[derive(Debug)]
@@ -77,25 +78,16 @@ impl External {
         let Some(model) = &self.model else {
             return Err(refused("cannot be found: the model has no folder"));
         };
-        let folder = match model.parent() {
-            Some(folder) if !folder.as_os_str().is_empty() => folder,
-            _ => Path::new("."),
-        };
-        let path = folder.join(location);
-        let real = |path: &Path| path.canonicalize();
-        let found =
-            real(&path).map_err(|e| Fault::new(Code::Read, format!("the external file `{shown}`: {e}")))?;
-        // The folder that the model is named in, or the one that it really lies in: the Hub's cache keeps links to
-        // files that lie together elsewhere.
-        let allowed = [real(folder).ok(), real(model).ok().and_then(|m| Some(m.parent()?.to_owned()))];
-        if !allowed.iter().flatten().any(|folder| found.starts_with(folder)) {
+        let found = beside::find(model, Path::new(location))
+            .map_err(|e| Fault::new(Code::Read, format!("the external file `{shown}`: {e}")))?;
+        if !found.folders.iter().any(|folder| found.target.starts_with(folder)) {
             return Err(refused("leads out of the model's folder"));
         }
-        let file = SharedFile::open(&found).map_err(|e| refused(&format!("cannot be read: {e}")))?;
+        let file = SharedFile::open(&found.target).map_err(|e| refused(&format!("cannot be read: {e}")))?;
         #[cfg(unix)]
         {
             use std::os::unix::fs::MetadataExt;
-            if std::fs::metadata(&found).is_ok_and(|m| m.nlink() > 1) {
+            if std::fs::metadata(&found.target).is_ok_and(|m| m.nlink() > 1) {
                 return Err(refused("has a second name elsewhere (a hard link)"));
             }
         }

@@ -1,5 +1,6 @@
 //! Files that a file refers to: only ever ones beside it.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 use resnet_model::escape;
@@ -24,18 +25,33 @@ pub(super) fn open(path: &Path, name: &str, code: Code) -> Result<(PathBuf, Shar
     if !plain {
         return Err(elsewhere("is no plain file name"));
     }
+    let unreadable = |e: io::Error| Fault::new(Code::Read, format!("`{}`: {e}", escape(name)));
+    let found = find(path, Path::new(name)).map_err(unreadable)?;
+    if !found.folders.iter().any(|folder| found.target.parent() == Some(folder)) {
+        return Err(elsewhere("is a link out of the folder"));
+    }
+    let opened = SharedFile::open(&found.target).map_err(unreadable)?;
+    Ok((found.file, opened))
+}
+
+/// A file that another one refers to.
+pub(crate) struct Found {
+    /// Its path beside the other one.
+    pub(crate) file: PathBuf,
+    /// Where that leads, links followed.
+    pub(crate) target: PathBuf,
+    /// Where it may lead: the folder that the other file is named in, and the one that it really lies in.
+    pub(crate) folders: Vec<PathBuf>,
+}
+
+/// Finds the file `name` in the folder of the file at `path`; whether it may be opened is for the caller to say.
+pub(crate) fn find(path: &Path, name: &Path) -> io::Result<Found> {
     let folder = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
     let file = folder.join(name);
-    let unreadable = |e: std::io::Error| Fault::new(Code::Read, format!("`{}`: {e}", escape(name)));
-    let target = file.canonicalize().map_err(unreadable)?;
-    let folders =
-        [folder.canonicalize().ok(), path.canonicalize().ok().and_then(|p| p.parent().map(Path::to_owned))];
-    if !folders.iter().flatten().any(|folder| target.parent() == Some(folder)) {
-        return Err(elsewhere("is a link out of the folder"));
-    }
-    let opened = SharedFile::open(&target).map_err(unreadable)?;
-    Ok((file, opened))
+    let target = file.canonicalize()?;
+    let real = path.canonicalize().ok().and_then(|path| Some(path.parent()?.to_owned()));
+    Ok(Found { file, target, folders: folder.canonicalize().ok().into_iter().chain(real).collect() })
 }

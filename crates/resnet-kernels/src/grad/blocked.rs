@@ -32,13 +32,7 @@ pub struct BlockedConv<'a> {
 impl BlockedConv<'_> {
     /// How the output `[N, c_out, H', W']` lies. Errors: a bad shape, wrong channels, an input too small for the kernel.
     pub fn output(&self) -> Result<Blocked, Error> {
-        let [n, c, h, w] = self.input;
-        if c != self.shape.c_in {
-            let expected = [n, self.shape.c_in, h, w];
-            return Err(Error::Shape { what: "input", found: self.input, expected });
-        }
-        let [oh, ow] = self.shape.output_hw([h, w])?;
-        Blocked::new([n, self.shape.c_out, oh, ow])
+        Blocked::new(self.shape.output_dims(self.input)?)
     }
 
     /// The output. Errors: shapes and lengths that do not fit, a planar input of a convolution with groups.

@@ -249,6 +249,22 @@ impl Value {
         }
     }
 
+    /// [`Value::blocked`] of a value that nobody else needs, so that its memory may be [`Act::owned`].
+    fn into_blocked(self, home: &Shared) -> Result<Rc<Act>> {
+        match self {
+            Value::Planar(tensor) => Ok(Rc::new(Act::of_planar(home, &tensor)?)),
+            Value::Blocked(act) => Ok(act),
+        }
+    }
+
+    /// `[N, C, H, W]`.
+    fn dims(&self) -> Result<[usize; 4]> {
+        match self {
+            Value::Planar(x) => Ok(x.dims4()?.into()),
+            Value::Blocked(act) => Ok(act.layout.dims()),
+        }
+    }
+
     fn planar(&self) -> Result<Tensor> {
         match self {
             Value::Planar(tensor) => Ok(tensor.clone()),

@@ -6,16 +6,12 @@ use candle_core::{DType, Device, Tensor};
 
 use super::*;
 use crate::arch::{GlobalPool, Options};
-use crate::engine::{self, Engine};
-use crate::{Graph, Network, cost, params, safetensors, synthetic};
+use crate::{Network, Runtime, cost, engine, params, safetensors, synthetic};
 
 const PARAMS: &str = include_str!("../../../../tests/golden/zoo_params.tsv");
 
 /// Networks with more parameters run only when `RESNET_SLOW` is set.
 const FAST: u64 = 100_000_000;
-
-/// Networks whose time goes into many small groups or layers, in the slow set too.
-const SLOW: [&str; 0] = [];
 
 #[test]
 fn names_are_unique_and_found() {
@@ -129,62 +125,27 @@ fn spread(tensor: &Tensor) -> Vec<f32> {
     (0..SAMPLES).map(|i| flat[i * flat.len() / SAMPLES]).collect()
 }
 
-/// What computes a network: its graph, named results, and its own result.
-trait Runs {
-    fn graph(&self) -> &Graph;
-    fn taps(&self, x: &Tensor, names: &[&str]) -> Vec<Tensor>;
-    fn result(&self, x: &Tensor) -> Tensor;
-}
-
-impl Runs for Network {
-    fn graph(&self) -> &Graph {
-        self.graph()
-    }
-
-    fn taps(&self, x: &Tensor, names: &[&str]) -> Vec<Tensor> {
-        self.features(x, names).unwrap()
-    }
-
-    fn result(&self, x: &Tensor) -> Tensor {
-        self.forward(x).unwrap()
-    }
-}
-
-impl Runs for Engine {
-    fn graph(&self) -> &Graph {
-        self.graph()
-    }
-
-    fn taps(&self, x: &Tensor, names: &[&str]) -> Vec<Tensor> {
-        self.features(x, names).unwrap()
-    }
-
-    fn result(&self, x: &Tensor) -> Tensor {
-        self.forward(x).unwrap()
-    }
-}
-
 /// How far a network is from PyTorch's: all stages and the logits.
-fn distance_from_pytorch(name: &str, network: &dyn Runs, golden: &BTreeMap<String, Vec<f32>>) -> f32 {
+fn distance_from_pytorch(name: &str, network: &Runtime, golden: &BTreeMap<String, Vec<f32>>) -> f32 {
     let [h, w] = size(name);
     let c = network.graph().in_channels();
-    let x = Tensor::from_vec(synthetic::input(2 * c * h * w), (2, c, h, w), &Device::Cpu).unwrap();
+    let input = synthetic::input(2 * c * h * w);
+    let x = Tensor::from_slice(&input, (2, c, h, w), &Device::Cpu).unwrap();
     let stages: Vec<&str> = network.graph().taps().iter().map(|t| t.name.as_str()).collect();
     let stages: Vec<&str> =
         stages.into_iter().filter(|t| !["stem", "pooled", "logits"].contains(t)).collect();
     let mut worst = 0f32;
-    for (i, tap) in network.taps(&x, &stages).iter().enumerate() {
+    for (i, tap) in network.features(&x, &stages).unwrap().iter().enumerate() {
         let e = error(&spread(tap), &golden[&format!("{name}/tap{i}")]);
         assert!(e < 1e-4, "{name} {}: {e}", stages[i]);
         worst = worst.max(e);
     }
     assert!(!golden.contains_key(&format!("{name}/tap{}", stages.len())), "{name} has more stages");
-    let y = network.result(&x);
-    let second = y.get(1).unwrap().to_vec1::<f32>().unwrap();
+    let y = network.rows(input, [2, c, h, w]).unwrap();
     let expected = &golden[&format!("{name}/logits")];
-    let logits = error(&second[..expected.len()], expected);
+    let logits = error(&y[1][..expected.len()], expected);
     // All of them, in one number.
-    let all = y.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let all = y.concat();
     let weights: Vec<f64> = (0..all.len()).map(|i| synthetic::uniform("projection", i) - 0.5).collect();
     let norm = weights.iter().map(|w| w * w).sum::<f64>().sqrt();
     let projection = all.iter().zip(&weights).map(|(y, w)| f64::from(*y) * w).sum::<f64>() / norm;
@@ -204,16 +165,17 @@ fn agree(part: usize, parts: usize) {
     let mut rows = rows();
     rows.sort_by_key(|row| row.parameters);
     for row in rows.iter().skip(part).step_by(parts) {
-        if !slow && (row.parameters > FAST || SLOW.contains(&row.name)) {
+        if !slow && row.parameters > FAST {
             continue;
         }
         let start = std::time::Instant::now();
         let checkpoint = synthetic::checkpoint(&golden_arch(row.name)).unwrap();
-        let network = Network::load(&checkpoint, DType::F32, &Device::Cpu).unwrap();
+        let network =
+            Runtime::Network(Box::new(Network::load(&checkpoint, DType::F32, &Device::Cpu).unwrap()));
         let of_network = distance_from_pytorch(row.name, &network, &golden);
         drop(network);
         let options = engine::Options { input: Some(size(row.name)), ..engine::Options::default() };
-        let engine = Engine::new(&checkpoint, options).unwrap();
+        let engine = Runtime::new(&checkpoint, &Device::Cpu, options).unwrap();
         let errors = [of_network, distance_from_pytorch(row.name, &engine, &golden)];
         println!(
             "{}\t{:.1e}\t{:.1e}\t{:.1} s",

@@ -16,13 +16,14 @@ pub(super) fn run(
 ) -> Result<()> {
     let mut pass = Pass { network, workers, gradients: vec![None; network.layers.len()], sink };
     pass.gradients[network.graph.output().index()] = Some(Value::Planar(grad.detach()));
-    let tracked: Vec<bool> = saved.iter().map(|s| !matches!(s, Saved::Untracked)).collect();
-    let of_node = |id: NodeId| network.steps.iter().position(|step| step.node == id);
+    let mut tracked = vec![false; network.layers.len()];
+    for (step, save) in network.steps.iter().zip(&saved) {
+        tracked[step.node.index()] = !matches!(save, Saved::Untracked);
+    }
     while let Some(save) = saved.pop() {
         let step = &network.steps[saved.len()];
         let Some(grad) = pass.gradients[step.node.index()].take() else { continue };
-        let wanted: Vec<bool> =
-            step.inputs.iter().map(|input| of_node(*input).is_some_and(|i| tracked[i])).collect();
+        let wanted: Vec<bool> = step.inputs.iter().map(|input| tracked[input.index()]).collect();
         pass.step(step, &wanted, save, grad)?;
     }
     Ok(())
@@ -66,7 +67,7 @@ impl Pass<'_> {
                 self.add(step.inputs[0], wanted[0], Value::Blocked(Rc::new(out)))
             }
             Saved::Relu(y) => {
-                let mut grad = Act::owned(self.own(grad)?);
+                let mut grad = Act::owned(grad.into_blocked(self.home())?);
                 let y = y.slice();
                 ops::threads()?.for_each_chunk(grad.slice_mut(), 1 << 14, |index, grad| {
                     let y = &y[index << 14..][..grad.len()];
@@ -82,14 +83,6 @@ impl Pass<'_> {
         }
     }
 
-    /// A blocked gradient.
-    fn own(&self, grad: Value) -> Result<Rc<Act>> {
-        match grad {
-            Value::Blocked(act) => Ok(act),
-            Value::Planar(tensor) => Ok(Rc::new(Act::of_planar(self.home(), &tensor)?)),
-        }
-    }
-
     /// Adds to the gradient of `node`'s result, if that is `wanted`.
     fn add(&mut self, node: NodeId, wanted: bool, grad: Value) -> Result<()> {
         if !wanted {
@@ -99,7 +92,7 @@ impl Pass<'_> {
             (None, grad) => grad,
             (Some(Value::Planar(a)), Value::Planar(b)) => Value::Planar((a + b)?),
             (Some(a), b) => {
-                let (mut a, b) = (Act::owned(self.own(a)?), self.own(b)?);
+                let (mut a, b) = (Act::owned(a.into_blocked(self.home())?), b.into_blocked(self.home())?);
                 resnet_kernels::add_to(a.slice_mut(), b.slice(), ops::threads()?);
                 Value::Blocked(Rc::new(a))
             }
@@ -114,11 +107,8 @@ impl Pass<'_> {
         else {
             return Ok(());
         };
-        let grad = self.own(grad)?;
-        let dims = match &input {
-            Value::Planar(x) => x.dims4()?.into(),
-            Value::Blocked(act) => act.layout.dims(),
-        };
+        let grad = grad.into_blocked(self.home())?;
+        let dims = input.dims()?;
         let conv =
             BlockedConv { shape: ops::shape_of(conv), input: dims, isa: ops::isa(), pool: ops::threads()? };
         if weight.track_op() {
@@ -131,7 +121,9 @@ impl Pass<'_> {
         if wanted {
             let node = step.inputs[0];
             let before = self.gradients[node.index()].take();
-            let before = before.map(|b| Ok::<_, Error>(Act::owned(self.own(b)?).into_data())).transpose()?;
+            let before = before
+                .map(|b| Ok::<_, Error>(Act::owned(b.into_blocked(self.home())?).into_data()))
+                .transpose()?;
             let gx = with_values(weight, |w| {
                 conv.grad_input(grad.slice(), w, before, &mut lock(self.home())).map_err(kernel)
             })?;
@@ -145,7 +137,7 @@ impl Pass<'_> {
     fn norm(&mut self, step: &Step, wanted: &[bool], normed: Normed, grad: Value) -> Result<()> {
         let Layer::BatchNorm(norm) = &self.network.layers[normed.norm.index()] else { return Ok(()) };
         let Normed { x, y, mean, scale, of_batch, .. } = normed;
-        let mut grad = Act::owned(self.own(grad)?);
+        let mut grad = Act::owned(grad.into_blocked(self.home())?);
         let kernels = resnet_kernels::Norm { layout: x.layout, isa: ops::isa(), pool: ops::threads()? };
         let residual = step.inputs.get(1).map(|node| (*node, wanted[1]));
         let workers = self.workers;

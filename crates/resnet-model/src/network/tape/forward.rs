@@ -30,7 +30,7 @@ pub(super) fn run(network: &Network, x: &Tensor, workers: &dyn Workers) -> Resul
             .collect::<Result<_>>()?;
         let (value, save) = match inputs.as_slice() {
             [] => (Value::Planar(x.detach().contiguous()?), Saved::Untracked),
-            inputs => pass.step(step, inputs)?,
+            _ => pass.step(step, inputs)?,
         };
         results[step.node.index()] = Some(value);
         saved.push(save);
@@ -52,7 +52,7 @@ impl Pass<'_> {
         &self.network.memory
     }
 
-    fn step(&mut self, step: &Step, inputs: &[Value]) -> Result<(Value, Saved)> {
+    fn step(&mut self, step: &Step, mut inputs: Vec<Value>) -> Result<(Value, Saved)> {
         let node = self.network.graph.node(step.node);
         let before = step.inputs.iter().any(|input| self.tracked[input.index()]);
         let layer = &self.network.layers[step.norm.unwrap_or(step.node).index()];
@@ -62,7 +62,7 @@ impl Pass<'_> {
         let image = inputs.iter().all(Value::is_image);
         let (value, saved) = match (&node.op, layer) {
             (_, Layer::BatchNorm(norm)) if image => {
-                self.norm(norm, step.norm.unwrap_or(step.node), step.norm.is_some(), inputs, tracked)?
+                self.norm(norm, step.norm.unwrap_or(step.node), step.norm.is_some(), &inputs, tracked)?
             }
             (Op::Conv(conv), Layer::Conv { weight, bias: None }) if image => {
                 let shape = ops::shape_of(conv);
@@ -96,7 +96,7 @@ impl Pass<'_> {
                 (Value::Planar(y), Saved::GlobalAvgPool(x.layout))
             }
             (Op::Relu, _) if matches!(inputs[0], Value::Blocked(_)) => {
-                let mut y = Act::owned(inputs[0].blocked(self.home())?);
+                let mut y = Act::owned(inputs.swap_remove(0).into_blocked(self.home())?);
                 ops::threads()?.for_each_chunk(y.slice_mut(), 1 << 14, |_, y| {
                     y.iter_mut().for_each(|y| *y = if *y < 0.0 { 0.0 } else { *y });
                 });
@@ -104,23 +104,19 @@ impl Pass<'_> {
                 (Value::Blocked(y.clone()), Saved::Relu(y))
             }
             (Op::Add, _) if inputs.iter().any(|x| matches!(x, Value::Blocked(_))) => {
-                let [a, b] = [&inputs[0], &inputs[1]].map(|x| x.blocked(self.home()));
-                let (mut a, b) = (Act::owned(a?), b?);
+                let b = inputs[1].blocked(self.home())?;
+                let mut a = Act::owned(inputs.swap_remove(0).into_blocked(self.home())?);
                 resnet_kernels::add_to(a.slice_mut(), b.slice(), ops::threads()?);
                 (Value::Blocked(Rc::new(a)), Saved::Add)
             }
-            _ => self.candle(step, inputs)?,
+            _ => self.candle(step, &inputs)?,
         };
         Ok((value, if tracked { saved } else { Saved::Untracked }))
     }
 
     fn conv(&self, shape: resnet_kernels::ConvShape, weight: &Tensor, input: &Value) -> Result<Act> {
         let pool = ops::threads()?;
-        let dims = match input {
-            Value::Planar(x) => x.dims4()?.into(),
-            Value::Blocked(act) => act.layout.dims(),
-        };
-        let conv = BlockedConv { shape, input: dims, isa: ops::isa(), pool };
+        let conv = BlockedConv { shape, input: input.dims()?, isa: ops::isa(), pool };
         let layout = conv.output().map_err(kernel)?;
         let data = with_input(input, |input| {
             with_values(weight, |w| conv.forward(input, w, &mut lock(self.home())).map_err(kernel))
