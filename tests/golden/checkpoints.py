@@ -2,10 +2,12 @@
 
 import argparse
 import io
+import pickle
 import shutil
 from collections import OrderedDict
 from pathlib import Path
 
+import numpy
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -181,6 +183,9 @@ def read_back(path: Path, container: str):
         return load_file(path)
     if container == "torchscript":
         return torch.jit.load(path).state_dict()
+    if container.endswith("arrays"):
+        arrays = numpy.load(path, allow_pickle=True)
+        return {n: torch.from_numpy(a.astype(a.dtype.newbyteorder("="))) for n, a in arrays.items()}
     return torch.load(path, map_location="cpu", weights_only=False)
 
 
@@ -201,6 +206,7 @@ def generate(path: Path) -> None:
     old_forms(folder, net, state, tensors)
     wrappers(folder, tensors)
     other_forms(folder, state, tensors)
+    numpy_forms(folder, tensors)
     (path / "index.tsv").write_text("\n".join(folder.rows) + "\n")
 
 
@@ -308,3 +314,21 @@ def other_forms(folder, state, tensors) -> None:
         absent="fc.",
         rename=lambda n: huggingface(n).removeprefix("resnet."),
     )
+
+
+def numpy_forms(folder, tensors) -> None:
+    """Pickles as Detectron writes them, of every protocol that holds bytes, and numpy's own archives."""
+    path = folder.path
+    arrays = {n: t.numpy() for n, t in tensors.items()}
+    # One matrix in Fortran order, as transposed ones are.
+    arrays["fc.weight"] = numpy.asfortranarray(arrays["fc.weight"])
+    for protocol in range(2, 6):
+        file = f"arrays-{protocol}.pkl"
+        (path / file).write_bytes(pickle.dumps(arrays, protocol=protocol))
+        folder.add(file, f"numpy arrays pickled with protocol {protocol}", container="pickle of arrays")
+    swapped = {n: a.astype(a.dtype.newbyteorder(">")) for n, a in arrays.items()}
+    (path / "arrays-big-endian.pkl").write_bytes(pickle.dumps(swapped, protocol=4))
+    folder.add("arrays-big-endian.pkl", "big-endian numpy arrays", container="pickle of arrays")
+    for file, save in [("arrays.npz", numpy.savez), ("arrays-deflated.npz", numpy.savez_compressed)]:
+        save(path / file, **arrays)
+        folder.add(file, f"`numpy.{save.__name__}`", container="archive of numpy arrays")

@@ -6,6 +6,7 @@ pub(crate) mod npy;
 pub(crate) mod onnx;
 pub(crate) mod pickle;
 pub(crate) mod safetensors;
+pub(crate) mod sparse;
 pub(crate) mod tar;
 pub(crate) mod zip;
 

@@ -3,7 +3,7 @@
 mod command;
 pub(crate) mod dialects;
 mod golden;
-mod shards;
+pub(crate) mod shards;
 mod torch;
 
 use std::collections::BTreeMap;

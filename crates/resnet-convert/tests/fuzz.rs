@@ -25,6 +25,7 @@ pub const TARGETS: &[Target] = &[
     ("torch_tar", torch_tar),
     ("safetensors", safetensors),
     ("npy_npz", npy_npz),
+    ("onnx", onnx),
     ("image", image),
     ("arb_checkpoint", checkpoint::honest),
     ("arb_mutate", checkpoint::mutated),
@@ -138,6 +139,39 @@ fn npy_npz(data: &[u8]) {
         b's' => drop(read(&npz(&[("a".into(), data.to_vec()), ("b".into(), data.to_vec())], 0))),
         b'z' => drop(read(data)),
         _ => drop(read(&[b"\x93NUMPY", data].concat())),
+    }
+}
+
+/// A model, and what its graph is found to be: twice the same, within the time of any file.
+fn onnx(data: &[u8]) {
+    let Ok((state, _)) = read(data) else { return };
+    if state.container != resnet_convert::Container::Onnx {
+        return;
+    }
+    let understand = |state: StateDict| {
+        let start = Instant::now();
+        let result =
+            resnet_convert::understand(state, "model.onnx".as_ref(), &resnet_convert::Options::default());
+        let result = result.map(|(checkpoint, report)| {
+            let tensors = checkpoint.tensors().iter();
+            let tensors =
+                tensors.map(|(name, t)| (name.clone(), t.shape().to_vec(), t.read().expect("a tensor")));
+            (tensors.collect::<Tensors>(), report.to_string())
+        });
+        (result.map_err(|e| e.to_string()), start.elapsed())
+    };
+    let again = || understand(source::read_bytes(Arc::new(data.to_vec())).expect("refused the second time"));
+    let (result, took) = understand(state);
+    quick(took, || again().1);
+    if let Err(e) = &result {
+        assert!(
+            !e.chars().any(|c| c.is_control() && c != '\n') && e.len() < 4000,
+            "unfit for a terminal: {e:?}"
+        );
+    }
+    // Most models are understood in no way, and looking at every network of the zoo takes its time.
+    if result.is_ok() {
+        assert!(again().0 == result, "another network the second time");
     }
 }
 

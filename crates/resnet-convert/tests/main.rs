@@ -6,5 +6,7 @@ mod build;
 mod convert;
 #[allow(unreachable_pub)] // A library of its own in `fuzz/`.
 mod fuzz;
+mod large;
 mod matrix;
 mod onnx;
+mod readme;

@@ -19,7 +19,7 @@ use crate::error::{Code, Fault};
 
 const MAX_ENTRIES: u64 = 100_000;
 const MAX_DIRECTORY: u64 = 64 << 20;
-/// Deflated entries may grow by this factor, to this size.
+/// Deflated entries may grow by this factor, to this size or to four times the file, which is what tensors may add up to.
 const MAX_RATIO: u64 = 100;
 const MAX_INFLATED: u64 = 1 << 30;
 const SMALL: u64 = 1 << 20;
@@ -145,7 +145,8 @@ impl Archive {
             });
         }
         let most = entry.compressed.saturating_mul(MAX_RATIO).max(small);
-        if entry.size > MAX_INFLATED || entry.size > most {
+        let largest = self.bytes.len().saturating_mul(4).max(MAX_INFLATED);
+        if entry.size > largest || entry.size > most {
             let detail = format!("{} bytes inflate to {}", entry.compressed, entry.size);
             return Err(Fault::new(Code::ZipRatio, detail).within(&entry.shown()));
         }

@@ -164,6 +164,16 @@ fn z23_z24_other_formats() {
     }
 }
 
+#[test]
+fn any_name_of_the_root() {
+    for top in ["archive", "resnet50-0676ba61", "ä ö", "x.pth", "data", ".", "data.pkl"] {
+        let file = Pth { top, storages: vec![("0", f32s(&[1., 2., 3., 4.]))], ..Pth::default() }.bytes();
+        let (state, tensors) = read(&file).unwrap_or_else(|e| panic!("{top}: {e}"));
+        assert_eq!(tensors[0].2, f32s(&[1., 2., 3., 4.]), "{top}");
+        assert!(state.notes.is_empty(), "{top}: {:?}", state.notes);
+    }
+}
+
 /// What PyTorch writes: descriptors after the data.
 #[test]
 fn descriptors_are_compared() {

@@ -16,17 +16,23 @@ fn index(pairs: &[(&str, &str)]) -> String {
 
 const NAMES: [&str; 2] = ["m-1-of-2", "m-2-of-2"];
 
-/// A network in two files, written by `save`, and its index.
+/// Files of these tensors, each written by `save`, and their index.
+pub(crate) fn write(parts: &[&[Named]; 2], save: impl Fn(&[Named]) -> Vec<u8>) -> File {
+    let pairs: Vec<_> = (parts.iter().zip(NAMES))
+        .flat_map(|(part, file)| part.iter().map(move |t| (t.name.as_str(), file)))
+        .collect();
+    let at = file("model.index.json", index(&pairs).as_bytes());
+    for (part, name) in parts.iter().zip(NAMES) {
+        std::fs::write(at.dir().join(name), save(part)).unwrap();
+    }
+    at
+}
+
+/// A network in two files and its index.
 fn sharded(save: impl Fn(&[Named]) -> Vec<u8>) -> (File, Vec<Named>) {
     let all = tensors(&small(Block::Basic, 3));
     let (first, second) = all.split_at(20);
-    let pairs: Vec<_> = (first.iter().map(|t| (t.name.as_str(), NAMES[0])))
-        .chain(second.iter().map(|t| (t.name.as_str(), NAMES[1])))
-        .collect();
-    let at = file("model.index.json", index(&pairs).as_bytes());
-    std::fs::write(at.dir().join(NAMES[0]), save(first)).unwrap();
-    std::fs::write(at.dir().join(NAMES[1]), save(second)).unwrap();
-    (at, all)
+    (write(&[first, second], save), all)
 }
 
 #[test]

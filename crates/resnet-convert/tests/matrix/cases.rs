@@ -1,5 +1,5 @@
 use resnet_model::arch::{
-    Arch, Attention, Block, Norm, ResNet, ResNetV2, Shortcut, StageV2, Stem, StemV2, StrideIn,
+    Arch, Attention, Block, Clip, Norm, ResNet, ResNetV2, Shortcut, StageV2, Stem, StemV2, StrideIn,
 };
 
 use super::Case;
@@ -56,6 +56,42 @@ fn v2() -> ResNetV2 {
 
 pub(super) fn timm_v2() -> Case {
     same("timm", Arch::ResNetV2(v2()))
+}
+
+fn clip() -> Arch {
+    Arch::Clip(Clip { depths: vec![2, 1], ..Clip::new(8, [0; 4], 64, 6) })
+}
+
+pub(super) fn timm_clip() -> Case {
+    same("timm", clip())
+}
+
+/// The image tower, beside the text's.
+pub(super) fn openai_clip() -> Case {
+    let rename = |n: &str| {
+        let n = n.replace("shortcut.conv.conv", "downsample.0").replace("shortcut.conv.bn", "downsample.1");
+        let parts: Vec<&str> = n.split('.').collect();
+        let unit = |unit: &str, kind: &str| match kind {
+            "conv" => unit.replace("_1x1", "").replace("_kxk", ""),
+            _ => unit.replace("conv", "bn").replace("_1x1", "").replace("_kxk", ""),
+        };
+        let inner = match parts[..] {
+            ["stem", conv, kind, leaf] => format!("{}.{leaf}", unit(conv, kind)),
+            ["stages", s, b, "downsample", i, leaf] => {
+                format!("layer{}.{b}.downsample.{i}.{leaf}", s.parse::<usize>().unwrap() + 1)
+            }
+            ["stages", s, b, conv, kind, leaf] => {
+                format!("layer{}.{b}.{}.{leaf}", s.parse::<usize>().unwrap() + 1, unit(conv, kind))
+            }
+            ["head", "pos_embed"] => "attnpool.positional_embedding".into(),
+            ["head", "proj", leaf] => format!("attnpool.c_proj.{leaf}"),
+            ["head", letter, leaf] => format!("attnpool.{letter}_proj.{leaf}"),
+            _ => unreachable!("{n}"),
+        };
+        format!("visual.{inner}")
+    };
+    let text = ["transformer.resblocks.0.attn.in_proj_weight", "token_embedding.weight", "text_projection"];
+    beside(case("OpenAI CLIP", clip(), rename), &text)
 }
 
 pub(super) fn transformers() -> Case {
