@@ -11,4 +11,5 @@ mod predict;
 mod tidy;
 mod train;
 mod verify;
+mod workers;
 mod zoo;

@@ -11,3 +11,4 @@ mod page;
 mod scatter;
 pub mod terminal;
 pub mod weights;
+pub mod workers;

@@ -111,6 +111,16 @@ pub enum Error {
         /// The shape of its input.
         found: Vec<usize>,
     },
+    /// Other workers of a training cannot be reached.
+    #[error("worker {rank} of {count} lost the others: {why}")]
+    Workers {
+        /// Which worker says so, counted from 0.
+        rank: usize,
+        /// How many there are.
+        count: usize,
+        /// What happened.
+        why: String,
+    },
     /// A tap that the network does not have.
     #[error("no tap `{name}`; this network has {known}")]
     UnknownTap {

@@ -28,7 +28,7 @@ pub struct Config {
     pub seed: u64,
     /// Passes over the training images.
     pub epochs: usize,
-    /// Images per batch.
+    /// Images per batch, of each worker.
     pub batch_size: usize,
     /// Batches whose gradients are averaged for one step.
     pub accumulate: usize,
@@ -36,6 +36,9 @@ pub struct Config {
     pub train: String,
     /// Whether batch norms keep their running statistics.
     pub freeze_statistics: bool,
+    /// Whether batch norms take their statistics over the batches of all workers.
+    #[serde(skip_serializing_if = "is_false")]
+    pub sync_bn: bool,
     /// The share of images of each class that are held out, if the dataset has no split of its own.
     pub held_out: f64,
     /// The largest share of images that may be unreadable.
@@ -74,6 +77,7 @@ impl Default for Config {
             accumulate: 1,
             train: "all".into(),
             freeze_statistics: false,
+            sync_bn: false,
             held_out: 0.1,
             unreadable: 0.01,
             clip: None,
@@ -159,6 +163,10 @@ impl Config {
 /// Settings that are off are not written, so that runs saved before there were any can be resumed.
 fn is_zero(value: &f64) -> bool {
     *value == 0.0
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 /// The settings in which `there` and `here` differ, each as `name: there A, here B`.

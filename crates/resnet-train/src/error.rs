@@ -89,6 +89,27 @@ pub enum Error {
     /// Another process trains in the folder.
     #[error("another process trains in `{}`", .0.display())]
     Locked(PathBuf),
+    /// The variables of a launcher make no sense.
+    #[error("variable `{name}` is `{found}`, expected {expected}; unset it to train in one process")]
+    Launch {
+        /// The variable.
+        name: &'static str,
+        /// Its value.
+        found: String,
+        /// What it may be.
+        expected: String,
+    },
+    /// Another worker of a training cannot go on, and says why itself.
+    #[error("another worker cannot go on and says why")]
+    OtherWorker,
+    /// The workers were not given the same.
+    #[error("worker {rank} has other settings: {}", differences.join("; "))]
+    OtherSettings {
+        /// Which worker, from 0.
+        rank: usize,
+        /// Each difference to the first worker: `name: there A, here B`.
+        differences: Vec<String>,
+    },
     /// The plot cannot be drawn.
     #[error("plot: {0}")]
     Plot(String),

@@ -1,25 +1,27 @@
 //! A run: epochs of steps, evaluations, saved states.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 use candle_core::backprop::GradStore;
-use candle_core::{DType, Device, Tensor};
-use resnet_model::file::{Existing, write_atomically};
-use resnet_model::network::{Alone, Dropping};
-use resnet_model::{Labels, Meta, Network, Parameters, RawTensor};
+use candle_core::{DType, Tensor};
+use resnet_model::network::{Alone, Dropping, Workers};
+use resnet_model::{Labels, Meta, Network, Parameters};
 
-use crate::config::{Config, differences, require};
+use crate::config::{Config, require};
 use crate::dataset::{Dataset, purpose};
-use crate::eval::{Evaluation, Model, Views, evaluate};
+use crate::eval::Evaluation;
 use crate::event::{Event, Record};
 use crate::loader::{Batch, Loader, Recipe, batches};
 use crate::optim::{Moving, fused2};
 use crate::random::Random;
-use crate::state::{Folder, Progress, sync, sync_folder};
-use crate::{Error, Result, plot};
+use crate::state::{Folder, Progress};
+use crate::workers::{Part, Team};
+use crate::{Error, Result, workers};
+
+mod files;
+mod team;
 
 /// What a run is made of.
 #[derive(Debug)]
@@ -80,14 +82,31 @@ pub const CURVES: &str = "curves.svg";
 ///
 /// Errors: settings, images or files that cannot be used; a loss that is no number; a folder with another run or none.
 pub fn fit(run: Run, on: &mut dyn FnMut(Event)) -> Result<Report> {
-    let mut trainer = Trainer::new(run, on)?;
-    let end = trainer.run(on)?;
-    let checkpoint = Some(trainer.folder.path().join(MODEL)).filter(|path| path.exists());
+    fit_together(run, &Alone, on)
+}
+
+/// [`fit`] by several workers, each of which calls this with the same run. A batch is `batch_size` images of each worker;
+/// with synchronised or frozen statistics and without dropout, its loss and gradients are those of one worker with as
+/// many images. Only the first worker writes files; all are told the same events.
+///
+/// Errors also: workers with different settings; others that cannot be reached, after the first worker has saved the state
+/// of the last whole step.
+pub fn fit_together(run: Run, team: &dyn Team, on: &mut dyn FnMut(Event)) -> Result<Report> {
+    let mut trainer = Trainer::new(run, team, on)?;
+    let end = match trainer.run(on) {
+        Err(error @ Error::Model(resnet_model::Error::Workers { .. })) => {
+            trainer.rescue(on)?;
+            return Err(error);
+        }
+        end => end?,
+    };
+    let checkpoint = Some(trainer.path.join(MODEL)).filter(|path| path.exists());
     Ok(Report { checkpoint, records: trainer.progress.records, end })
 }
 
 struct Trainer<'a> {
     config: &'a Config,
+    team: &'a dyn Team,
     dataset: Arc<Dataset>,
     recipe: Recipe,
     meta: Meta,
@@ -95,16 +114,22 @@ struct Trainer<'a> {
     network: Network,
     moving: Moving,
     average: Option<Parameters>,
-    folder: Folder,
+    path: &'a Path,
+    /// The first worker's.
+    folder: Option<Folder>,
     stop: &'a AtomicBool,
+    /// Whether a worker was told to stop.
+    stopping: bool,
     progress: Progress,
+    /// What to return to when a step breaks off.
+    last: Option<team::Last>,
     /// Batches and steps per epoch.
     per_epoch: usize,
     steps: u64,
 }
 
 impl<'a> Trainer<'a> {
-    fn new(run: Run<'a>, on: &mut dyn FnMut(Event)) -> Result<Trainer<'a>> {
+    fn new(run: Run<'a>, team: &'a dyn Team, on: &mut dyn FnMut(Event)) -> Result<Trainer<'a>> {
         let Run { config, dataset, parameters, mut meta, folder, begin, stop } = run;
         config.validate()?;
         let classes = dataset.classes().len();
@@ -112,7 +137,9 @@ impl<'a> Trainer<'a> {
         require("classes of the network", outputs, "as many as the dataset has", outputs == classes)?;
         let same = meta.arch == *parameters.arch();
         require("architecture", &meta.arch, "that of the parameters", same)?;
-        let per_epoch = batches(dataset.train().len(), config.batch_size);
+        let part = Part { rank: team.rank(), count: team.count() };
+        let per_epoch = batches(dataset.train().len(), config.batch_size * part.count);
+        team::check(config, &dataset, part)?;
         require(
             "accumulate",
             config.accumulate,
@@ -126,23 +153,31 @@ impl<'a> Trainer<'a> {
             preprocess: meta.preprocess.clone(),
             seed: config.seed,
             batch_size: config.batch_size,
+            part,
         };
         let invalid = |e: serde_json::Error| Error::Syntax(e.to_string());
-        let settings = serde_json::json!({
+        let mut settings = serde_json::json!({
             "config": serde_json::to_value(config).map_err(invalid)?,
             "architecture": serde_json::to_value(&meta.arch).map_err(invalid)?,
             "preprocess": serde_json::to_value(&meta.preprocess).map_err(invalid)?,
             "images": format!("{} and {} held out, {:016x}", dataset.train().len(), dataset.held_out().len(), dataset.fingerprint()),
         });
+        if part.count > 1 {
+            settings["workers"] = part.count.into();
+        }
         let steps_per_epoch = per_epoch / config.accumulate;
         let mut trainer = Trainer {
             network: parameters.network(&trained, config.statistics())?,
             moving: Moving::new(&config.optimizer, &parameters, &trained)?,
             average: config.ema.map(|_| parameters.copy()).transpose()?,
-            folder: Folder::open(folder)?,
+            path: folder,
+            folder: None,
+            last: None,
+            stopping: false,
             progress: Progress::new(settings),
             steps: (config.epochs * steps_per_epoch) as u64,
             config,
+            team,
             dataset,
             recipe,
             meta,
@@ -150,13 +185,9 @@ impl<'a> Trainer<'a> {
             stop,
             per_epoch,
         };
-        match begin {
-            Begin::New if !trainer.folder.states()?.is_empty() => {
-                return Err(Error::Exists(folder.to_owned()));
-            }
-            Begin::New => {}
-            Begin::Resume => trainer.restore(on)?,
-        }
+        let opened = trainer.open(begin, on);
+        trainer.agree(opened)?;
+        trainer.share_all(on, begin)?;
         on(Event::Started {
             train: trainer.dataset.train().len(),
             held_out: trainer.dataset.held_out().len(),
@@ -165,31 +196,6 @@ impl<'a> Trainer<'a> {
             resumed: (begin == Begin::Resume).then_some(trainer.progress.step),
         });
         Ok(trainer)
-    }
-
-    fn restore(&mut self, on: &mut dyn FnMut(Event)) -> Result<()> {
-        let (progress, tensors, skipped) = self.folder.load()?;
-        skipped.into_iter().for_each(|why| on(Event::Skipped { why }));
-        let differences = differences(&progress.settings, &self.progress.settings);
-        if !differences.is_empty() {
-            return Err(Error::OtherRun { path: self.folder.path().to_owned(), differences });
-        }
-        let tensor = |name: String| {
-            tensors.get(&name).ok_or_else(|| Error::Model(resnet_model::Error::Missing(name.clone())))
-        };
-        for param in self.parameters.list() {
-            self.parameters.set(&param.name, tensor(format!("model/{}", param.name))?)?;
-            if let Some(average) = &self.average {
-                average.set(&param.name, tensor(format!("average/{}", param.name))?)?;
-            }
-        }
-        for (name, var) in self.moving.memory() {
-            let saved = tensor(format!("optimizer/{name}"))?;
-            var.set(&saved.to_candle(&name, DType::F32, self.parameters.device())?)?;
-        }
-        self.moving.set_steps(progress.step);
-        self.progress = progress;
-        Ok(())
     }
 
     fn run(&mut self, on: &mut dyn FnMut(Event)) -> Result<End> {
@@ -210,7 +216,7 @@ impl<'a> Trainer<'a> {
         let mut loader = Loader::new(self.recipe.clone(), self.dataset.clone(), self.progress.epoch, first)?;
         let mut rate = self.config.schedule.at(self.progress.step.saturating_sub(1), self.steps);
         while self.progress.batch + self.config.accumulate <= self.per_epoch {
-            if self.stop.load(Ordering::Relaxed) {
+            if self.told_to_stop() {
                 drop(loader);
                 self.save(on)?;
                 return Ok(false);
@@ -228,39 +234,46 @@ impl<'a> Trainer<'a> {
 
     /// One step on `accumulate` batches; the learning rate is returned.
     fn step(&mut self, loader: &mut Loader, on: &mut dyn FnMut(Event)) -> Result<f64> {
+        self.remember()?;
         let rate = self.config.schedule.at(self.progress.step, self.steps);
         let mut gradients: Option<GradStore> = None;
-        let (mut loss_sum, mut images) = (0.0, 0);
-        for _ in 0..self.config.accumulate {
+        let (mut loss_sum, mut images, mut right) = (0.0, 0, 0);
+        // Whether the gradients are those of all workers.
+        let mut joint = self.team.count() == 1;
+        for turn in 1..=self.config.accumulate {
             let batch = loader.next().ok_or_else(|| Error::Syntax("the loader ended early".into()))?;
             self.progress.batch += 1;
             self.count_skipped(&batch, on)?;
             let n = batch.dims[0];
-            if n == 0 {
-                continue;
-            }
-            let (loss, right, new) = self.gradients(&batch)?;
-            if !loss.is_finite() {
-                return Err(self.diverged("loss", loss, rate));
-            }
-            match &mut gradients {
-                Some(sum) => sum.extend(new)?,
-                None => gradients = Some(new),
-            }
+            let Some(share) = self.share_of(n)? else { continue };
+            joint = joint || turn == self.config.accumulate;
+            let (loss, right_here, sum) = self.gradients(&batch, share, gradients.take(), joint)?;
+            gradients = Some(sum);
             loss_sum += loss * n as f64;
             images += n;
-            self.progress.right += right;
+            right += right_here;
+        }
+        (loss_sum, images, right) = self.totals(loss_sum, images, right)?;
+        let loss = loss_sum / images.max(1) as f64;
+        if !loss.is_finite() {
+            return Err(self.diverged("loss", loss, rate));
         }
         let mut norm = 0.0;
-        if let Some(gradients) = gradients {
+        if let Some(mut gradients) = gradients {
+            if !joint {
+                gradients = self.moving.sum(gradients, self.team)?;
+            }
             let gradient = self.moving.gradient(&gradients, self.config.clip)?;
             norm = gradient.norm;
             if !norm.is_finite() {
                 return Err(self.diverged("norm of the gradients", norm, rate));
             }
+            self.average_statistics()?;
+            // Nothing is asked of the other workers from here to the end of the step, so that it breaks off before or not.
             self.moving.step(&gradients, rate, gradient.scale)?;
             self.average()?;
         }
+        self.progress.right += right;
         self.progress.step += 1;
         self.progress.seen += images;
         self.progress.loss_sum = (f64::from_bits(self.progress.loss_sum) + loss_sum).to_bits();
@@ -268,7 +281,7 @@ impl<'a> Trainer<'a> {
             step: self.progress.step,
             steps: self.steps,
             epoch: self.progress.epoch,
-            loss: loss_sum / images.max(1) as f64,
+            loss,
             rate,
             norm,
             images,
@@ -276,23 +289,39 @@ impl<'a> Trainer<'a> {
         Ok(rate)
     }
 
-    /// Loss, images right, and gradients of a batch; the gradients are those of the mean over the whole step.
-    fn gradients(&self, batch: &Batch) -> Result<(f64, usize, GradStore)> {
+    /// Loss and images right of a batch of which this worker has a `share`, and its gradients with the `earlier` ones of
+    /// the step: those of the mean over the step, summed over the workers if `joint`.
+    fn gradients(
+        &self,
+        batch: &Batch,
+        share: f64,
+        earlier: Option<GradStore>,
+        joint: bool,
+    ) -> Result<(f64, usize, GradStore)> {
         let (images, targets) = batch.tensors(self.parameters.device())?;
-        let backward = self.network.record(&images, self.dropping(), &Alone)?;
+        let norms: &dyn Workers = if self.config.sync_bn { self.team } else { &Alone };
+        let backward = self.network.record(&images, self.dropping(), norms)?;
         let loss = self.config.loss.of(backward.logits(), &targets)?;
         let value = f64::from(loss.to_dtype(DType::F32)?.to_scalar::<f32>()?);
         let right = right(backward.logits(), &batch.classes)?;
-        let share = match self.config.accumulate {
-            1 => loss,
-            n => (loss / n as f64)?,
-        };
-        Ok((value, right, backward.gradients(&share)?))
+        let parts = self.config.accumulate as f64 / share;
+        let part = if parts == 1.0 { loss } else { (loss / parts)? };
+        if joint && self.team.count() > 1 {
+            return Ok((value, right, workers::gradients(backward, &part, earlier.as_ref(), self.team)?));
+        }
+        let mut gradients = backward.gradients(&part)?;
+        if let Some(mut sum) = earlier {
+            sum.extend(gradients)?;
+            gradients = sum;
+        }
+        Ok((value, right, gradients))
     }
 
     /// What this batch leaves out: chosen by its place in the run, so that a resumed one leaves out the same.
     fn dropping(&self) -> Dropping {
-        let place = [purpose::DROP, self.progress.epoch as u64, self.progress.batch as u64];
+        let mut place = vec![purpose::DROP, self.progress.epoch as u64, self.progress.batch as u64];
+        // Another part of the batch, other features.
+        place.extend((self.team.rank() > 0).then_some(self.team.rank() as u64));
         Dropping {
             dropout: self.config.dropout,
             drop_path: self.config.drop_path,
@@ -305,7 +334,7 @@ impl<'a> Trainer<'a> {
     }
 
     fn count_skipped(&mut self, batch: &Batch, on: &mut dyn FnMut(Event)) -> Result<()> {
-        for why in &batch.skipped {
+        for why in &self.skipped_by_all(batch)? {
             self.progress.unreadable += 1;
             on(Event::Skipped { why: why.clone() });
             // An image is met once per epoch.
@@ -340,12 +369,7 @@ impl<'a> Trainer<'a> {
         let mut checkpoint = result.checkpoint(self.meta.clone())?;
         let evaluation = match self.dataset.held_out() {
             [] => None,
-            held_out => {
-                let model = Model::new(&checkpoint, self.parameters.device(), self.config.batch_size)?;
-                let views = Views::default();
-                let data = &self.dataset;
-                Some(evaluate(&[model], data, held_out, &views, self.config.batch_size, &mut |_| {})?)
-            }
+            held_out => Some(self.evaluate(&checkpoint, held_out)?),
         };
         let seen = self.progress.seen.max(1) as f64;
         let record = Record {
@@ -370,16 +394,12 @@ impl<'a> Trainer<'a> {
                 meta.metrics.insert("top5".into(), 100.0 * e.top5_share());
             }
             checkpoint = checkpoint.with_meta(meta)?;
-            let path = self.folder.path().join(MODEL);
-            checkpoint.save(&path, Existing::Replace, &mut |_| {})?;
-            sync(&path)?;
-            sync_folder(self.folder.path())?;
-            on(Event::Best { path });
+            let written = self.write_best(&checkpoint);
+            self.agree(written)?;
+            on(Event::Best { path: self.path.join(MODEL) });
         }
-        let curves = plot::run(&self.progress.records)?;
-        write_atomically(&self.folder.path().join(CURVES), Existing::Replace, |out| {
-            Ok(std::io::Write::write_all(out, curves.as_bytes())?)
-        })?;
+        let drawn = self.draw();
+        self.agree(drawn)?;
         self.save(on)
     }
 
@@ -395,42 +415,6 @@ impl<'a> Trainer<'a> {
             false => self.progress.since_best += 1,
         }
         better
-    }
-
-    /// Refuses numbers that are none: a state with them would be good for nothing.
-    fn check_finite(&self, parameters: &Parameters, rate: f64) -> Result<()> {
-        for param in parameters.list() {
-            let var = parameters.var(&param.name)?;
-            if var.dtype() != DType::F32 {
-                continue;
-            }
-            let sum = var.as_detached_tensor().abs()?.sum_all()?.to_scalar::<f32>()?;
-            if !sum.is_finite() {
-                return Err(self.diverged("sum of a parameter's magnitudes", f64::from(sum), rate));
-            }
-        }
-        Ok(())
-    }
-
-    fn save(&mut self, on: &mut dyn FnMut(Event)) -> Result<()> {
-        self.check_finite(&self.parameters, self.config.schedule.at(self.progress.step, self.steps))?;
-        let mut tensors = BTreeMap::new();
-        let mut add = |name: String, tensor: Tensor| -> Result<()> {
-            tensors.insert(name, RawTensor::from_candle(&tensor.to_device(&Device::Cpu)?)?);
-            Ok(())
-        };
-        for (part, parameters) in [("model", Some(&self.parameters)), ("average", self.average.as_ref())] {
-            let Some(parameters) = parameters else { continue };
-            for param in parameters.list() {
-                add(format!("{part}/{}", param.name), parameters.var(&param.name)?.as_detached_tensor())?;
-            }
-        }
-        for (name, var) in self.moving.memory() {
-            add(format!("optimizer/{name}"), var.as_detached_tensor())?;
-        }
-        let path = self.folder.save(&self.progress, &tensors)?;
-        on(Event::Saved { path });
-        Ok(())
     }
 }
 

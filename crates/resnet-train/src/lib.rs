@@ -19,6 +19,7 @@ pub mod event;
 pub mod fit;
 pub mod plot;
 mod state;
+pub mod workers;
 
 mod error;
 #[cfg(test)]

@@ -15,6 +15,7 @@ use crate::augment::{Augment, mix};
 use crate::dataset::{Dataset, Source, purpose};
 use crate::loss::one_hot;
 use crate::random::Random;
+use crate::workers::Part;
 
 /// Batches that may wait.
 const AHEAD: usize = 2;
@@ -28,8 +29,10 @@ pub struct Recipe {
     pub preprocess: Preprocess,
     /// Chooses the random numbers.
     pub seed: u64,
-    /// Images per batch.
+    /// Images per batch, of each worker.
     pub batch_size: usize,
+    /// The part of every batch that is made here.
+    pub part: Part,
 }
 
 /// Images ready for a network.
@@ -140,10 +143,11 @@ fn produce(
     stop: &AtomicBool,
 ) {
     let order = recipe.order(dataset, epoch);
-    let count = batches(order.len(), recipe.batch_size);
-    for (number, indices) in order.chunks(recipe.batch_size.max(1)).take(count).enumerate().skip(first) {
-        if stop.load(Ordering::Relaxed) || sender.send(recipe.batch(dataset, indices, epoch, number)).is_err()
-        {
+    let together = recipe.batch_size.max(1) * recipe.part.count;
+    let count = batches(order.len(), together);
+    for (number, indices) in order.chunks(together).take(count).enumerate().skip(first) {
+        let own = recipe.part.of(indices);
+        if stop.load(Ordering::Relaxed) || sender.send(recipe.batch(dataset, &own, epoch, number)).is_err() {
             return;
         }
     }
@@ -180,7 +184,13 @@ mod tests {
 
     fn recipe(batch_size: usize) -> Recipe {
         let preprocess = Preprocess::torchvision(8, 8);
-        Recipe { augment: Augment { mixup: 0.2, ..Augment::default() }, preprocess, seed: 5, batch_size }
+        Recipe {
+            augment: Augment { mixup: 0.2, ..Augment::default() },
+            preprocess,
+            seed: 5,
+            batch_size,
+            part: Part::WHOLE,
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Result;
 use crate::config::require;
+use crate::workers::{Buckets, Team};
 
 /// How parameters move.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -145,6 +146,21 @@ impl Moving {
         self.slots.iter().flat_map(|slot| {
             slot.memory.iter().enumerate().map(|(index, var)| (format!("{}.{index}", slot.name), var))
         })
+    }
+
+    /// The gradients in `store`, summed over the workers of `team`.
+    pub(crate) fn sum(&self, mut store: GradStore, team: &dyn Team) -> Result<GradStore> {
+        let mut buckets = Buckets::new(team);
+        for slot in &self.slots {
+            if let Some(gradient) = store.remove(&slot.var) {
+                buckets.add(&slot.var, gradient)?;
+            }
+        }
+        buckets.finish(|variable, sum| {
+            store.insert(variable, sum);
+            Ok(())
+        })?;
+        Ok(store)
     }
 
     /// The norm of the gradients in `store`, and the factor that keeps it below `clip`.

@@ -97,10 +97,6 @@ impl Folder {
         }
     }
 
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// The states by step, latest first.
     pub(crate) fn states(&self) -> Result<Vec<(u64, PathBuf)>> {
         let mut states = Vec::new();

@@ -5,7 +5,7 @@ use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use candle_core::Device;
@@ -14,18 +14,22 @@ use resnet_model::parameters::Initialisation;
 use resnet_model::preprocess::{Channels, Resize};
 use resnet_model::{Checkpoint, Meta, Parameters, Preprocess, zoo};
 use resnet_train::event::Record;
-use resnet_train::fit::{Begin, End, Report, Run, fit};
+use resnet_train::fit::{Begin, End, Report, Run, fit_together};
+use resnet_train::workers::Limits;
+use resnet_train::workers::launch::Launch;
 use resnet_train::{Config, Dataset, Event};
 
 use crate::device::Choice;
 use crate::weights::Selection;
+use crate::workers::{self, Crew};
 
 /// Train or fine-tune a network on a folder of images.
 ///
 /// DATA is a folder with one folder of images per class, a folder with `train` and `val` folders of that form, or a CSV
 /// file with the columns path, label and perhaps split. The result, RUN/model.safetensors, is a checkpoint that predict
 /// takes as it is. Ctrl-C finishes the step and saves; the same command with --resume goes on, to the very bytes that an
-/// uninterrupted run gives.
+/// uninterrupted run gives. Started by mpirun (a build with the feature mpi), each process takes --batch-size images of
+/// every batch, on its share of the cores; the first one writes.
 #[derive(Debug, clap::Args)]
 #[command(group = clap::ArgGroup::new("start").required(true).multiple(true))]
 pub struct Args {
@@ -74,9 +78,15 @@ pub struct Args {
     /// Where to compute: auto, cpu, cuda, cuda:NUMBER, metal
     #[arg(long, default_value_t)]
     device: Choice,
-    /// Threads on the CPU; default: all cores
+    /// Threads on the CPU; default: all cores, shared with the other workers of the machine
     #[arg(long, value_name = "N", value_parser = super::predict::positive)]
     threads: Option<usize>,
+    /// Take the statistics of batch norms over the batches of all workers
+    #[arg(long)]
+    sync_bn: bool,
+    /// Seconds after which workers that do not answer count as lost; the first one then saves and all end
+    #[arg(long, value_name = "SECONDS", default_value = "300", value_parser = super::predict::positive)]
+    worker_timeout: usize,
     /// The images
     #[arg(value_name = "DATA")]
     data: PathBuf,
@@ -84,17 +94,21 @@ pub struct Args {
 
 /// Runs the command; `false` if the run was stopped before its end.
 pub fn run(args: Args, out: &mut dyn Write) -> anyhow::Result<bool> {
-    if let Some(threads) = args.threads {
+    let launch = workers::launched()?;
+    let rank = launch.map_or(0, |launch| launch.part.rank);
+    match train(args, launch, out) {
+        // Who has failed says it; what all find, the first one says.
+        Err(error) if rank > 0 && workers::is_told_by_others(&error) => Ok(false),
+        Err(error) if rank > 0 => Err(error.context(format!("worker {rank}"))),
+        result => result,
+    }
+}
+
+fn train(args: Args, launch: Option<Launch>, out: &mut dyn Write) -> anyhow::Result<bool> {
+    if let Some(threads) = args.threads.or_else(|| launch.map(|launch| workers::threads(&launch))) {
         rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().context("--threads")?;
     }
     let config = args.settings()?;
-    let dataset = match args.data.is_dir() {
-        true => Dataset::folder(&args.data, config.held_out, config.seed)?,
-        false => Dataset::csv(&args.data, config.held_out, config.seed)?,
-    };
-    let device = args.device.open()?;
-    let (parameters, meta) = args.start(&dataset, config.seed, &device)?;
-    let begin = if args.resume { Begin::Resume } else { Begin::New };
     let stop = Arc::new(AtomicBool::new(false));
     let told = stop.clone();
     ctrlc::set_handler(move || {
@@ -105,7 +119,20 @@ pub fn run(args: Args, out: &mut dyn Write) -> anyhow::Result<bool> {
         }
     })
     .context("cannot listen for Ctrl-C")?;
-    let mut console = Console::new(&args.out);
+    let device = args.device.open()?;
+    let timeout = Duration::from_secs(args.worker_timeout as u64);
+    let crew = Crew::connect(launch.as_ref(), &device, Limits { timeout, stop: stop.clone() })?;
+    let first = crew.team().rank() == 0;
+    let dataset = match args.data.is_dir() {
+        true => Dataset::folder(&args.data, config.held_out, config.seed)?,
+        false => Dataset::csv(&args.data, config.held_out, config.seed)?,
+    };
+    let (parameters, meta, anew) = args.start(&dataset, config.seed, &device)?;
+    if first && !anew.is_empty() {
+        let _ = writeln!(io::stderr(), "begins anew: {}", anew.join(", "));
+    }
+    let begin = if args.resume { Begin::Resume } else { Begin::New };
+    let mut console = first.then(|| Console::new(&args.out));
     let run = Run {
         config: &config,
         dataset: Arc::new(dataset),
@@ -115,8 +142,17 @@ pub fn run(args: Args, out: &mut dyn Write) -> anyhow::Result<bool> {
         begin,
         stop: &stop,
     };
-    let report = fit(run, &mut |event| console.tell(&event))?;
-    console.finish()?;
+    let report = fit_together(run, crew.team(), &mut |event| {
+        if let Some(console) = &mut console {
+            console.tell(&event);
+        }
+    });
+    crew.close();
+    let report = report?;
+    match console {
+        Some(console) => console.finish()?,
+        None => return Ok(report.end != End::Stopped),
+    }
     summary(&report, out)
 }
 
@@ -131,12 +167,18 @@ impl Args {
         config.batch_size = self.batch_size.unwrap_or(config.batch_size);
         config.schedule.rate = self.rate.unwrap_or(config.schedule.rate);
         config.seed = self.seed.unwrap_or(config.seed);
+        config.sync_bn |= self.sync_bn;
         config.validate()?;
         Ok(config)
     }
 
-    /// Where training begins.
-    fn start(&self, dataset: &Dataset, seed: u64, device: &Device) -> anyhow::Result<(Parameters, Meta)> {
+    /// Where training begins, and the tensors that begin anew.
+    fn start(
+        &self,
+        dataset: &Dataset,
+        seed: u64,
+        device: &Device,
+    ) -> anyhow::Result<(Parameters, Meta, Vec<String>)> {
         let classes = dataset.classes().len();
         let start = Initialisation { seed, ..Initialisation::default() };
         if let Some(name) = &self.scratch {
@@ -150,7 +192,7 @@ impl Args {
                 preprocess.channels = Channels::Grey;
                 (preprocess.mean, preprocess.std) = (vec![0.5], vec![0.5]);
             }
-            return Ok((Parameters::new(&arch, start, device)?, Meta::new(arch, preprocess)));
+            return Ok((Parameters::new(&arch, start, device)?, Meta::new(arch, preprocess), vec![]));
         }
         let selection =
             Selection { depth: self.depth, model: self.model.clone(), weights: self.weights.clone() };
@@ -159,10 +201,6 @@ impl Args {
             checkpoint = checkpoint.with_in_channels(1)?;
         }
         let (parameters, partial) = Parameters::transfer(&checkpoint, classes, start, device)?;
-        let mut stderr = io::stderr().lock();
-        if !partial.initialised.is_empty() {
-            let _ = writeln!(stderr, "begins anew: {}", partial.initialised.join(", "));
-        }
         let mut preprocess = checkpoint.meta().preprocess.clone();
         if let Some(size) = self.size {
             let scaled = |side: usize, crop: usize| (side * size).div_ceil(crop.max(1));
@@ -174,7 +212,7 @@ impl Args {
         }
         let mut meta = Meta::new(parameters.arch().clone(), preprocess);
         meta.origin = checkpoint.meta().origin.clone();
-        Ok((parameters, meta))
+        Ok((parameters, meta, partial.initialised))
     }
 }
 

@@ -22,7 +22,8 @@ mod forward;
 /// Memory that the steps of a network share.
 pub(super) type Shared = Arc<Mutex<Memory>>;
 
-/// The workers that train one network together, each on its own part of a batch.
+/// The workers that train one network together, each on its own part of a batch. What each differentiates is its part of
+/// a loss that is the sum of these parts.
 pub trait Workers {
     /// How many there are.
     fn count(&self) -> usize {
@@ -30,6 +31,7 @@ pub trait Workers {
     }
 
     /// Replaces `values` by their sums over all workers, the same on each; called by all of them in the same order.
+    /// Error: [`Error::Workers`] where others cannot be reached.
     fn sum(&self, values: &mut [f64]) -> Result<()>;
 }
 
@@ -73,7 +75,8 @@ impl Network {
         if !whole || !ops::is_ours(x) || x.dtype() != DType::F32 || self.dtype != DType::F32 {
             if workers.count() > 1 {
                 return Err(Error::Arch(
-                    "several workers train on the CPU in f32 only, without dropout and drop path".into(),
+                    "batch norms are synchronised on the CPU in f32 only, without dropout and drop path"
+                        .into(),
                 ));
             }
             let logits = self.forward_dropping(x, dropping)?;
@@ -312,6 +315,8 @@ struct Normed {
     mean: Vec<f64>,
     scale: Vec<f64>,
     of_batch: bool,
+    /// Of all workers' values, the share that is this one's.
+    share: f64,
 }
 
 /// The values of a contiguous `f32` tensor on the CPU.

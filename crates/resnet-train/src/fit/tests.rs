@@ -1,4 +1,7 @@
+use std::sync::atomic::Ordering;
+
 use super::*;
+use candle_core::Device;
 use image::RgbImage;
 use resnet_model::parameters::Initialisation;
 use resnet_model::{Arch, Checkpoint, Preprocess};

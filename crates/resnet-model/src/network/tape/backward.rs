@@ -136,7 +136,7 @@ impl Pass<'_> {
 
     fn norm(&mut self, step: &Step, wanted: &[bool], normed: Normed, grad: Value) -> Result<()> {
         let Layer::BatchNorm(norm) = &self.network.layers[normed.norm.index()] else { return Ok(()) };
-        let Normed { x, y, mean, scale, of_batch, .. } = normed;
+        let Normed { x, y, mean, scale, of_batch, share, .. } = normed;
         let mut grad = Act::owned(grad.into_blocked(self.home())?);
         let kernels = resnet_kernels::Norm { layout: x.layout, isa: ops::isa(), pool: ops::threads()? };
         let residual = step.inputs.get(1).map(|node| (*node, wanted[1]));
@@ -156,8 +156,7 @@ impl Pass<'_> {
             if of_batch && workers.count() > 1 {
                 let mut both: Vec<f64> = gw.iter().chain(&gb).copied().collect();
                 workers.sum(&mut both)?;
-                // Every worker has as many images: the mean of their gradients stands for its own.
-                let share = 1.0 / workers.count() as f64;
+                // The kernel divides by the number of this worker's values, the formula by that of all.
                 all_w = both[..gw.len()].iter().map(|sum| sum * share).collect();
                 all_b = both[gw.len()..].iter().map(|sum| sum * share).collect();
             }

@@ -136,11 +136,11 @@ impl Pass<'_> {
         let layout = x.layout;
         let kernels = resnet_kernels::Norm { layout, isa: ops::isa(), pool: ops::threads()? };
         let of_batch = matches!(norm.statistics, Statistics::Batch { .. });
-        let [mean, var] = match of_batch {
+        let ([mean, var], share) = match of_batch {
             true => self.moments(norm, &kernels, x.slice())?,
             false => {
                 let vector = |t: &Var| t.as_detached_tensor().to_dtype(DType::F64)?.to_vec1::<f64>();
-                [vector(&norm.mean)?, vector(&norm.var)?]
+                ([vector(&norm.mean)?, vector(&norm.var)?], 1.0)
             }
         };
         let scale: Vec<f64> = var.iter().map(|var| 1.0 / (var + norm.eps).sqrt()).collect();
@@ -165,16 +165,23 @@ impl Pass<'_> {
         })?;
         let y = Rc::new(y);
         let kept = (relu && tracked).then(|| y.clone());
-        Ok((Value::Blocked(y), Saved::Norm(Normed { norm: id, x, y: kept, mean, scale, of_batch })))
+        Ok((Value::Blocked(y), Saved::Norm(Normed { norm: id, x, y: kept, mean, scale, of_batch, share })))
     }
 
-    /// Mean and biased variance of a batch, over all workers; the running ones follow.
-    fn moments(&self, norm: &Norm, kernels: &resnet_kernels::Norm, x: &[f32]) -> Result<[Vec<f64>; 2]> {
+    /// Mean and biased variance of a batch, over all workers, and the share of the values that is this one's; the running
+    /// ones follow.
+    fn moments(
+        &self,
+        norm: &Norm,
+        kernels: &resnet_kernels::Norm,
+        x: &[f32],
+    ) -> Result<([Vec<f64>; 2], f64)> {
         let layout = kernels.layout;
         let mut count = layout.n * layout.h * layout.w;
+        let mut share = 1.0;
         let [mut mean, mut var] = kernels.moments(x).map_err(kernel)?;
         if self.workers.count() > 1 {
-            // Squares are taken around the first worker's mean, so that they stay small.
+            // Squares are taken around the joint mean, so that they stay small.
             let c = layout.c;
             let mut sums: Vec<f64> = mean.iter().map(|m| m * count as f64).chain([count as f64]).collect();
             self.workers.sum(&mut sums)?;
@@ -186,6 +193,7 @@ impl Pass<'_> {
             self.workers.sum(&mut squares)?;
             mean = joint;
             var = squares.into_iter().map(|sum| sum / all).collect();
+            share = count as f64 / all;
             count = all as usize;
         }
         norm.check_count(count, &layout.dims())?;
@@ -193,7 +201,7 @@ impl Pass<'_> {
             Tensor::from_vec(values.iter().map(|v| *v as f32).collect::<Vec<_>>(), values.len(), &Device::Cpu)
         };
         norm.track(Moments { mean: tensor(&mean)?, var: tensor(&var)? }, count)?;
-        Ok([mean, var])
+        Ok(([mean, var], share))
     }
 
     /// Any other operation, as a candle graph of its own.
