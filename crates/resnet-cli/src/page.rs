@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 
 use resnet_model::escape;
+use resnet_model::text::wrap;
 
 /// As wide as anything is printed.
 const WIDTH: usize = 80;
@@ -63,61 +64,14 @@ impl<'a> Page<'a> {
     }
 }
 
-/// Lines of at most `width` characters, broken at blanks, or anywhere in words that are longer.
-fn wrap(text: &str, width: usize) -> Vec<String> {
-    let mut lines = vec![];
-    let (mut line, mut used) = (String::new(), 0);
-    for word in text.split(' ') {
-        let mut length = word.chars().count();
-        if used > 0 && used + 1 + length > width {
-            lines.push(std::mem::take(&mut line));
-            used = 0;
-        } else if !line.is_empty() {
-            line.push(' ');
-            used += 1;
-        }
-        let mut rest = word;
-        while used + length > width {
-            let at = rest.char_indices().nth(width - used).map_or(rest.len(), |(at, _)| at);
-            line.push_str(&rest[..at]);
-            lines.push(std::mem::take(&mut line));
-            rest = &rest[at..];
-            (used, length) = (0, rest.chars().count());
-        }
-        line.push_str(rest);
-        used += length;
-    }
-    lines.push(line);
-    lines
-}
-
 /// Columns that the longest of these names takes when it is printed.
 pub(crate) fn longest<'a>(names: impl Iterator<Item = &'a str>) -> usize {
     names.map(|name| escape(name).chars().count()).max().unwrap_or(0)
 }
 
-/// A number of bytes for people.
-pub(crate) fn bytes(n: u64) -> String {
-    match n {
-        0..1000 => format!("{n} bytes"),
-        1000..1_000_000 => format!("{:.1} kB", n as f64 / 1e3),
-        _ => format!("{:.1} MB", n as f64 / 1e6),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn text_is_wrapped_at_blanks_and_in_long_words() {
-        assert_eq!(wrap("one two three", 7), ["one two", "three"]);
-        assert_eq!(wrap("abcdefghij", 4), ["abcd", "efgh", "ij"]);
-        assert_eq!(wrap("a bcdefghij k", 4), ["a", "bcde", "fghi", "j k"]);
-        assert_eq!(wrap("äöüß", 2), ["äö", "üß"]);
-        assert_eq!(wrap("", 4), [""]);
-        assert_eq!([bytes(7), bytes(1234), bytes(46_830_571)], ["7 bytes", "1.2 kB", "46.8 MB"]);
-    }
 
     #[test]
     fn rows_fit_a_terminal() {

@@ -1,5 +1,6 @@
 //! Flags, output and exit codes.
 
+use std::collections::HashMap;
 use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -15,10 +16,10 @@ use resnet_model::{Labels, Preprocess, zoo};
 /// Converts ResNet checkpoints to safetensors files that describe themselves.
 ///
 /// Reads what torch.save has ever written (zip, legacy stream, tar), TorchScript
-/// archives, pickles of numpy arrays, .npy and .npz, and safetensors, found by
-/// their content; an index (*.index.json) stands for its shards.
-/// The architecture is found from the shapes. Nothing in a file is executed;
-/// every tensor keeps its bytes unless --dtype is given.
+/// archives, pickles of numpy arrays, .npy and .npz, safetensors and ONNX, found
+/// by their content; an index (*.index.json) stands for its shards.
+/// The architecture is found from the shapes, or from the graph. Nothing in a
+/// file is executed; every tensor keeps its bytes unless --dtype is given.
 ///
 /// Exit status: 0 converted, 1 something failed and nothing was written for it,
 /// 2 wrong usage.
@@ -32,7 +33,7 @@ struct Cli {
     /// in .onnx makes ONNX, one in .pth, .pt or .bin a state dict for torch.load.
     #[arg(short, long, value_name = "FILE", conflicts_with = "output_dir")]
     output: Option<PathBuf>,
-    /// The folder to write to, for several inputs.
+    /// The folder to write to, for several inputs; it is made if need be.
     #[arg(long, value_name = "DIR")]
     output_dir: Option<PathBuf>,
     /// Replace files that exist.
@@ -92,6 +93,11 @@ pub(crate) fn run(
         drop(writeln!(err, "error: --output takes one input; --output-dir takes several"));
         return ExitCode::from(2);
     }
+    if let Some((first, second)) = same_output(&cli) {
+        let (first, second) = (first.display(), second.display());
+        drop(writeln!(err, "error: `{first}` and `{second}` would be written to one file"));
+        return ExitCode::from(2);
+    }
     match convert_all(&cli, out, err) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
@@ -117,6 +123,9 @@ fn convert_all(cli: &Cli, out: &mut dyn Write, err: &mut dyn Write) -> Result<bo
         partial: cli.partial,
         onnx: Export { keep_norms: cli.keep_norms, batch: cli.batch.map(|n| n as usize) },
     };
+    if let Some(dir) = &cli.output_dir {
+        std::fs::create_dir_all(dir).with_context(|| format!("--output-dir: `{}`", dir.display()))?;
+    }
     let mut reports = Vec::new();
     let mut good = true;
     for input in &cli.inputs {
@@ -140,13 +149,24 @@ fn convert_all(cli: &Cli, out: &mut dyn Write, err: &mut dyn Write) -> Result<bo
     Ok(good)
 }
 
-fn convert(cli: &Cli, input: &Path, options: &Options) -> Result<Report> {
+/// The file that becomes of `input`.
+fn output(cli: &Cli, input: &Path) -> PathBuf {
     let beside = input.with_extension("safetensors");
-    let output = match (&cli.output, &cli.output_dir) {
+    match (&cli.output, &cli.output_dir) {
         (Some(output), _) => output.clone(),
-        (None, Some(dir)) => dir.join(beside.file_name().context("the input has no file name")?),
+        (None, Some(dir)) => beside.file_name().map_or_else(|| beside.clone(), |name| dir.join(name)),
         (None, None) => beside,
-    };
+    }
+}
+
+/// Two inputs of which the second would take the place of what became of the first.
+fn same_output(cli: &Cli) -> Option<(&PathBuf, &PathBuf)> {
+    let mut seen = HashMap::new();
+    cli.inputs.iter().find_map(|input| Some((seen.insert(output(cli, input), input)?, input)))
+}
+
+fn convert(cli: &Cli, input: &Path, options: &Options) -> Result<Report> {
+    let output = output(cli, input);
     let existing = Existing::replace_if(cli.force);
     let job = Job { input, output: &output, existing, options };
     let bar = Bar::default();
@@ -176,6 +196,9 @@ impl Bar {
 
 /// One line for the error, one for what to do about it.
 fn complain(err: &mut dyn Write, error: &anyhow::Error) {
+    if let Some(Error::Labels(reason)) = error.downcast_ref() {
+        return drop(writeln!(err, "error: --labels: {reason}"));
+    }
     // The library's errors tell their causes themselves.
     let Some(known) = error.downcast_ref::<Error>() else {
         return drop(writeln!(err, "error: {error:#}"));

@@ -7,8 +7,9 @@ use std::sync::Arc;
 use resnet_model::arch::{Arch, Clip, ClipHead, ResNet, ResNetV2, Stem, StemV2};
 use resnet_model::file::Existing;
 use resnet_model::meta::{KEY, Origin};
+use resnet_model::params::{self, Role};
 use resnet_model::preprocess::{Channels, Filter, Resize};
-use resnet_model::{Checkpoint, Labels, Meta, Preprocess, RawTensor, escape, params};
+use resnet_model::{Checkpoint, Labels, Meta, Preprocess, RawTensor, escape};
 
 use crate::cast::{self, Float};
 use crate::dialect::{self, Translation, structure};
@@ -47,7 +48,8 @@ pub struct Options {
 pub struct Job<'a> {
     /// The file to read.
     pub input: &'a Path,
-    /// The file to write: ONNX if its name ends so, PyTorch's if it ends in `.pth`, `.pt` or `.bin`, else safetensors.
+    /// The file to write: ONNX if its name ends in `.onnx`, PyTorch's if it ends in `.pth`, `.pt` or `.bin`, safetensors if
+    /// it ends in `.safetensors` or has no ending; other endings are refused.
     pub output: &'a Path,
     /// What to do if there is one already.
     pub existing: Existing,
@@ -77,6 +79,10 @@ pub fn understand(state: StateDict, path: &Path, options: &Options) -> Result<(C
 /// Converts a file: reads it, finds out what it is, and writes it whole or not at all.
 pub fn convert(job: Job, progress: &mut dyn FnMut(Progress)) -> Result<Report> {
     let same = |a: &Path, b: &Path| matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b);
+    let format = Format::of(job.output).ok_or_else(|| Error::Extension(job.output.to_owned()))?;
+    if format != Format::Onnx && job.options.onnx != onnx::Export::default() {
+        return Err(Error::OnlyOnnx(job.output.to_owned()));
+    }
     let watch = Arc::new(Watch::default());
     let (checkpoint, mut report) = assemble(source::read(job.input)?, job.input, job.options, Some(&watch))?;
     if same(job.input, job.output) {
@@ -90,7 +96,7 @@ pub fn convert(job: Job, progress: &mut dyn FnMut(Progress)) -> Result<Report> {
         progress(Progress { done, total });
     };
     let below = |e| Error::from_model(e, job.input);
-    match Format::of(job.output) {
+    match format {
         Format::Onnx => onnx::write(&checkpoint, &job, &mut written)?,
         Format::Torch => {
             write::torch::write(&checkpoint, job.output, job.existing, &mut written).map_err(below)?;
@@ -154,6 +160,7 @@ fn assemble(
         meta.labels = labels.clone();
     }
     check_labels(&meta)?;
+    check_types(&meta, &names.tensors, path)?;
     let cast = options.dtype.map(|to| Cast { to, tensors: cast_all(&mut names.tensors, to) });
     if let Some(watch) = watch {
         names.tensors.iter_mut().for_each(|(name, tensor)| *tensor = watch.over(name, tensor));
@@ -348,6 +355,20 @@ fn check_labels(meta: &Meta) -> Result<()> {
             Err(Error::Labels(format!("{} for a network with {head}", plural(labels, "label"))))
         }
         _ => Ok(()),
+    }
+}
+
+/// Weights are floating-point numbers; counters may be anything.
+fn check_types(meta: &Meta, tensors: &BTreeMap<String, RawTensor>, path: &Path) -> Result<()> {
+    let graph = meta.arch.graph()?;
+    let weights = params::list(&graph).into_iter().filter(|p| p.role != Role::BatchesTracked);
+    let odd = weights.filter_map(|p| Some((tensors.get(&p.name)?.dtype(), p.name)));
+    match odd.into_iter().find(|(dtype, _)| !cast::is_float(*dtype)) {
+        Some((dtype, name)) => {
+            let detail = format!("`{}` is of type {dtype:?}, expected F16, BF16, F32 or F64", escape(&name));
+            Err(Error::Fault { path: path.to_owned(), fault: Box::new(Fault::new(Code::Dtype, detail)) })
+        }
+        None => Ok(()),
     }
 }
 

@@ -64,6 +64,18 @@ pub enum Error {
         /// The bytes that it would have.
         bytes: u64,
     },
+    /// The output's name ends as that of no file that is written.
+    #[error(
+        "`{}`: what is written ends in .safetensors, .onnx, .pth, .pt or .bin",
+        escape(&.0.display().to_string())
+    )]
+    Extension(PathBuf),
+    /// Settings for ONNX, where something else is written.
+    #[error(
+        "`{}` is no .onnx file: batch norms to keep and a size of batches are for those",
+        escape(&.0.display().to_string())
+    )]
+    OnlyOnnx(PathBuf),
     /// Output and input are the same file.
     #[error("`{}` would overwrite its own source", .0.display())]
     SameFile(PathBuf),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use resnet_model::text::{some_of, thousands};
+use resnet_model::text::{bytes, some_of, thousands, wrap};
 use resnet_model::{Arch, escape};
 use serde::Serialize;
 
@@ -191,12 +191,9 @@ pub(crate) fn plural(n: usize, noun: &str) -> String {
     format!("{} {noun}{ending}", thousands(n as u64))
 }
 
-fn megabytes(bytes: u64) -> String {
-    match bytes {
-        0..1_000_000 => format!("{:.1} kB", bytes as f64 / 1e3),
-        _ => format!("{:.1} MB", bytes as f64 / 1e6),
-    }
-}
+/// As wide as a line is, and where the text of a field begins.
+const WIDTH: usize = 80;
+const INDENT: usize = 15;
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -208,7 +205,14 @@ impl fmt::Display for Report {
             Some(classes) => plural(classes, "class"),
             None => "no head: an embedding".into(),
         };
-        let mut line = |what: &str, text: String| write!(f, "\n  {what:<13}{text}");
+        let mut line = |what: &str, text: String| {
+            let mut title = format!("  {what}");
+            for part in wrap(&text, WIDTH.saturating_sub(INDENT)) {
+                write!(f, "\n{title:<INDENT$}{part}")?;
+                title.clear();
+            }
+            Ok(())
+        };
         line("architecture", format!("{}, {} parameters, {head}", self.model, thousands(self.parameters)))?;
         line("known by", self.identified.to_string())?;
         line("container", self.container.to_string())?;
@@ -219,7 +223,7 @@ impl fmt::Display for Report {
             self.dtypes.iter().map(|(t, n)| format!("{} {t}", thousands(*n as u64))).collect();
         line(
             "tensors",
-            format!("{} ({}), {}", thousands(self.tensors as u64), dtypes.join(", "), megabytes(self.bytes)),
+            format!("{} ({}), {}", thousands(self.tensors as u64), dtypes.join(", "), bytes(self.bytes)),
         )?;
         if let Some(first) = self.renamed.first() {
             let example = format!("{} → {}", escape(&first.from), escape(&first.to));

@@ -17,13 +17,14 @@ pub(crate) enum Format {
 }
 
 impl Format {
-    /// What a file of this name is expected to be.
-    pub(crate) fn of(path: &Path) -> Format {
+    /// What a file of this name is expected to be; `None` for an ending of other files.
+    pub(crate) fn of(path: &Path) -> Option<Format> {
         let extension = path.extension().unwrap_or_default().to_ascii_lowercase();
-        match extension.to_str() {
-            Some("pth" | "pt" | "bin") => Format::Torch,
-            Some("onnx") => Format::Onnx,
-            _ => Format::Safetensors,
-        }
+        Some(match extension.to_str()? {
+            "pth" | "pt" | "bin" => Format::Torch,
+            "onnx" => Format::Onnx,
+            "safetensors" | "" => Format::Safetensors,
+            _ => return None,
+        })
     }
 }

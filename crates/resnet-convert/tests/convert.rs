@@ -128,6 +128,15 @@ fn types_are_kept_unless_a_cast_is_asked_for() {
 }
 
 #[test]
+fn weights_that_are_no_floating_point_numbers_are_refused() {
+    let mut odd = tensors(&small(Block::Basic, 3));
+    let weight = odd.iter_mut().find(|t| t.name == "fc.weight").unwrap();
+    (weight.class, weight.bytes) = ("LongStorage", vec![0; 3 * 16 * 8]);
+    let error = convert(&network::zip(&odd, &[]), &Options::default()).unwrap_err();
+    assert!(error.to_string().contains("`fc.weight` is of type I64, expected F16, BF16, F32"), "{error}");
+}
+
+#[test]
 fn architectures_come_from_shapes() {
     let resnet = |change: fn(&mut ResNet)| {
         let mut net = match small(Block::Bottleneck, 4) {

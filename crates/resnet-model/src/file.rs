@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
-use crate::{Error, Result};
+use crate::{Error, Result, escape};
 
 /// An open regular file, read at offsets.
 ///
@@ -83,6 +83,10 @@ impl Existing {
 
 /// Writes the file at `path` through `write`: to a temporary sibling, then renamed, so that a reader sees the
 /// old file or the new one and a failure leaves nothing behind.
+///
+/// Where a file is replaced, the new one is on the disk before the old one goes: a power failure leaves one of them. A
+/// file that is new is left to the system, as by `cp`: what it was made from is still there, readers refuse it if its
+/// end is missing, and waiting for the disk takes several times as long as writing.
 pub fn write_atomically(
     path: &Path,
     existing: Existing,
@@ -100,11 +104,14 @@ pub fn write_atomically(
     // Temporary files are private by default; the file that a user asked for is an ordinary one.
     #[cfg(unix)]
     options.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let mut temporary = options.tempfile_in(parent).map_err(|e| Error::from(e).at(path))?;
+    let mut temporary = options.tempfile_in(parent).map_err(|e| in_folder(&e, parent).at(path))?;
     let mut writer = BufWriter::with_capacity(1 << 20, temporary.as_file_mut());
     write(&mut writer).map_err(|e| e.at(path))?;
     writer.flush().map_err(|e| Error::from(e).at(path))?;
     drop(writer);
+    if existing == Existing::Replace && path.exists() {
+        temporary.as_file().sync_all().map_err(|e| Error::from(e).at(path))?;
+    }
     let persisted = match existing {
         Existing::Keep => temporary.persist_noclobber(path),
         Existing::Replace => temporary.persist(path),
@@ -114,6 +121,17 @@ pub fn write_atomically(
         Err(e) if e.error.kind() == io::ErrorKind::AlreadyExists => Err(Error::Exists(path.to_owned())),
         Err(e) => Err(Error::from(e.error).at(path)),
     }
+}
+
+/// Why no file can be made in `folder`; the system's error names the temporary file, which nobody has heard of.
+fn in_folder(error: &io::Error, folder: &Path) -> Error {
+    let what = match error.kind() {
+        io::ErrorKind::NotFound => "there is no folder",
+        io::ErrorKind::PermissionDenied => "no permission to write in",
+        io::ErrorKind::NotADirectory => "no folder but a file:",
+        _ => "no file can be made in",
+    };
+    io::Error::new(error.kind(), format!("{what} `{}`", escape(&folder.display().to_string()))).into()
 }
 
 #[cfg(test)]
@@ -144,6 +162,17 @@ mod tests {
         assert_eq!(std::fs::read(&path).unwrap(), b"one");
         put(Existing::Replace, b"three").unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"three");
+    }
+
+    #[test]
+    fn a_folder_that_is_not_there_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("nowhere/out.bin");
+        let error = write_atomically(&path, Existing::Keep, |_| Ok(())).unwrap_err().to_string();
+        assert!(error.contains("there is no folder `") && !error.contains(".resnet-"), "{error}");
+        std::fs::write(dir.path().join("nowhere"), b"").unwrap();
+        let error = write_atomically(&path, Existing::Keep, |_| Ok(())).unwrap_err().to_string();
+        assert!(error.contains("no folder but a file: `"), "{error}");
     }
 
     #[test]

@@ -46,6 +46,44 @@ pub fn thousands(n: u64) -> String {
     out
 }
 
+/// A number of bytes for people: `7 bytes`, `1.2 kB`, `46.8 MB`.
+pub fn bytes(n: u64) -> String {
+    match n {
+        1 => "1 byte".into(),
+        0..1000 => format!("{n} bytes"),
+        1000..1_000_000 => format!("{:.1} kB", n as f64 / 1e3),
+        _ => format!("{:.1} MB", n as f64 / 1e6),
+    }
+}
+
+/// Lines of at most `width` characters, broken at blanks, or anywhere in words that are longer.
+pub fn wrap(text: &str, width: usize) -> Vec<String> {
+    let mut lines = vec![];
+    let (mut line, mut used) = (String::new(), 0);
+    for word in text.split(' ') {
+        let mut length = word.chars().count();
+        if used > 0 && used + 1 + length > width {
+            lines.push(std::mem::take(&mut line));
+            used = 0;
+        } else if !line.is_empty() {
+            line.push(' ');
+            used += 1;
+        }
+        let mut rest = word;
+        while used + length > width {
+            let at = rest.char_indices().nth(width - used).map_or(rest.len(), |(at, _)| at);
+            line.push_str(&rest[..at]);
+            lines.push(std::mem::take(&mut line));
+            rest = &rest[at..];
+            (used, length) = (0, rest.chars().count());
+        }
+        line.push_str(rest);
+        used += length;
+    }
+    lines.push(line);
+    lines
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -56,5 +94,20 @@ mod tests {
         assert_eq!(suggestions(&["a", "b"]), "; did you mean a, b?");
         assert_eq!(suggestions::<&str>(&[]), "");
         assert_eq!(some_of(&["a", "b\u{7}", "c", "d"].map(String::from)), "a, b\\u{7}, c, …");
+    }
+
+    #[test]
+    fn text_is_wrapped_at_blanks_and_in_long_words() {
+        assert_eq!(wrap("one two three", 7), ["one two", "three"]);
+        assert_eq!(wrap("abcdefghij", 4), ["abcd", "efgh", "ij"]);
+        assert_eq!(wrap("a bcdefghij k", 4), ["a", "bcde", "fghi", "j k"]);
+        assert_eq!(wrap("äöüß", 2), ["äö", "üß"]);
+        assert_eq!(wrap("", 4), [""]);
+    }
+
+    #[test]
+    fn sizes() {
+        let found = [0, 1, 7, 1234, 999_999, 46_830_571].map(bytes);
+        assert_eq!(found, ["0 bytes", "1 byte", "7 bytes", "1.2 kB", "1000.0 kB", "46.8 MB"]);
     }
 }

@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use resnet_convert::{Options, Report, source};
+use resnet_model::text::{bytes, thousands};
 use resnet_model::{RawTensor, escape, zoo};
 use serde::Serialize;
 
-use crate::page::{Page, bytes, longest};
-use resnet_model::text::thousands;
+use crate::page::{Page, longest};
 
 /// Show what a checkpoint file holds
 ///

@@ -28,7 +28,7 @@ fn a_checkpoint_is_converted_beside_itself_and_reported() {
     let report = text(&out.stdout);
     for expected in [
         "net.pth → net.safetensors\n",
-        "architecture an 8-layer ResNet (2×basic 8, 1×basic 16), 7,291 parameters, 3 classes\n",
+        "architecture an 8-layer ResNet (2×basic 8, 1×basic 16), 7,291 parameters, 3\n               classes\n",
         "container    PyTorch zip\n",
         "names        torchvision, under `state_dict.`\n",
         "renamed      50 (state_dict.conv1.weight → conv1.weight, …)",
@@ -60,7 +60,6 @@ fn several_inputs_are_converted_as_far_as_they_are_good() {
     let at = file("a.pth", &network());
     std::fs::write(at.dir().join("b.pth"), safetensors(&tensors(&small(Block::Bottleneck, 2)))).unwrap();
     std::fs::write(at.dir().join("c.pth"), "no checkpoint at all, just text").unwrap();
-    std::fs::create_dir(at.dir().join("out")).unwrap();
     let out = run(&["a.pth", "c.pth", "b.pth", "--output-dir", "out", "--json"], &at);
     assert_eq!(out.status.code(), Some(1));
     assert_eq!(text(&out.stderr), "error: `c.pth`: text, not a checkpoint [format]\n");
@@ -124,4 +123,48 @@ fn labels_preprocessing_and_wrong_usage() {
     let help = run(&["--help"], &at);
     assert_eq!(help.status.code(), Some(0));
     assert!(text(&help.stdout).lines().all(|l| l.chars().count() <= 80), "{}", text(&help.stdout));
+}
+
+/// Wrong usage is told before anything is written.
+#[test]
+fn flags_that_cannot_be_followed_are_refused() {
+    let at = file("net.pth", &network());
+    std::fs::create_dir(at.dir().join("other")).unwrap();
+    std::fs::copy(&at.path, at.dir().join("other/net.bin")).unwrap();
+    std::fs::write(at.dir().join("labels.txt"), "a\nb\n").unwrap();
+    for (args, code, expected) in [
+        (
+            &["net.pth", "other/net.bin", "--output-dir", "out", "--force"][..],
+            2,
+            "error: `net.pth` and `other/net.bin` would be written to one file\n",
+        ),
+        (
+            &["net.pth", "-o", "x.h5"],
+            1,
+            "error: `x.h5`: what is written ends in .safetensors, .onnx, .pth, .pt or .bin\n",
+        ),
+        (
+            &["net.pth", "--batch", "2"],
+            1,
+            "error: `net.safetensors` is no .onnx file: batch norms to keep and a size of batches are for those\n",
+        ),
+        (
+            &["net.pth", "--labels", "labels.txt"],
+            1,
+            "error: --labels: 2 labels for a network with 3 classes\n",
+        ),
+        (&["net.pth", "-o", "no/x.onnx"], 1, "error: `no/x.onnx`: there is no folder `no`\n"),
+    ] {
+        let out = run(args, &at);
+        assert_eq!((out.status.code(), text(&out.stderr)), (Some(code), expected));
+        assert_eq!(at.folder(), ["labels.txt", "net.pth", "other"]);
+    }
+}
+
+#[test]
+fn reports_fit_a_terminal() {
+    let at = file("net.pth", &zip(&tensors(&small(Block::Bottleneck, 1000)), &[&"wrapped".repeat(30)]));
+    let out = run(&["net.pth"], &at);
+    let report = text(&out.stdout);
+    assert!(report.lines().all(|line| line.chars().count() <= 80), "{report}");
 }
