@@ -1,3 +1,4 @@
+use super::winograd::{F2, F4, Points, S2};
 use crate::error::Error;
 use crate::layout::LANES;
 use crate::shape::ConvShape;
@@ -85,27 +86,34 @@ impl Plan {
 const MACS_PER_BYTE: f64 = 1.2;
 const CACHED_BYTES: f64 = 6e6;
 
+/// Costs that are as good as the least: of those, the algorithm with the fewest weights saves memory.
+const ABOUT_EQUAL: f64 = 1.06;
+
 /// The cheapest way to compute a convolution over a blocked input.
 fn cheapest(shape: &ConvShape, site: Site) -> Algorithm {
     let Ok(output) = shape.output_hw(site.input) else { return Algorithm::Direct };
     let channels = (shape.c_in * shape.c_out) as f64;
     // The transforms cost a constant number of operations per channel, the products one per pair of channels.
     let transforms = 1.0 + 12.0 * (1.0 / shape.c_in as f64 + 1.0 / shape.c_out as f64);
-    let cost = |[height, width]: [usize; 2], products: usize, overhead: f64| {
-        let tiles = site.batch * output[0].div_ceil(height) * output[1].div_ceil(width);
-        let bytes = channels * products as f64 * 4.0;
+    let cost = |down: f64, across: f64, weights: usize, overhead: f64| {
+        let bytes = channels * weights as f64 * 4.0;
         let traffic = if bytes > CACHED_BYTES { bytes * MACS_PER_BYTE } else { 0.0 };
-        channels * (tiles * products) as f64 * overhead + traffic
+        (channels * site.batch as f64 * down * across * overhead + traffic, weights)
     };
+    let [two, four] = [F2::products, F4::products];
+    let [h, w] = output;
     let costs = [
-        (Algorithm::Winograd4, cost([4, 4], 36, transforms)),
-        (Algorithm::Winograd2x4, cost([2, 4], 24, transforms)),
-        (Algorithm::Winograd2, cost([2, 2], 16, transforms)),
-        (Algorithm::WinogradStrided, cost([2, 2], 25, transforms)),
-        (Algorithm::Direct, cost([1, 1], 9, 1.0)),
-    ];
-    let possible = costs.into_iter().filter(|(algorithm, _)| algorithm.supports(shape).is_ok());
-    possible.min_by(|a, b| a.1.total_cmp(&b.1)).map_or(Algorithm::Direct, |(algorithm, _)| algorithm)
+        (Algorithm::Winograd4, cost(four(h), four(w), 36, transforms)),
+        (Algorithm::Winograd2x4, cost(two(h), four(w), 24, transforms)),
+        (Algorithm::Winograd2, cost(two(h), two(w), 16, transforms)),
+        (Algorithm::WinogradStrided, cost(S2::products(h), S2::products(w), 25, transforms)),
+        (Algorithm::Direct, cost(9.0 * h as f64, w as f64, 9, 1.0)),
+    ]
+    .map(|(algorithm, (cost, weights))| (algorithm, cost, weights));
+    let possible = || costs.into_iter().filter(|(algorithm, ..)| algorithm.supports(shape).is_ok());
+    let least = possible().map(|(_, cost, _)| cost).fold(f64::INFINITY, f64::min);
+    let fast = possible().filter(|(_, cost, _)| *cost <= least * ABOUT_EQUAL);
+    fast.min_by_key(|(.., weights)| *weights).map_or(Algorithm::Direct, |(algorithm, ..)| algorithm)
 }
 
 impl Algorithm {

@@ -67,15 +67,21 @@ pub(super) fn run<
     let v_len = conv.shape.c_in.div_ceil(LANES) * stride;
     let m_len = widest(conv) * stride;
     let bounds = &conv.panels.bounds;
+    let needed = Needed {
+        down: tiling.down,
+        vertical: P::needed(layout.h - (tiling.down - 1) * M),
+        horizontal: Q::needed(layout.w - (tiling.across - 1) * N),
+    };
     let transform = |channels: usize, block: &Block, v: &mut [f32]| {
         let padding = conv.shape.padding;
         let points = PhantomData::<(P, Q)>;
-        simd.vectorize(Gather::<P, Q, A, M, B, N> { input, block, channels, padding, v, points });
+        let output = [layout.h, layout.w];
+        simd.vectorize(Gather::<P, Q, A, M, B, N> { input, block, channels, padding, output, v, points });
     };
     let multiply = |v: &[f32], block: &Block, m: &mut [f32], mut share: Share, first_image: usize| {
         let part = &part_of(M, block, &share, &layout, first_image);
         for panel in &conv.panels.list[share.groups.clone()] {
-            Products { simd, conv, panel, v, stride, block, part, alphas: A * B }.run(m);
+            Products { simd, conv, panel, v, stride, block, part, needed }.run::<A, B>(m);
             let (residual, share, layout, points) = (&residual, &mut share, &layout, PhantomData::<(P, Q)>);
             simd.vectorize(Scatter::<P, Q, A, M, B, N> {
                 conv,
@@ -147,21 +153,34 @@ struct Products<'a, S> {
     stride: usize,
     block: &'a Block,
     part: &'a Block,
-    /// Positions of a tile.
-    alphas: usize,
+    needed: Needed,
+}
+
+/// The positions of the tiles in the last row and column whose products are needed.
+#[derive(Clone, Copy)]
+struct Needed {
+    /// Rows of tiles in the image.
+    down: usize,
+    /// Bits for the vertical positions in the last row, and for the horizontal ones in the last column.
+    vertical: u32,
+    horizontal: u32,
 }
 
 impl<S: Simd> Products<'_, S> {
-    fn run(&self, m: &mut [f32]) {
+    fn run<const A: usize, const B: usize>(&self, m: &mut [f32]) {
         let Self { conv, panel, block, part, .. } = self;
         let reduction = Reduction::new([panel.depth, 1, 1], [self.stride, 0, 0], LANES);
         let weights = conv.panels.weights(panel);
         let (all, tiles) = (block.tiles(), part.tiles());
         // A part has all rows, or one image: either way its tiles follow each other in `V`.
         let first = ((part.image - block.image) * block.rows + part.row - block.row) * block.across;
-        let mut target = Target::from_slice(m, (self.alphas + 1) * tiles * LANES, panel.blocks);
+        let mut target = Target::from_slice(m, (A * B + 1) * tiles * LANES, panel.blocks);
         let matrix = panel.depth * LANES * panel.blocks * LANES;
-        for alpha in 0..self.alphas {
+        let last = part.row + part.rows == self.needed.down;
+        for alpha in 0..A * B {
+            let rows = part.rows - usize::from(last && self.needed.vertical >> (alpha / B) & 1 == 0);
+            let columns = part.across - usize::from(self.needed.horizontal >> (alpha % B) & 1 == 0);
+            let mut wanted = part.first(rows, columns);
             let mut ahead = conv.panels.ahead(panel.start + (alpha + 1) * matrix, matrix);
             let mut tile = Tile {
                 weights: &weights[alpha * matrix..],
@@ -175,16 +194,14 @@ impl<S: Simd> Products<'_, S> {
                 relu: false,
                 ahead: &[],
             };
-            let mut done = 0;
-            while done < tiles {
+            while wanted.left() > 0 {
                 tile.ahead = ahead.next(&reduction, panel.blocks);
-                tile.pixels = next_pixels::<S>(panel.blocks, tiles - done);
-                for p in 0..tile.pixels {
-                    tile.from[p] = (alpha * all + first + done + p) * LANES;
-                    tile.to[p] = (alpha * tiles + done + p) * LANES;
+                tile.pixels = next_pixels::<S>(panel.blocks, wanted.left());
+                for (p, index) in (0..tile.pixels).zip(&mut wanted) {
+                    tile.from[p] = (alpha * all + first + index) * LANES;
+                    tile.to[p] = (alpha * tiles + index) * LANES;
                 }
                 self.simd.tile(&tile, panel.blocks, &mut target);
-                done += tile.pixels;
             }
         }
     }

@@ -1,5 +1,6 @@
 //! The program: steps with their kernels and packed weights.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use candle_core::{DType, Device};
@@ -88,7 +89,14 @@ impl Program {
         let late = late(&steps, &costs);
         let packer = Packer { checkpoint, folded: &folded, graph: &graph, options, costs };
         let packed: Vec<Mutex<Option<Result<Kernel>>>> = steps.iter().map(|_| Mutex::new(None)).collect();
-        pool.run(steps.len(), |_, i| {
+        // The largest first: they are read as a whole, which takes memory beside what is packed, and threads that end
+        // with small ones end together.
+        let mut order: Vec<usize> = (0..steps.len()).collect();
+        order.sort_by_key(|&i| std::cmp::Reverse(weights(&steps[i], &packer.costs)));
+        let next = AtomicUsize::new(0);
+        pool.run(steps.len(), |_, _| {
+            // Not by the task's number: each thread starts in a place of its own.
+            let i = order[next.fetch_add(1, Ordering::Relaxed)];
             let images = if i < late { 1 } else { options.batch.clamp(1, MOST_IMAGES) };
             *packed[i].lock().unwrap_or_else(PoisonError::into_inner) =
                 Some(packer.kernel(&steps[i], images));
@@ -150,14 +158,6 @@ pub(super) const MOST_IMAGES: usize = 16;
 /// image. After, every weight is read once for all images, and the activations of all are written and read. (Moving one
 /// byte of either costs about the same.)
 fn late(steps: &[Step], costs: &[Cost]) -> usize {
-    let weights = |step: &Step| match &step.kind {
-        Kind::Conv(Fused { first, .. }) => {
-            let cost = &costs[first.index()];
-            let pixels = cost.shape.iter().skip(1).map(|&d| d as u64).product::<u64>();
-            4 * cost.macs / pixels.max(1)
-        }
-        _ => 4 * costs[step.node.index()].macs,
-    };
     let activations = |step: &Step| {
         let nodes = step.inputs.iter().chain([&step.node]);
         2 * nodes.map(|node| costs[node.index()].bytes).sum::<u64>()
@@ -165,10 +165,22 @@ fn late(steps: &[Step], costs: &[Cost]) -> usize {
     let mut cost: u64 = steps.iter().map(activations).sum();
     let mut best = (cost, 0);
     for (i, step) in steps.iter().enumerate() {
-        cost = cost - activations(step) + weights(step);
+        cost = cost - activations(step) + weights(step, costs);
         best = best.min((cost, i + 1));
     }
     best.1
+}
+
+/// Bytes of a step's weights.
+fn weights(step: &Step, costs: &[Cost]) -> u64 {
+    match &step.kind {
+        Kind::Conv(Fused { first, .. }) => {
+            let cost = &costs[first.index()];
+            let pixels = cost.shape.iter().skip(1).map(|&d| d as u64).product::<u64>();
+            4 * cost.macs / pixels.max(1)
+        }
+        _ => 4 * costs[step.node.index()].macs,
+    }
 }
 
 /// Everything that the packing of one step needs to know.

@@ -13,6 +13,8 @@ pub(super) struct Gather<'a, P, Q, const A: usize, const M: usize, const B: usiz
     /// Which block of 16 channels.
     pub channels: usize,
     pub padding: [usize; 2],
+    /// Height and width of the output.
+    pub output: [usize; 2],
     /// `[A × B][tile][16]`.
     pub v: &'a mut [f32],
     pub points: PhantomData<(P, Q)>,
@@ -35,15 +37,16 @@ impl<P: Points<A, M>, Q: Points<B, N>, const A: usize, const M: usize, const B: 
             let top = (row * M * P::STRIDE + layout.halo[0]) as isize - self.padding[0] as isize;
             let left = (column * N * Q::STRIDE + layout.halo[1]) as isize - self.padding[1] as isize;
             let rows = tile_rows(&layout, plane, [top, left], &mut edge);
+            let outputs = [self.output[0] - row * M, self.output[1] - column * N];
             let mut half = [[s.splat(0.0); B]; A];
             for x in 0..B {
-                let column = P::input(s, std::array::from_fn(|y| s.load(&rows[y][x])));
+                let column = P::input(s, std::array::from_fn(|y| s.load(&rows[y][x])), outputs[0]);
                 for y in 0..A {
                     half[y][x] = column[y];
                 }
             }
             for y in 0..A {
-                let line = Q::input(s, half[y]);
+                let line = Q::input(s, half[y], outputs[1]);
                 for x in 0..B {
                     s.store(&mut v[(y * B + x) * tiles + index], line[x]);
                 }

@@ -10,11 +10,25 @@ pub(crate) trait Points<const A: usize, const M: usize>: Copy + Send + Sync {
     /// Transforms a kernel of three taps.
     const G: [[f64; 3]; A];
 
-    /// `Bᵀ·d`: transforms A neighbouring inputs.
-    fn input<S: Simd>(s: S, d: [S::V; A]) -> [S::V; A];
+    /// The products that the first `outputs` of a tile's outputs need, one bit each. A tile that reaches beyond the last
+    /// output is a smaller algorithm with some of the points, and the same weights: the others need not be computed.
+    fn needed(outputs: usize) -> u32;
 
-    /// `Aᵀ·m`: transforms A products into M neighbouring outputs.
-    fn output<S: Simd>(s: S, m: [S::V; A]) -> [S::V; M];
+    /// `Bᵀ·d`: transforms A neighbouring inputs. Where fewer than M outputs are wanted, only the needed products' factors
+    /// mean anything.
+    fn input<S: Simd>(s: S, d: [S::V; A], outputs: usize) -> [S::V; A];
+
+    /// `Aᵀ·m`: transforms A products into M neighbouring outputs. The first `outputs` are right if the needed products are.
+    fn output<S: Simd>(s: S, m: [S::V; A], outputs: usize) -> [S::V; M];
+
+    /// Products along an axis of `outputs` outputs.
+    fn products(outputs: usize) -> f64 {
+        let rest = match outputs % M {
+            0 => 0,
+            rest => Self::needed(rest).count_ones(),
+        };
+        (outputs / M) as f64 * A as f64 + f64::from(rest)
+    }
 }
 
 /// F(2, 3) with the points 0, ±1, ∞.
@@ -26,13 +40,19 @@ impl Points<4, 2> for F2 {
 
     const G: [[f64; 3]; 4] = [[1.0, 0.0, 0.0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0.0, 0.0, 1.0]];
 
+    /// One output: the points 0, ±1.
     #[inline(always)]
-    fn input<S: Simd>(s: S, d: [S::V; 4]) -> [S::V; 4] {
+    fn needed(outputs: usize) -> u32 {
+        if outputs == 1 { 0b0111 } else { 0b1111 }
+    }
+
+    #[inline(always)]
+    fn input<S: Simd>(s: S, d: [S::V; 4], _: usize) -> [S::V; 4] {
         [s.sub(d[0], d[2]), s.add(d[1], d[2]), s.sub(d[2], d[1]), s.sub(d[3], d[1])]
     }
 
     #[inline(always)]
-    fn output<S: Simd>(s: S, m: [S::V; 4]) -> [S::V; 2] {
+    fn output<S: Simd>(s: S, m: [S::V; 4], _: usize) -> [S::V; 2] {
         [s.add(m[0], s.add(m[1], m[2])), s.add(s.sub(m[1], m[2]), m[3])]
     }
 }
@@ -61,9 +81,26 @@ impl Points<6, 4> for F4 {
         ]
     };
 
+    /// Three outputs: all points but ∞, F(3, 3). Two: 0, ±5/8, ∞, F(2, 3). One: 0, ±5/8.
     #[inline(always)]
-    fn input<S: Simd>(s: S, d: [S::V; 6]) -> [S::V; 6] {
+    fn needed(outputs: usize) -> u32 {
+        match outputs {
+            1 => 0b000111,
+            2 => 0b100111,
+            3 => 0b011111,
+            _ => 0b111111,
+        }
+    }
+
+    #[inline(always)]
+    fn input<S: Simd>(s: S, d: [S::V; 6], outputs: usize) -> [S::V; 6] {
         let k = |x: f64| s.splat(x as f32);
+        if outputs <= 2 {
+            let zero = s.mul_add(d[0], k(P * P * Q * Q), s.mul(d[2], k(-Q * Q)));
+            let (even, odd) = (s.mul(d[2], k(P * P - Q * Q)), s.mul(d[1], k(P * (P * P - Q * Q))));
+            let none = s.splat(0.0);
+            return [zero, s.add(even, odd), s.sub(even, odd), none, none, s.mul_add(d[1], k(-P * P), d[3])];
+        }
         let (product, sum) = (k(P * P * Q * Q), k(-(P * P + Q * Q)));
         let ends = |a, b, c| s.mul_add(a, product, s.mul_add(b, sum, c));
         let pair = |point: f64, other: f64| {
@@ -76,9 +113,13 @@ impl Points<6, 4> for F4 {
     }
 
     #[inline(always)]
-    fn output<S: Simd>(s: S, m: [S::V; 6]) -> [S::V; 4] {
+    fn output<S: Simd>(s: S, m: [S::V; 6], outputs: usize) -> [S::V; 4] {
         let k = |x: f64| s.splat(x as f32);
         let (p_even, p_odd) = (s.add(m[1], m[2]), s.sub(m[1], m[2]));
+        if outputs <= 2 {
+            let none = s.splat(0.0);
+            return [s.add(m[0], p_even), s.mul_add(p_odd, k(P), m[5]), none, none];
+        }
         let (q_even, q_odd) = (s.add(m[3], m[4]), s.sub(m[3], m[4]));
         [
             s.add(m[0], s.add(p_even, q_even)),
@@ -101,12 +142,17 @@ impl Points<5, 2> for S2 {
         [[1.0, 0.0, 0.0], [1.0, 0.0, 1.0], [0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [0.0, 1.0, 0.0]];
 
     #[inline(always)]
-    fn input<S: Simd>(s: S, d: [S::V; 5]) -> [S::V; 5] {
+    fn needed(outputs: usize) -> u32 {
+        if outputs == 1 { 0b01011 } else { 0b11111 }
+    }
+
+    #[inline(always)]
+    fn input<S: Simd>(s: S, d: [S::V; 5], _: usize) -> [S::V; 5] {
         [s.sub(d[0], d[2]), d[2], s.sub(d[4], d[2]), d[1], d[3]]
     }
 
     #[inline(always)]
-    fn output<S: Simd>(s: S, m: [S::V; 5]) -> [S::V; 2] {
+    fn output<S: Simd>(s: S, m: [S::V; 5], _: usize) -> [S::V; 2] {
         [s.add(s.add(m[0], m[1]), m[3]), s.add(s.add(m[1], m[2]), m[4])]
     }
 }

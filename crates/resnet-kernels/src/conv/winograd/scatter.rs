@@ -42,21 +42,22 @@ impl<P: Points<A, M>, Q: Points<B, N>, const A: usize, const M: usize, const B: 
             let m = m.as_chunks::<LANES>().0;
             let bias = s.load(bias);
             for (index, [image, row, column]) in self.tiles.each().enumerate() {
+                let (top, left) = (row * M, column * N);
+                let (height, width) = ((layout.h - top).min(M), (layout.w - left).min(N));
                 let mut half = [[s.splat(0.0); B]; M];
                 for x in 0..B {
-                    let line = P::output(s, std::array::from_fn(|y| s.load(&m[(y * B + x) * tiles + index])));
+                    let products = std::array::from_fn(|y| s.load(&m[(y * B + x) * tiles + index]));
+                    let line = P::output(s, products, height);
                     for y in 0..M {
                         half[y][x] = line[y];
                     }
                 }
-                let (top, left) = (row * M, column * N);
-                let (height, width) = ((layout.h - top).min(M), (layout.w - left).min(N));
                 for y in 0..height {
                     let start = layout.pixel(top + y, left);
                     let run = start..start + width * LANES;
                     let to =
                         self.share.slice(image - self.first_image, block, run).as_chunks_mut::<LANES>().0;
-                    let values = Q::output(s, half[y]);
+                    let values = Q::output(s, half[y], width);
                     let added = match self.residual {
                         Residual::Add(view) => {
                             let from = &view.plane(image, block)[view.layout.pixel(top + y, left)..];

@@ -125,9 +125,52 @@ impl Block {
         self.images * self.rows * self.across
     }
 
+    /// Places in `V` of the tiles in the first `rows` rows and `columns` columns.
+    pub(super) fn first(&self, rows: usize, columns: usize) -> First {
+        let skip = [self.across - columns, (self.rows - rows) * self.across];
+        First { ends: [columns, rows], skip, next: 0, at: [0, 0], left: self.images * rows * columns }
+    }
+
     /// Image, row and column of every tile, in the order in which they lie in `V`.
     pub(super) fn each(&self) -> Tiles {
         Tiles { block: *self, next: [0, 0, 0] }
+    }
+}
+
+/// See [`Block::first`].
+pub(super) struct First {
+    ends: [usize; 2],
+    /// Tiles between the last column and the next row, and between the last row and the next image.
+    skip: [usize; 2],
+    next: usize,
+    at: [usize; 2],
+    left: usize,
+}
+
+impl First {
+    pub(super) fn left(&self) -> usize {
+        self.left
+    }
+}
+
+impl Iterator for First {
+    type Item = usize;
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<usize> {
+        self.left = self.left.checked_sub(1)?;
+        let found = self.next;
+        self.next += 1;
+        self.at[0] += 1;
+        if self.at[0] == self.ends[0] {
+            self.at = [0, self.at[1] + 1];
+            self.next += self.skip[0];
+            if self.at[1] == self.ends[1] {
+                self.at[1] = 0;
+                self.next += self.skip[1];
+            }
+        }
+        Some(found)
     }
 }
 
