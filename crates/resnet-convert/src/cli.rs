@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::ffi::OsString;
-use std::io::{IsTerminal, Write};
+use std::io::{ErrorKind, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -128,25 +128,31 @@ fn convert_all(cli: &Cli, out: &mut dyn Write, err: &mut dyn Write) -> Result<bo
     }
     let mut reports = Vec::new();
     let mut good = true;
+    // Reports that nobody reads are no reason to leave the other inputs.
+    let mut printed = Ok(());
     for input in &cli.inputs {
         match convert(cli, input, &options) {
             Ok(report) if cli.json => reports.push(report),
-            Ok(report) => writeln!(out, "{report}")?,
+            Ok(report) => printed = printed.and_then(|()| writeln!(out, "{report}")),
             Err(e) => {
                 good = false;
                 complain(err, &e);
             }
         }
     }
-    match (cli.json, reports.as_slice()) {
-        (false, _) => {}
-        (true, []) if !good => {}
-        (true, [report]) if cli.inputs.len() == 1 => {
-            writeln!(out, "{}", serde_json::to_string_pretty(report)?)?
-        }
-        (true, reports) => writeln!(out, "{}", serde_json::to_string_pretty(reports)?)?,
+    let json = match (cli.json, reports.as_slice()) {
+        (false, _) => None,
+        (true, []) if !good => None,
+        (true, [report]) if cli.inputs.len() == 1 => Some(serde_json::to_string_pretty(report)?),
+        (true, reports) => Some(serde_json::to_string_pretty(reports)?),
+    };
+    if let Some(json) = json {
+        printed = writeln!(out, "{json}");
     }
-    Ok(good)
+    match printed {
+        Err(e) if e.kind() != ErrorKind::BrokenPipe => Err(e).context("the report cannot be written"),
+        _ => Ok(good),
+    }
 }
 
 /// The file that becomes of `input`.

@@ -8,5 +8,6 @@ mod convert;
 mod fuzz;
 mod large;
 mod matrix;
+mod names;
 mod onnx;
 mod readme;

@@ -86,7 +86,7 @@ impl Existing {
 ///
 /// Where a file is replaced, the new one is on the disk before the old one goes: a power failure leaves one of them. A
 /// file that is new is left to the system, as by `cp`: what it was made from is still there, readers refuse it if its
-/// end is missing, and waiting for the disk takes several times as long as writing.
+/// end is missing, and a conversion that waits for the disk takes 1.6 to 1.9 times as long (2.4 times a `cp`, else 1.4).
 pub fn write_atomically(
     path: &Path,
     existing: Existing,

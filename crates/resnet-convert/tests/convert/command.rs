@@ -168,3 +168,22 @@ fn reports_fit_a_terminal() {
     let report = text(&out.stdout);
     assert!(report.lines().all(|line| line.chars().count() <= 80), "{report}");
 }
+
+/// `resnet-convert *.pth | head -1`: who reads the reports may go, the files are made all the same.
+#[cfg(unix)]
+#[test]
+fn a_reader_that_goes_is_no_failure() {
+    let at = file("a.pth", &network());
+    std::fs::copy(&at.path, at.dir().join("b.pth")).unwrap();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_resnet-convert"))
+        .args(["a.pth", "b.pth"])
+        .current_dir(at.dir())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let out = child.wait_with_output().unwrap();
+    assert_eq!((out.status.code(), text(&out.stderr)), (Some(0), ""));
+    assert_eq!(at.folder(), ["a.pth", "a.safetensors", "b.pth", "b.safetensors"]);
+}

@@ -1,0 +1,105 @@
+//! The names and shapes under which timm and torchvision publish every network of the zoo. `zoo_params.tsv` ties the
+//! graphs' names to theirs; here files of those names, of which only the header is there, are told apart.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use resnet_convert::{Options, Report, source};
+use resnet_model::params::{self, Role};
+use resnet_model::zoo;
+
+use crate::build::safetensors::{st, tensor};
+use crate::build::sparse::Sparse;
+
+type Shapes = Vec<(String, Vec<usize>, &'static str)>;
+
+/// A safetensors file of these tensors, all 0.
+fn file(shapes: &Shapes) -> Sparse {
+    let mut end = 0;
+    let entries = shapes.iter().map(|(name, shape, dtype)| {
+        let begin = end;
+        end += shape.iter().product::<usize>() * if *dtype == "I64" { 8 } else { 4 };
+        format!(r#""{name}":{}"#, tensor(dtype, &format!("{shape:?}"), &begin.to_string(), &end.to_string()))
+    });
+    let header = format!("{{{}}}", entries.collect::<Vec<_>>().join(","));
+    let mut out = Sparse::default();
+    out.put(st(&header, &[]));
+    out.skip(end as u64);
+    out
+}
+
+fn shapes(name: &str) -> Shapes {
+    let params = params::list(&zoo::arch(name).unwrap().graph().unwrap());
+    let dtype = |role| if role == Role::BatchesTracked { "I64" } else { "F32" };
+    params.into_iter().map(|p| (p.name, p.shape, dtype(p.role))).collect()
+}
+
+/// What is found in a file of these tensors, which must be `name` or leave the choice to it.
+#[track_caller]
+fn check(name: &str, shapes: &Shapes) -> Report {
+    let state = source::read_bytes(Arc::new(file(shapes))).unwrap();
+    let found = resnet_convert::understand(state, Path::new("x.safetensors"), &Options::default());
+    let (_, report) = found.unwrap_or_else(|e| panic!("{name}: {e}"));
+    let others = &report.identified.alternatives;
+    assert!(report.model == name || others.iter().any(|o| o == name), "{name}: {report}");
+    report
+}
+
+fn without(mut shapes: Shapes, end: &str) -> Shapes {
+    shapes.retain(|(name, ..)| !name.ends_with(end));
+    shapes
+}
+
+#[test]
+fn every_network_as_it_is_published() {
+    let mut uncertain = 0;
+    for (name, _) in zoo::all() {
+        let report = check(name, &shapes(name));
+        assert!(report.dropped.is_empty() && report.renamed.is_empty(), "{report}");
+        uncertain += usize::from(report.model != name);
+    }
+    assert!(uncertain <= 15, "{uncertain} networks are taken for another one");
+}
+
+/// torchvision's first weights are older than the counters; DataParallel and torch.compile put words before the names.
+#[test]
+fn older_files_and_wrapped_names() {
+    for name in ["resnet18", "resnet50", "resnet152", "vgg16_bn", "resnext101_32x8d"] {
+        let old = without(shapes(name), "num_batches_tracked");
+        assert!(!check(name, &old).unset.is_empty(), "{name}");
+        for prefix in ["module.", "_orig_mod.", "model.", "backbone."] {
+            let wrapped = old.iter().map(|(n, s, d)| (format!("{prefix}{n}"), s.clone(), *d)).collect();
+            assert_eq!(check(name, &wrapped).root, prefix);
+        }
+    }
+}
+
+/// torchvision's Inception has a second head for training.
+#[test]
+fn an_auxiliary_head_is_left_out() {
+    let mut all = shapes("inception_v3");
+    all.push(("AuxLogits.conv0.conv.weight".into(), vec![128, 768, 1, 1], "F32"));
+    all.push(("AuxLogits.fc.weight".into(), vec![1000, 768], "F32"));
+    assert_eq!(check("inception_v3", &all).dropped.len(), 2);
+}
+
+/// timm keeps VGG's first fully connected layers as convolutions.
+#[test]
+fn vgg_of_timm() {
+    let renamed = shapes("vgg19").into_iter().map(|(name, shape, dtype)| {
+        let shape = match (name.as_str(), shape.as_slice()) {
+            ("classifier.0.weight", _) => vec![4096, 512, 7, 7],
+            ("classifier.3.weight", _) => vec![4096, 4096, 1, 1],
+            _ => shape,
+        };
+        let names = [
+            ("classifier.0", "pre_logits.fc1"),
+            ("classifier.3", "pre_logits.fc2"),
+            ("classifier.6", "head.fc"),
+        ];
+        let name = names.iter().fold(name, |name, (from, to)| name.replace(from, to));
+        (name, shape, dtype)
+    });
+    let report = check("vgg19", &renamed.collect());
+    assert_eq!((report.dialect.as_str(), report.reshaped.len()), ("timm", 2));
+}
