@@ -46,16 +46,58 @@ const MAX_CHUNKS: usize = 16 << 20;
 /// [`Error::At`] with the path, around [`Error::Io`] if it is no regular file or cannot be read and [`Error::Image`]
 /// as [`decode`] returns it.
 pub fn open(path: &Path) -> Result<RgbImage> {
-    let read = || {
-        let file = SharedFile::open(path)?;
-        if file.len() > MAX_FILE {
-            return refuse(format!("the file has {} bytes, expected at most {MAX_FILE}", file.len()));
+    read(path).and_then(|bytes| decode(&bytes)).map_err(|e| e.at(path))
+}
+
+/// The part `[x, y, width, height]` of the image at `path` that `choose` chooses of its `[width, height]`.
+///
+/// Of a JPEG, where most of the time goes into pixels, not much more than the part is decoded, to the same values; damage
+/// outside of it may go unnoticed.
+///
+/// # Errors
+///
+/// Like [`open`]; also if the part is empty or leaves the image.
+pub fn open_part(path: &Path, choose: impl FnOnce([u32; 2]) -> [u32; 4]) -> Result<RgbImage> {
+    read(path).and_then(|bytes| decode_part(&bytes, choose)).map_err(|e| e.at(path))
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    let file = SharedFile::open(path)?;
+    if file.len() > MAX_FILE {
+        return refuse(format!("the file has {} bytes, expected at most {MAX_FILE}", file.len()));
+    }
+    let mut bytes = vec![0; file.len() as usize];
+    file.read_at(0, &mut bytes)?;
+    Ok(bytes)
+}
+
+/// Like [`open_part`].
+fn decode_part(bytes: &[u8], choose: impl FnOnce([u32; 2]) -> [u32; 4]) -> Result<RgbImage> {
+    let checked = |size: [u32; 2]| {
+        let part = choose(size);
+        let [x, y, width, height] = part.map(u64::from);
+        let inside = x + width <= u64::from(size[0]) && y + height <= u64::from(size[1]);
+        match width > 0 && height > 0 && inside {
+            true => Ok(part),
+            false => {
+                refuse(format!("the part {part:?} is not in the image of {}×{} pixels", size[0], size[1]))
+            }
         }
-        let mut bytes = vec![0; file.len() as usize];
-        file.read_at(0, &mut bytes)?;
-        decode(&bytes)
     };
-    read().map_err(|e: Error| e.at(path))
+    if sniff::format(bytes)? == Format::Jpeg {
+        let decoded = catch_unwind(AssertUnwindSafe(|| jpeg_header(bytes)));
+        let mut decoder = decoded.unwrap_or_else(|_| Err(damaged(Format::Jpeg, "the decoder failed")))?;
+        let [exif, xmp] = decoder.texts().map_err(|e| damaged(Format::Jpeg, e.0))?;
+        if orientation::find(exif, xmp) == Orientation::NoTransforms {
+            let header = decoder.header();
+            let part = checked([header.width as u32, header.height as u32])?;
+            let decoded = catch_unwind(AssertUnwindSafe(|| jpeg_part(decoder, part)));
+            return decoded.unwrap_or_else(|_| Err(damaged(Format::Jpeg, "the decoder failed")));
+        }
+    }
+    let image = decode(bytes)?;
+    let [x, y, width, height] = checked([image.width(), image.height()])?;
+    Ok(image::imageops::crop_imm(&image, x, y, width, height).to_image())
 }
 
 /// Decodes an image file.
@@ -146,16 +188,28 @@ fn rotated(image: RgbImage, orientation: Orientation) -> RgbImage {
 }
 
 fn decode_jpeg(bytes: &[u8]) -> Result<RgbImage> {
-    let wrong = |e: jpeg::Corrupt| damaged(Format::Jpeg, e.0);
-    let decoder = jpeg::Decoder::new(bytes).map_err(wrong)?;
+    let decoder = jpeg_header(bytes)?;
     let header = decoder.header();
-    let (width, height) = (header.width, header.height);
-    check_size(width, height)?;
-    check_memory(header.memory)?;
-    let pixels = decoder.decode().map_err(wrong)?;
-    let orientation = orientation::find(pixels.exif, pixels.xmp);
-    let image = RgbImage::from_raw(width as u32, height as u32, pixels.rgb);
+    let picture = decoder.decode(None).map_err(|e| damaged(Format::Jpeg, e.0))?;
+    let orientation = orientation::find(picture.exif, picture.xmp);
+    let image = RgbImage::from_raw(header.width as u32, header.height as u32, picture.rgb);
     Ok(rotated(image.ok_or_else(|| damaged(Format::Jpeg, "the decoder failed"))?, orientation))
+}
+
+/// A JPEG that keeps the limits, read up to its size.
+fn jpeg_header(bytes: &[u8]) -> Result<jpeg::Decoder<'_>> {
+    let decoder = jpeg::Decoder::new(bytes).map_err(|e| damaged(Format::Jpeg, e.0))?;
+    let header = decoder.header();
+    check_size(header.width, header.height)?;
+    check_memory(header.memory)?;
+    Ok(decoder)
+}
+
+fn jpeg_part(decoder: jpeg::Decoder, [x, y, width, height]: [u32; 4]) -> Result<RgbImage> {
+    let range = |first: u32, length: u32| first as usize..(first + length) as usize;
+    let part = jpeg::Part { columns: range(x, width), rows: range(y, height) };
+    let picture = decoder.decode(Some(part)).map_err(|e| damaged(Format::Jpeg, e.0))?;
+    RgbImage::from_raw(width, height, picture.rgb).ok_or_else(|| damaged(Format::Jpeg, "the decoder failed"))
 }
 
 /// What the `image` crate decodes, as Pillow's `convert("RGB")` turns it.

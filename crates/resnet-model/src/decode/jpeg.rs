@@ -6,6 +6,8 @@
 //! and progressive files of 8 bits with Huffman codes; the rest (arithmetic coding, 12 bits, lossless) is refused,
 //! and so are damaged files, which libjpeg-turbo fills up with grey.
 
+use std::ops::Range;
+
 mod colour;
 mod huffman;
 mod idct;
@@ -45,9 +47,18 @@ impl Plane {
     }
 }
 
+/// A part of a picture in pixels: the first and one past the last column, likewise rows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Part {
+    pub(super) columns: Range<usize>,
+    pub(super) rows: Range<usize>,
+}
+
 struct Component {
     id: u8,
     plane: Plane,
+    /// The blocks whose samples are wanted.
+    wanted: Part,
     /// Which of the four quantisation tables.
     table: usize,
     /// In natural order; those of the first scan with this component.
@@ -71,6 +82,24 @@ struct Frame {
     mcus: (usize, usize),
 }
 
+impl Frame {
+    /// Limits the work to `part`.
+    fn want(&mut self, part: &Part) {
+        // Upsampling looks at a sample's neighbours.
+        let blocks = |pixels: &Range<usize>, max: usize, sampling: usize| {
+            let first = (pixels.start * sampling / max).saturating_sub(1) / 8;
+            first..((pixels.end * sampling).div_ceil(max) + 1).div_ceil(8)
+        };
+        for component in &mut self.components {
+            let (across, down) = component.plane.sampling;
+            component.wanted = Part {
+                columns: blocks(&part.columns, self.max.0, across),
+                rows: blocks(&part.rows, self.max.1, down),
+            };
+        }
+    }
+}
+
 /// What a header says, before any pixel is decoded.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Header {
@@ -82,7 +111,7 @@ pub(super) struct Header {
 
 /// A decoded file.
 pub(super) struct Picture<'a> {
-    /// Three bytes a pixel.
+    /// Three bytes a pixel, of the part that was asked for.
     pub(super) rgb: Vec<u8>,
     /// A TIFF structure, from the APP1 segment of that name.
     pub(super) exif: Option<&'a [u8]>,
@@ -142,8 +171,25 @@ impl<'a> Decoder<'a> {
         self.header
     }
 
-    /// Decodes the rest.
-    pub(super) fn decode(mut self) -> Result<Picture<'a>, Corrupt> {
+    /// EXIF and XMP, if they stand before the first scan, as the standards say.
+    pub(super) fn texts(&mut self) -> Result<[Option<&'a [u8]>; 2], Corrupt> {
+        loop {
+            let before = self.position;
+            match self.marker()? {
+                0xd9 | 0xda => {
+                    self.position = before;
+                    return Ok([self.exif, self.xmp]);
+                }
+                code => self.segment(code)?,
+            }
+        }
+    }
+
+    /// Decodes the rest, or what `part` of the picture needs of it; the part must not be empty.
+    pub(super) fn decode(mut self, part: Option<Part>) -> Result<Picture<'a>, Corrupt> {
+        if let (Some(part), Some(frame)) = (&part, &mut self.frame) {
+            frame.want(part);
+        }
         loop {
             match self.marker()? {
                 0xd9 => break,
@@ -158,7 +204,8 @@ impl<'a> Decoder<'a> {
         frame.components.iter_mut().for_each(Component::finish);
         let space = self.space(&frame);
         let planes: Vec<Plane> = frame.components.into_iter().map(|c| c.plane).collect();
-        let rgb = colour::to_rgb(&planes, space, frame.width, frame.height, frame.max);
+        let whole = Part { columns: 0..frame.width, rows: 0..frame.height };
+        let rgb = colour::to_rgb(&planes, space, &part.unwrap_or(whole), frame.max);
         Ok(Picture { rgb, exif: self.exif, xmp: self.xmp })
     }
 
@@ -335,6 +382,7 @@ impl<'a> Decoder<'a> {
                     height: (height * sampling.1).div_ceil(max.1),
                     sampling,
                 },
+                wanted: Part { columns: 0..usize::MAX, rows: 0..usize::MAX },
                 table: usize::from(table),
                 quantisation: [0; 64],
                 seen: false,

@@ -58,13 +58,52 @@ fn changed_jpegs_do_not_panic() {
             if check_size(header.width, header.height).is_err() || header.memory > 16 << 20 {
                 continue;
             }
-            if let Ok(picture) = decoder.decode() {
+            if let Ok(picture) = decoder.decode(None) {
                 assert_eq!(picture.rgb.len(), 3 * header.width * header.height);
                 decoded += 1;
+            }
+            let half = |size: usize| size / 2..size;
+            let part = jpeg::Part { columns: half(header.width), rows: half(header.height) };
+            if let Ok(picture) = jpeg::Decoder::new(&changed).and_then(|decoder| decoder.decode(Some(part))) {
+                assert_eq!(picture.rgb.len(), 3 * half(header.width).len() * half(header.height).len());
             }
         }
     }
     assert!(decoded > 100, "{decoded} were decoded: the changes are too coarse to test anything");
+}
+
+#[test]
+fn parts_are_those_of_the_whole() {
+    for name in JPEGS.iter().chain(&["rgb-97x31.png"]) {
+        let bytes = golden(name);
+        let whole = decode(&bytes).unwrap();
+        let (width, height) = whole.dimensions();
+        let (right, bottom) = (width - 1, height - 1);
+        for part in [
+            [0, 0, width, height],
+            [0, 0, 1, 1],
+            [right, bottom, 1, 1],
+            [7, 5, 11, 13],
+            [8, 16, 9, 3],
+            [1, 2, width - 3, height - 3],
+            [width / 2, 0, width / 2, height],
+            [0, height / 2, width, 1],
+        ] {
+            let [x, y, w, h] = part;
+            let mut size = [0; 2];
+            let found = decode_part(&bytes, |found| {
+                size = found;
+                part
+            });
+            assert_eq!(size, [width, height], "{name}");
+            let expected = image::imageops::crop_imm(&whole, x, y, w, h).to_image();
+            assert!(found.unwrap() == expected, "{name} {part:?}");
+        }
+        for part in [[0, 0, 0, 1], [0, 0, width + 1, 1], [u32::MAX, 0, u32::MAX, 1]] {
+            let error = decode_part(&bytes, |_| part).unwrap_err().to_string();
+            assert!(error.contains("is not in the image of"), "{error}");
+        }
+    }
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! From component planes to RGB: upsampling and colour conversion, as libjpeg-turbo does them.
 
-use super::Plane;
+use std::ops::Range;
+
+use super::{Part, Plane};
 
 /// What the components are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,15 +27,9 @@ struct Upsampling {
     smooth: bool,
 }
 
-/// The image of `width` × `height` pixels, three bytes each. `max` is the largest sampling factor of the components,
-/// across and down, and a multiple of each.
-pub(super) fn to_rgb(
-    planes: &[Plane],
-    space: Space,
-    width: usize,
-    height: usize,
-    max: (usize, usize),
-) -> Vec<u8> {
+/// The pixels of a part of the image, three bytes each. `max` is the largest sampling factor of the components, across
+/// and down, and a multiple of each.
+pub(super) fn to_rgb(planes: &[Plane], space: Space, part: &Part, max: (usize, usize)) -> Vec<u8> {
     let ways: Vec<Upsampling> = planes
         .iter()
         .map(|plane| {
@@ -47,38 +43,54 @@ pub(super) fn to_rgb(
         })
         .collect();
     let chroma = Chroma::new();
-    let mut rgb = vec![0u8; width * height * 3];
+    let width = part.columns.len();
+    let mut rgb = vec![0u8; width * part.rows.len() * 3];
     let mut rows = vec![Vec::new(); planes.len()];
+    let mut first = vec![0; planes.len()];
     let mut sums = Vec::new();
-    for (y, out) in rgb.chunks_exact_mut(width * 3).enumerate() {
-        for ((plane, way), row) in planes.iter().zip(&ways).zip(&mut rows) {
-            upsample(plane, *way, y, width, &mut sums, row);
+    for (y, out) in part.rows.clone().zip(rgb.chunks_exact_mut((width * 3).max(1))) {
+        for (i, (plane, way)) in planes.iter().zip(&ways).enumerate() {
+            first[i] = upsample(plane, *way, y, &part.columns, &mut sums, &mut rows[i]);
         }
+        let rows: Vec<&[u8]> = rows.iter().zip(&first).map(|(row, &first)| &row[first..]).collect();
         convert(&rows, space, &chroma, out);
     }
     rgb
 }
 
-/// Row `y` of the image, of at least `width` samples. `sums` is scratch.
-fn upsample(plane: &Plane, way: Upsampling, y: usize, width: usize, sums: &mut Vec<u16>, out: &mut Vec<u8>) {
+/// Row `y` of the image, at least its pixels `columns`, the first of which stands at the returned place of `out`. `sums` is
+/// scratch.
+fn upsample(
+    plane: &Plane,
+    way: Upsampling,
+    y: usize,
+    columns: &Range<usize>,
+    sums: &mut Vec<u16>,
+    out: &mut Vec<u8>,
+) -> usize {
     let near = y / way.down;
-    let row = plane.row(near);
     out.clear();
+    // With a neighbour on either side, but at the image's edges.
+    let from = (columns.start / way.across).saturating_sub(1);
+    let to = (columns.end.div_ceil(way.across) + 1).min(plane.width);
+    let first = columns.start - from * way.across;
+    let samples = |row: usize| &plane.row(row)[from..to];
+    let row = samples(near);
     if (way.across, way.down) == (1, 1) {
-        out.extend_from_slice(&row[..width]);
-        return;
+        out.extend_from_slice(row);
+        return first;
     }
     if !way.smooth {
-        out.extend(row.iter().flat_map(|&s| std::iter::repeat_n(s, way.across)).take(width));
-        return;
+        out.extend(row.iter().flat_map(|&s| std::iter::repeat_n(s, way.across)));
+        return first;
     }
     // The other row that this one lies between; at the edges the row itself.
     let far = if y.is_multiple_of(2) { near.saturating_sub(1) } else { (near + 1).min(plane.height - 1) };
-    let both = row.iter().zip(plane.row(far)).map(|(&near, &far)| (u16::from(near), u16::from(far)));
+    let both = row.iter().zip(samples(far)).map(|(&near, &far)| (u16::from(near), u16::from(far)));
     if way.across == 1 {
         let bias = if y.is_multiple_of(2) { 1 } else { 2 };
         out.extend(both.map(|(near, far)| ((near * 3 + far + bias) >> 2) as u8));
-        return;
+        return first;
     }
     sums.clear();
     let rounding = if way.down == 1 {
@@ -89,6 +101,7 @@ fn upsample(plane: &Plane, way: Upsampling, y: usize, width: usize, sums: &mut V
         Rounding { bits: 4, left: 8, right: 7 }
     };
     triangle(sums, rounding, out);
+    first
 }
 
 /// What is added before the last `bits` bits are dropped, for the left and the right pixel of a sample.
@@ -146,18 +159,18 @@ impl Chroma {
     }
 }
 
-fn convert(rows: &[Vec<u8>], space: Space, chroma: &Chroma, out: &mut [u8]) {
+fn convert(rows: &[&[u8]], space: Space, chroma: &Chroma, out: &mut [u8]) {
     let pixels = out.as_chunks_mut::<3>().0.iter_mut();
     match (space, rows) {
-        (Space::Grey, [grey]) => pixels.zip(grey).for_each(|(out, &v)| *out = [v; 3]),
+        (Space::Grey, [grey]) => pixels.zip(*grey).for_each(|(out, &v)| *out = [v; 3]),
         (Space::Rgb, [r, g, b]) => {
-            pixels.zip(r).zip(g).zip(b).for_each(|(((out, &r), &g), &b)| *out = [r, g, b]);
+            pixels.zip(*r).zip(*g).zip(*b).for_each(|(((out, &r), &g), &b)| *out = [r, g, b]);
         }
         (Space::YCbCr, [y, cb, cr]) => {
-            pixels.zip(y).zip(cb).zip(cr).for_each(|(((out, &y), &cb), &cr)| *out = chroma.rgb(y, cb, cr));
+            pixels.zip(*y).zip(*cb).zip(*cr).for_each(|(((out, &y), &cb), &cr)| *out = chroma.rgb(y, cb, cr));
         }
         (Space::Cmyk | Space::Ycck, [c, m, y, k]) => {
-            for ((((out, &c), &m), &y), &k) in pixels.zip(c).zip(m).zip(y).zip(k) {
+            for ((((out, &c), &m), &y), &k) in pixels.zip(*c).zip(*m).zip(*y).zip(*k) {
                 let inks =
                     if space == Space::Cmyk { [c, m, y].map(|v| 255 - v) } else { chroma.rgb(c, m, y) };
                 *out = inks.map(|ink| k - scaled(ink, k));

@@ -51,7 +51,7 @@ impl Scan {
         let grid = self.grid(frame);
         let mut restarts = (0..8u8).cycle();
         let mut until_restart = self.restart;
-        for y in 0..grid.1 {
+        for y in 0..self.needed(frame).min(grid.1) {
             for x in 0..grid.0 {
                 if self.restart > 0 {
                     if until_restart == 0 {
@@ -65,6 +65,19 @@ impl Scan {
             }
         }
         bits.next_marker()
+    }
+
+    /// How many rows of MCUs of the scan are needed for the blocks that are wanted. Of later scans, which refine blocks,
+    /// all are read: their bits depend on the blocks.
+    fn needed(&self, frame: &Frame) -> usize {
+        let rows = |member: &Member| {
+            let component = &frame.components[member.component];
+            match self.members.len() {
+                1 => component.wanted.rows.end,
+                _ => component.wanted.rows.end.div_ceil(component.plane.sampling.1),
+            }
+        };
+        if frame.progressive { usize::MAX } else { self.members.iter().map(rows).max().unwrap_or(0) }
     }
 
     /// How many MCUs the scan has, across and down.
@@ -106,6 +119,10 @@ impl Scan {
                             _ => self.refine_ac(member, bits, &mut state.end_of_band, block)?,
                         }
                     } else if component.blocks.is_empty() {
+                        if !component.wants(x, y) {
+                            member.skip(bits, last)?;
+                            continue;
+                        }
                         let mut block = [0; 64];
                         member.sequential(bits, last, &mut block)?;
                         component.put(x, y, &block);
@@ -247,6 +264,30 @@ impl Member {
     }
 }
 
+impl Member {
+    /// Passes over a block like [`Member::sequential`].
+    fn skip(&self, bits: &mut Bits, last: &mut i32) -> Result<(), Corrupt> {
+        self.dc_value(bits, last)?;
+        let table = self.ac()?;
+        let mut k = 1;
+        while k < 64 {
+            let (run, size) = split(bits.symbol(table)?);
+            match size {
+                0 if run < 15 => return Ok(()),
+                0 => k += 16,
+                _ => {
+                    k += run as usize + 1;
+                    if k > 64 {
+                        return corrupt("a run of zeros leaves its block");
+                    }
+                    bits.take(size)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Run of zeros and size of the coefficient after it.
 #[inline(always)]
 fn split(symbol: u8) -> (u32, u32) {
@@ -257,6 +298,11 @@ impl Component {
     /// The kept coefficients of the block at column `x` and row `y`.
     fn block(&mut self, x: usize, y: usize) -> Result<&mut Block, Corrupt> {
         self.blocks.get_mut(y * self.across + x).ok_or(Corrupt("a scan leaves the image"))
+    }
+
+    /// Whether the samples of a block are wanted.
+    fn wants(&self, x: usize, y: usize) -> bool {
+        self.wanted.columns.contains(&x) && self.wanted.rows.contains(&y)
     }
 
     /// Writes the samples of a block.
@@ -272,7 +318,10 @@ impl Component {
     pub(super) fn finish(&mut self) {
         let blocks = std::mem::take(&mut self.blocks);
         for (i, block) in blocks.iter().enumerate() {
-            self.put(i % self.across, i / self.across, block);
+            let (x, y) = (i % self.across, i / self.across);
+            if self.wants(x, y) {
+                self.put(x, y, block);
+            }
         }
     }
 }
