@@ -31,10 +31,8 @@ pub(super) struct Target {
 
 /// Bits after the point of a weight.
 const PRECISION: u32 = 22;
-/// Weights are summed in halves, so that 16-bit multiplications do.
-const LOW_BITS: u32 = 11;
-/// Products are summed in groups of this many.
-const LANES: usize = 8;
+/// Rows that are resampled across together.
+const ROWS: usize = 16;
 
 /// The window of the resized image: `rows.len()` × `columns.len()` pixels of `C` channels.
 pub(super) fn resample<const C: usize>(source: Source, target: &Target) -> Vec<u8> {
@@ -158,64 +156,30 @@ fn grey_level(sum: i32) -> u8 {
     ((sum + (1 << (PRECISION - 1))) >> PRECISION).clamp(0, 255) as u8
 }
 
-/// The weights of one pixel in halves, [`LANES`] at a time, zeros after the last.
-struct Halves {
-    first: usize,
-    groups: Vec<Group>,
-}
-
-struct Group {
-    high: [i16; LANES],
-    low: [i16; LANES],
-}
-
-impl Halves {
-    fn new(weights: &Weights) -> Halves {
-        let group = |values: &[i32]| {
-            let half =
-                |half: fn(i32) -> i32| std::array::from_fn(|i| values.get(i).map_or(0, |&w| half(w) as i16));
-            Group { high: half(|w| w >> LOW_BITS), low: half(|w| w & ((1 << LOW_BITS) - 1)) }
-        };
-        Halves { first: weights.first, groups: weights.values.chunks(LANES).map(group).collect() }
-    }
-
-    /// The weighted sum of `samples`, of which there are enough for whole groups.
-    #[inline(always)]
-    fn sum(&self, samples: &[i16]) -> i32 {
-        let mut high = [0i32; LANES / 2];
-        let mut low = [0i32; LANES / 2];
-        for (samples, group) in samples[self.first..].as_chunks::<LANES>().0.iter().zip(&self.groups) {
-            // Neighbours in pairs: one instruction multiplies and adds them.
-            let pair = |weights: &[i16; LANES], i: usize| {
-                let product = |i: usize| i32::from(samples[i]) * i32::from(weights[i]);
-                product(2 * i) + product(2 * i + 1)
-            };
-            for i in 0..LANES / 2 {
-                high[i] += pair(&group.high, i);
-                low[i] += pair(&group.low, i);
-            }
-        }
-        high.iter().zip(&low).map(|(h, l)| (h << LOW_BITS) + l).sum()
-    }
-}
-
 /// The rows of `source`, each resampled to one pixel per weight.
 fn across<const C: usize>(source: Source, weights: &[Weights]) -> Vec<u8> {
-    let halves: Vec<Halves> = weights.iter().map(Halves::new).collect();
-    let mut out = vec![0u8; source.height * weights.len() * C];
-    // One channel after the other in 16 bits, with room for whole groups at the end.
-    let mut channels = vec![0i16; C * (source.width + LANES)];
-    for (row, out) in
-        source.pixels.chunks_exact(C * source.width).zip(out.chunks_exact_mut(weights.len() * C))
+    let (stride, out_stride) = (C * source.width, C * weights.len());
+    let mut out = vec![0u8; source.height * out_stride];
+    // The samples of several rows at one place lie beside each other, so that one weight goes over all of them at once.
+    let mut places = vec![[0u8; ROWS]; stride];
+    for (rows, out) in
+        source.pixels.chunks((ROWS * stride).max(1)).zip(out.chunks_mut((ROWS * out_stride).max(1)))
     {
-        for (c, channel) in channels.chunks_exact_mut(source.width + LANES).enumerate() {
-            for (wide, pixel) in channel.iter_mut().zip(row.as_chunks::<C>().0) {
-                *wide = i16::from(pixel[c]);
-            }
+        for (r, row) in rows.chunks_exact(stride).enumerate() {
+            places.iter_mut().zip(row).for_each(|(place, &sample)| place[r] = sample);
         }
-        for (out, halves) in out.as_chunks_mut::<C>().0.iter_mut().zip(&halves) {
-            for (out, channel) in out.iter_mut().zip(channels.chunks_exact(source.width + LANES)) {
-                *out = grey_level(halves.sum(channel));
+        for (x, weights) in weights.iter().enumerate() {
+            for c in 0..C {
+                let mut sums = [0i32; ROWS];
+                let samples = places[C * weights.first + c..].iter().step_by(C);
+                for (samples, &weight) in samples.zip(&weights.values) {
+                    for (sum, &sample) in sums.iter_mut().zip(samples) {
+                        *sum += i32::from(sample) * weight;
+                    }
+                }
+                for (row, &sum) in out.chunks_exact_mut(out_stride).zip(&sums) {
+                    row[C * x + c] = grey_level(sum);
+                }
             }
         }
     }
