@@ -2,12 +2,29 @@
 
 use std::io::{self, IsTerminal};
 
+use indicatif::{ProgressBar, ProgressStyle};
+
 /// Columns of the terminal that standard output is; `None` where it is none, so that nothing is cut.
 pub fn width() -> Option<usize> {
     if !io::stdout().is_terminal() {
         return None;
     }
     terminal_size::terminal_size().map(|(width, _)| usize::from(width.0))
+}
+
+/// How a bar of images or steps looks where the command has no other wish.
+pub const COUNT: &str = "{pos}/{len} {wide_bar} {eta} left  {msg}";
+
+/// A progress bar on standard error; hidden where that is no terminal.
+pub fn progress(length: u64, style: &str) -> ProgressBar {
+    if !io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::new(length);
+    match ProgressStyle::with_template(style) {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
 }
 
 /// `text` in at most `width` columns: what is too much goes, and a dot-dot-dot says so.

@@ -1,16 +1,16 @@
 //! From what a user names to a checkpoint: the only place where a name becomes a path.
 
-use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
 use anyhow::{Context, bail};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use resnet_model::preprocess::{CLIP_MEAN, CLIP_STD, Filter};
 use resnet_model::{Arch, Checkpoint, Labels, Preprocess, params, zoo};
 use serde::{Deserialize, Serialize};
 
 use crate::hub::{Client, Config, Event, HubError, Missing, RepoId, Revision};
+use crate::terminal;
 
 static MANIFEST: &str = include_str!("../../../weights/manifest.toml");
 
@@ -323,13 +323,10 @@ struct Bar(Option<ProgressBar>);
 impl Bar {
     fn on(&mut self, event: Event<'_>) {
         match event {
-            Event::Start { file, total, resumed } if io::stderr().is_terminal() => {
+            Event::Start { file, total, resumed } => {
                 let style = "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
-                let bar = ProgressBar::new(total).with_position(resumed).with_message(file.to_owned());
-                self.0 = Some(match ProgressStyle::with_template(style) {
-                    Ok(style) => bar.with_style(style),
-                    Err(_) => bar,
-                });
+                let bar = terminal::progress(total, style);
+                self.0 = Some(bar.with_position(resumed).with_message(file.to_owned()));
             }
             Event::Progress { bytes } => self.0.iter().for_each(|bar| bar.set_position(bytes)),
             Event::Retry { reason, .. } => {

@@ -1,16 +1,16 @@
 //! `eval`: measure how many images of a folder a checkpoint gets right.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use clap::ValueEnum;
-use indicatif::ProgressBar;
 use resnet_model::Labels;
 use resnet_train::Dataset;
 use resnet_train::eval::{Evaluation, Model, Views, evaluate};
 
 use crate::device::Choice;
+use crate::terminal;
 use crate::weights::Selection;
 
 /// Measure how many images of a folder a checkpoint gets right.
@@ -70,10 +70,7 @@ pub fn run(args: Args, out: &mut dyn Write) -> anyhow::Result<bool> {
     let data = PathBuf::from(data);
     let (dataset, indices) = dataset(&data)?;
     let dataset = dataset.numbered(&labels, models.first().map_or(0, Model::classes))?;
-    let bar = match io::stderr().is_terminal() {
-        true => ProgressBar::new(indices.len() as u64),
-        false => ProgressBar::hidden(),
-    };
+    let bar = terminal::progress(indices.len() as u64, terminal::COUNT);
     let views = Views { ten_crop: args.ten_crop, sizes: args.sizes.clone() };
     let result = evaluate(&models, &dataset, &indices, &views, args.batch_size, &mut |n| bar.inc(n as u64))?;
     bar.finish_and_clear();

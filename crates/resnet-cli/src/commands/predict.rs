@@ -1,6 +1,6 @@
 //! `predict`: name what images show.
 
-use std::io::{self, IsTerminal, Read, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 
@@ -14,6 +14,7 @@ use resnet_model::{Classifier, Preprocess, decode};
 
 use crate::device::Choice;
 use crate::output::{Format, Writer, describe};
+use crate::terminal;
 use crate::weights::Selection;
 
 /// Name what images show.
@@ -79,8 +80,8 @@ pub fn run(args: Args, out: &mut dyn Write) -> anyhow::Result<bool> {
         OutputType::Prob => Score::Probability,
         OutputType::Logit => Score::Logit,
     };
-    let bar = match images.len() > args.batch_size && io::stderr().is_terminal() {
-        true => ProgressBar::new(images.len() as u64),
+    let bar = match images.len() > args.batch_size {
+        true => terminal::progress(images.len() as u64, terminal::COUNT),
         false => ProgressBar::hidden(),
     };
     let mut writer = Writer::new(out, args.format)?;

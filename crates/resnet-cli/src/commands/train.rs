@@ -1,7 +1,7 @@
 //! `train`: train or fine-tune a network on a folder of images.
 
 use std::fs::OpenOptions;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use candle_core::Device;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use resnet_model::parameters::Initialisation;
 use resnet_model::preprocess::{Channels, Resize};
 use resnet_model::{Checkpoint, Meta, Parameters, Preprocess, zoo};
@@ -20,6 +20,7 @@ use resnet_train::workers::launch::Launch;
 use resnet_train::{Config, Dataset, Event};
 
 use crate::device::Choice;
+use crate::terminal;
 use crate::weights::Selection;
 use crate::workers::{self, Crew};
 
@@ -228,13 +229,7 @@ struct Console {
 
 impl Console {
     fn new(folder: &Path) -> Console {
-        let bar = match io::stderr().is_terminal() {
-            true => ProgressBar::no_length(),
-            false => ProgressBar::hidden(),
-        };
-        if let Ok(style) = ProgressStyle::with_template("{pos}/{len} {wide_bar} {eta} left  {msg}") {
-            bar.set_style(style);
-        }
+        let bar = terminal::progress(0, terminal::COUNT);
         Console { bar, path: folder.join("metrics.jsonl"), failed: None, since: Instant::now(), images: 0 }
     }
 
