@@ -1,9 +1,13 @@
 """Training steps beside PyTorch's: `make peers-train`.
 
-Both sides are processes that begin with the same weights, see the same batches and wait in between; in every round each
-takes a few steps, one after the other, so that a machine that changes its speed changes it for both. Printed are the
-largest differences of the losses and of the parameters over the first ten steps, then medians of the step times and
-their ratio, and the peak memory of both. PyTorch runs as it is fastest here: channels_last (and NCHW, for comparison).
+All sides are processes that begin with the same weights, see the same batches and wait in between; in every round each
+takes a few steps, one after the other, so that a machine that changes its speed changes it for all. Printed are the
+differences from PyTorch in f64 after ten steps, then medians of the step times and their ratio, and the peak memory.
+PyTorch runs as it is fastest here: channels_last (and NCHW, for comparison).
+
+f64 is the yardstick because a deep network whose branches are all at work from the start turns any rounding into another
+path: `--start formula` shows it, where PyTorch's two layouts part from each other and from f64 as far as we do. A network
+as one begins to train it (torchvision's initialisation, last norm of each block at zero: `--start fresh`) is calm.
 """
 
 import argparse
@@ -24,20 +28,24 @@ sys.path.insert(0, str(HERE.parent / "golden"))
 STEPS = 10
 # So small that a rectifier whose input changes its sign by rounding does not show.
 RATES = {"resnet18": 1e-3, "resnet50": 1e-4}
+SAVED = "after.{}.safetensors"
 
 
-def weights(name: str) -> pathlib.Path:
-    """Weights by formula, running statistics at rest."""
+def weights(name: str, start: str) -> pathlib.Path:
+    """Weights to begin with: by formula, or as torchvision initialises them."""
     import torch
     import torchvision
     from safetensors.torch import save_file
 
     import formula
 
-    path = WORK / f"{name}.start.safetensors"
+    path = WORK / f"{name}.{start}.safetensors"
     if not path.exists():
         WORK.mkdir(parents=True, exist_ok=True)
-        model = formula.fill(getattr(torchvision.models, name)())
+        torch.manual_seed(0)
+        model = getattr(torchvision.models, name)(zero_init_residual=start == "fresh")
+        if start == "formula":
+            formula.fill(model)
         with torch.no_grad():
             for key, tensor in model.state_dict().items():
                 if key.endswith("running_mean"):
@@ -48,21 +56,22 @@ def weights(name: str) -> pathlib.Path:
     return path
 
 
-def worker(name: str, form: str, batch: int, threads: int, rate: float) -> None:
+def worker(name: str, form: str, start: pathlib.Path, batch: int, threads: int, rate: float) -> None:
     """What crates/resnet-train/examples/step.rs does, in PyTorch."""
     import numpy as np
     import torch
     import torchvision
-    from safetensors.torch import load_file
+    from safetensors.torch import load_file, save_file
 
     import formula
 
     torch.set_num_threads(threads)
     model = getattr(torchvision.models, name)()
-    model.load_state_dict(load_file(WORK / f"{name}.start.safetensors"))
+    model.load_state_dict(load_file(start))
     last = torch.channels_last if form == "channels_last" else torch.contiguous_format
-    model = model.to(memory_format=last).train()
-    x = torch.from_numpy(formula.input(10 * batch, 3, 224, 224)).to(memory_format=last)
+    dtype = torch.float64 if form == "f64" else torch.float32
+    model = model.to(dtype=dtype, memory_format=last).train()
+    x = torch.from_numpy(formula.input(10 * batch, 3, 224, 224)).to(dtype=dtype, memory_format=last)
     y = torch.from_numpy((np.floor(formula.uniform("classes", 10 * batch) * 1000)).astype(np.int64))
     matrices = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
@@ -71,8 +80,9 @@ def worker(name: str, form: str, batch: int, threads: int, rate: float) -> None:
     step = 0
     for line in sys.stdin:
         if int(line) == 0:
-            sums = {k: [float(v.double().sum()), float(v.double().abs().sum())] for k, v in model.state_dict().items()}
-            print(json.dumps({"sums": sums, "peak_kb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}), flush=True)
+            if step == STEPS:
+                save_file({k: v.contiguous() for k, v in model.state_dict().items()}, WORK / SAVED.format(form))
+            print(json.dumps({"peak_kb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}), flush=True)
             continue
         seconds, losses = [], []
         for _ in range(int(line)):
@@ -103,40 +113,56 @@ class Process:
             sys.exit(f"{self.child.args[0]} ended")
         return json.loads(line)
 
+    def end(self) -> None:
+        self.child.stdin.close()
+        self.child.wait()
+
+
+def differences(name: str, forms: list[str], losses: dict[str, list[float]]) -> None:
+    """How far everybody is from PyTorch in f64 after the first steps."""
+    from safetensors.torch import load_file
+
+    exact = {k: v.double() for k, v in load_file(WORK / SAVED.format("f64")).items()}
+    for form in forms:
+        found = load_file(WORK / SAVED.format(form))
+        loss = max(abs(a - b) for a, b in zip(losses[form], losses["f64"]))
+        worst = max((float((found[k].double() - v).abs().max() / v.abs().max().clamp_min(1e-30)), k) for k, v in exact.items())
+        kept = [k for k in exact if "num_batches" not in k]
+        distance = sum(float((found[k].double() - exact[k]).square().sum()) for k in kept) ** 0.5
+        length = sum(float(exact[k].square().sum()) for k in kept) ** 0.5
+        print(f"{name}, {STEPS} steps, {form} against PyTorch in f64: losses differ by at most {loss:.1e}, weights by "
+              f"{worst[0]:.1e} of their tensor's largest ({worst[1]}), all together {distance / length:.1e}", flush=True)
+
 
 def compare(name: str, args) -> None:
-    start, rate = weights(name), RATES.get(name, 1e-3)
-    ours = [args.step, "--weights", str(start), "--threads", str(args.threads), "--batch", str(args.batch)]
-    commands = {"ours": [*ours, "--rate", str(rate), name]}
-    for form in args.forms:
-        own = [sys.executable, "-B", __file__, "--worker", name, "--form", form, "--rate", str(rate)]
-        commands[form] = [*own, "--threads", str(args.threads), "--batch", str(args.batch)]
+    start, rate = weights(name, args.start), args.rate or RATES.get(name, 1e-3)
+    common = ["--threads", str(args.threads), "--batch", str(args.batch), "--rate", str(rate)]
+    save = str(WORK / SAVED.format("ours"))
+    commands = {"ours": [args.step, "--weights", str(start), "--save", save, *common, name]}
+    for form in ["f64", *args.forms]:
+        commands[form] = [sys.executable, "-B", __file__, "--worker", name, "--weights", str(start), "--form", form, *common]
+    exact = Process(commands.pop("f64"), args.threads)
+    losses = {"f64": exact.ask(STEPS)["losses"]}
+    exact.ask(0)
+    exact.end()
     sides = {side: Process(command, args.threads) for side, command in commands.items()}
-    first = {side: process.ask(STEPS) for side, process in sides.items()}
-    sums = {side: process.ask(0) for side, process in sides.items()}
-    print(f"{name}, losses:", {side: [round(x, 5) for x in answer["losses"]] for side, answer in first.items()})
-    for form in args.forms:
-        losses = max(abs(a - b) for a, b in zip(first["ours"]["losses"], first[form]["losses"]))
-        worst = max(
-            (abs(a - b) / max(scale, 1e-30), key)
-            for key, (total, scale) in sums[form]["sums"].items()
-            for a, b in zip(sums["ours"]["sums"][key], (total, scale))
-        )
-        print(f"{name}, {STEPS} steps against {form}: losses differ by at most {losses:.1e}, "
-              f"sums of parameters by {worst[0]:.1e} of their magnitude ({worst[1]})", flush=True)
+    for side, process in sides.items():
+        losses[side] = process.ask(STEPS)["losses"]
+        process.ask(0)
+    print(f"{name}, rate {rate:g}, losses:", {side: [round(x, 5) for x in row] for side, row in losses.items()})
+    differences(name, list(sides), losses)
     times: dict[str, list] = {side: [] for side in sides}
     for _ in range(args.rounds):
         for side, process in sides.items():
             times[side] += process.ask(args.steps)["seconds"]
     peak = {side: process.ask(0)["peak_kb"] / 1024 for side, process in sides.items()}
-    median = {side: [statistics.median(row[i] for row in rows) for i in range(3)] for side, rows in times.items()}
+    median = {} if not args.rounds else {side: [statistics.median(row[i] for row in rows) for i in range(3)] for side, rows in times.items()}
     for side, (total, forward, backward) in median.items():
         ratio = "" if side == "ours" else f"; ours takes {median['ours'][0] / total:.2f} of it, {peak['ours'] / peak[side]:.2f} of the memory"
         print(f"{name} {side}: {total:.3f} s a step (forward {forward:.3f}, backward {backward:.3f}), "
               f"peak {peak[side]:.0f} MB{ratio}", flush=True)
     for process in sides.values():
-        process.child.stdin.close()
-        process.child.wait()
+        process.end()
 
 
 def main() -> None:
@@ -148,12 +174,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--steps", type=int, default=3, help="steps per round")
     parser.add_argument("--step", default=str(ROOT / "target/release/examples/step"), help="our program")
-    parser.add_argument("--rate", type=float, default=1e-3)
-    parser.add_argument("--form", default="channels_last")
-    parser.add_argument("--worker", help="for internal use")
+    parser.add_argument("--rate", type=float, help="learning rate")
+    parser.add_argument("--start", choices=["fresh", "formula"], default="fresh", help="weights to begin with")
+    for flag in ["--worker", "--form", "--weights"]:
+        parser.add_argument(flag, help="for internal use")
     args = parser.parse_args()
     if args.worker:
-        worker(args.worker, args.form, args.batch, args.threads, args.rate)
+        worker(args.worker, args.form, args.weights, args.batch, args.threads, args.rate)
     else:
         for name in args.models:
             compare(name, args)

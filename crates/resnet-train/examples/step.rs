@@ -1,8 +1,8 @@
 //! Training steps for `make peers-train` (`tests/peers/train.py`), which runs the same in PyTorch.
 //!
-//! `step [--weights FILE] [--threads N] [--batch N] [--size PIXELS] [--rate R] MODEL`: reads how many steps to take from each
-//! line of standard input and answers with a line of JSON: seconds, losses and, asked for `0`, checksums of the parameters
-//! and the peak memory. Images and classes come from a formula (`tests/golden/formula.py`).
+//! `step [--weights FILE] [--save FILE] [--threads N] [--batch N] [--size PIXELS] [--rate R] MODEL`: reads how many steps to take from each
+//! line of standard input and answers with a line of JSON: seconds and losses or, asked for `0`, the peak memory; the
+//! first time the parameters are saved. Images and classes come from a formula (`tests/golden/formula.py`).
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a measurement for developers")]
 
 use std::collections::BTreeMap;
@@ -10,10 +10,11 @@ use std::io::BufRead;
 use std::path::Path;
 use std::time::Instant;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
+use resnet_model::file::Existing;
 use resnet_model::network::{Alone, Dropping, Statistics};
 use resnet_model::parameters::{Initialisation, Trained};
-use resnet_model::{Parameters, safetensors, synthetic, zoo};
+use resnet_model::{Parameters, RawTensor, safetensors, synthetic, zoo};
 use resnet_train::loss::{Loss, one_hot};
 use resnet_train::optim::{Moving, Optimizer};
 
@@ -37,10 +38,14 @@ fn main() {
     let image = 3 * size * size;
     let images = synthetic::input(10 * batch * image);
     let mut step = 0;
+    let mut save = flag("--save");
     for line in std::io::stdin().lock().lines() {
         let count: usize = line.unwrap().trim().parse().unwrap();
         if count == 0 {
-            println!("{}", serde_json::json!({"sums": sums(&parameters), "peak_kb": peak()}));
+            if let Some(path) = save.take() {
+                write(&parameters, Path::new(path));
+            }
+            println!("{}", serde_json::json!({"peak_kb": peak()}));
             continue;
         }
         let (mut seconds, mut losses) = (Vec::new(), Vec::new());
@@ -66,14 +71,14 @@ fn main() {
     }
 }
 
-/// Sum, and sum of magnitudes, of every parameter.
-fn sums(parameters: &Parameters) -> BTreeMap<String, [f64; 2]> {
-    let sum = |name: &str| {
-        let values = parameters.var(name).unwrap().as_detached_tensor().to_dtype(DType::F64).unwrap();
-        let values = values.flatten_all().unwrap().to_vec1::<f64>().unwrap();
-        [values.iter().sum(), values.iter().map(|v| v.abs()).sum()]
+fn write(parameters: &Parameters, path: &Path) {
+    let tensor = |name: &str| {
+        let tensor = parameters.var(name).unwrap().as_detached_tensor();
+        RawTensor::from_candle(&tensor).unwrap()
     };
-    parameters.list().iter().map(|param| (param.name.clone(), sum(&param.name))).collect()
+    let tensors: BTreeMap<String, RawTensor> =
+        parameters.list().iter().map(|param| (param.name.clone(), tensor(&param.name))).collect();
+    safetensors::write(path, Existing::Replace, &BTreeMap::new(), &tensors, &mut |_| {}).unwrap();
 }
 
 /// The most memory the process ever had, in KiB, where the system tells.

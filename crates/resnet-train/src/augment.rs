@@ -1,13 +1,13 @@
 //! How training images are varied. What is done to an image depends on the seed, the epoch and the image's number alone.
 
-use image::{RgbImage, imageops};
 use resnet_model::Preprocess;
 use resnet_model::preprocess::{Channels, Range, Resize};
 use serde::{Deserialize, Serialize};
 
+use crate::Result;
 use crate::config::require;
+use crate::dataset::Source;
 use crate::random::Random;
-use crate::{Error, Result};
 
 mod colour;
 mod geometry;
@@ -124,7 +124,9 @@ impl Augment {
     }
 
     /// The network's input `[C, H, W]` made of a varied `image`, normalised as `preprocess` says.
-    pub fn apply(&self, image: &RgbImage, preprocess: &Preprocess, random: &mut Random) -> Result<Vec<f32>> {
+    ///
+    /// Errors: an image that cannot be read or has no pixels.
+    pub fn apply(&self, image: &Source, preprocess: &Preprocess, random: &mut Random) -> Result<Vec<f32>> {
         let mut pixels = self.cropped(image, preprocess, random)?;
         if random.happens(self.flip) {
             pixels.flip();
@@ -147,7 +149,7 @@ impl Augment {
         Ok(values)
     }
 
-    fn cropped(&self, image: &RgbImage, preprocess: &Preprocess, random: &mut Random) -> Result<Pixels> {
+    fn cropped(&self, image: &Source, preprocess: &Preprocess, random: &mut Random) -> Result<Pixels> {
         let channels = match preprocess.channels {
             Channels::Grey => Channels::Grey,
             Channels::Rgb | Channels::Bgr => Channels::Rgb,
@@ -163,7 +165,7 @@ impl Augment {
         };
         let pixels = |values| Pixels { values, channels: count, size: preprocess.crop };
         if self.crop != Crop::Random {
-            let mut pixels = pixels(plain.apply(image)?);
+            let mut pixels = pixels(plain.apply(&*image.open()?)?);
             if self.crop == Crop::Pad {
                 let pad = self.pad as i64;
                 let mut moved = || random.below(2 * self.pad + 1) as i64 - pad;
@@ -172,12 +174,7 @@ impl Augment {
             }
             return Ok(pixels);
         }
-        let (width, height) = image.dimensions();
-        if width == 0 || height == 0 {
-            return Err(Error::Model(resnet_model::Error::Image("the image has no pixels".into())));
-        }
-        let [x, y, w, h] = geometry::part([width, height], self.scale, self.ratio, random);
-        let part = imageops::crop_imm(image, x, y, w, h).to_image();
+        let part = image.open_part(|size| geometry::part(size, self.scale, self.ratio, random))?;
         let exact = Preprocess { resize: Resize::Exact(preprocess.crop), ..plain };
         Ok(pixels(exact.apply(&part)?))
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use image::RgbImage;
+use image::{RgbImage, imageops};
 use resnet_model::labels::Label;
 use resnet_model::{Labels, decode};
 
@@ -45,6 +45,25 @@ impl Source {
         match self {
             Source::File(path) => Ok(Arc::new(decode::open(path)?)),
             Source::Memory(image) => Ok(image.clone()),
+        }
+    }
+
+    /// The part `[x, y, width, height]` that `choose` chooses of an image `[width, height]`; of a JPEG file no more is
+    /// decoded than that takes.
+    pub fn open_part(
+        &self,
+        choose: impl FnOnce([u32; 2]) -> [u32; 4],
+    ) -> Result<RgbImage, resnet_model::Error> {
+        match self {
+            Source::File(path) => decode::open_part(path, choose),
+            Source::Memory(image) => {
+                let (width, height) = image.dimensions();
+                if width == 0 || height == 0 {
+                    return Err(resnet_model::Error::Image("the image has no pixels".into()));
+                }
+                let [x, y, width, height] = choose([width, height]);
+                Ok(imageops::crop_imm(&**image, x, y, width, height).to_image())
+            }
         }
     }
 }

@@ -6,7 +6,6 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
 use candle_core::{Device, Tensor};
-use image::RgbImage;
 use rayon::prelude::*;
 use resnet_model::Preprocess;
 
@@ -71,9 +70,8 @@ impl Recipe {
     pub fn batch(&self, dataset: &Dataset, indices: &[usize], epoch: usize, number: usize) -> Batch {
         let one = |&index: &usize| -> Result<(Vec<f32>, usize), String> {
             let Some(sample) = dataset.sample(index) else { return Err(format!("no image {index}")) };
-            let image: Arc<RgbImage> = sample.image.open().map_err(|e| name(&sample.image, &e))?;
             let mut random = Random::new(self.seed, &[purpose::AUGMENT, epoch as u64, index as u64]);
-            let values = self.augment.apply(&image, &self.preprocess, &mut random);
+            let values = self.augment.apply(&sample.image, &self.preprocess, &mut random);
             Ok((values.map_err(|e| name(&sample.image, &e))?, sample.class))
         };
         let results: Vec<_> = indices.par_iter().map(one).collect();
@@ -174,6 +172,8 @@ impl Drop for Loader {
 
 #[cfg(test)]
 mod tests {
+    use image::RgbImage;
+
     use super::*;
 
     fn dataset(count: u32) -> Arc<Dataset> {
