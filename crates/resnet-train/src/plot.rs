@@ -1,5 +1,6 @@
 //! Training curves as a picture.
 
+use plotters::coord::Shift;
 use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
 
@@ -13,6 +14,10 @@ pub struct Curve {
     pub name: String,
     /// Points `(x, y)`.
     pub points: Vec<(f64, f64)>,
+    /// Its number in a palette of colours that are easy to tell apart.
+    pub colour: usize,
+    /// Its width in pixels.
+    pub width: u32,
 }
 
 /// Curves over a common pair of axes.
@@ -27,13 +32,17 @@ pub struct Chart {
 }
 
 /// Width in pixels, and height of each chart.
-const SIZE: (u32, u32) = (720, 320);
+const SIZE: (u32, u32) = (760, 320);
+/// Width of the names beside a chart.
+const LEGEND: u32 = 116;
 
 /// The curves of a run: loss, errors and learning rate by epoch, as SVG.
 pub fn run(records: &[Record]) -> Result<String> {
-    let curve = |name: &str, value: &dyn Fn(&Record) -> Option<f64>| Curve {
+    let curve = |name: &str, colour: usize, value: &dyn Fn(&Record) -> Option<f64>| Curve {
         name: name.into(),
         points: records.iter().filter_map(|r| Some((r.epoch as f64 + 1.0, value(r)?))).collect(),
+        colour,
+        width: 2,
     };
     let chart = |title: &str, unit: &str, curves| Chart {
         title: title.into(),
@@ -44,17 +53,17 @@ pub fn run(records: &[Record]) -> Result<String> {
         chart(
             "loss",
             "loss",
-            vec![curve("training", &|r| Some(r.loss)), curve("held out", &|r| r.held_out_loss)],
+            vec![curve("training", 0, &|r| Some(r.loss)), curve("held out", 1, &|r| r.held_out_loss)],
         ),
         chart(
             "errors",
             "per cent",
             vec![
-                curve("training", &|r| Some(100.0 * (1.0 - r.train_top1))),
-                curve("held out", &|r| Some(100.0 * (1.0 - r.held_out_top1?))),
+                curve("training", 0, &|r| Some(100.0 * (1.0 - r.train_top1))),
+                curve("held out", 1, &|r| Some(100.0 * (1.0 - r.held_out_top1?))),
             ],
         ),
-        chart("learning rate", "rate", vec![curve("rate", &|r| Some(r.rate))]),
+        chart("learning rate", "rate", vec![curve("rate", 0, &|r| Some(r.rate))]),
     ])
 }
 
@@ -71,20 +80,21 @@ pub fn svg(charts: &[Chart]) -> Result<String> {
 
 type Failure = Box<dyn std::error::Error>;
 
-fn draw(root: &DrawingArea<SVGBackend, plotters::coord::Shift>, charts: &[Chart]) -> Result<(), Failure> {
+type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+type Context<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
+
+fn draw(root: &Area, charts: &[Chart]) -> Result<(), Failure> {
     root.fill(&WHITE).map_err(text)?;
     for (area, chart) in root.split_evenly((charts.len().max(1), 1)).iter().zip(charts) {
-        let curves: Vec<(&str, Vec<(f64, f64)>)> = chart
+        let finite = |p: &(f64, f64)| p.0.is_finite() && p.1.is_finite();
+        let curves: Vec<Curve> = chart
             .curves
             .iter()
-            .map(|c| {
-                let finite = |p: &&(f64, f64)| p.0.is_finite() && p.1.is_finite();
-                (c.name.as_str(), c.points.iter().filter(finite).copied().collect::<Vec<_>>())
-            })
-            .filter(|(_, points)| !points.is_empty())
+            .map(|c| Curve { points: c.points.iter().copied().filter(finite).collect(), ..c.clone() })
+            .filter(|c| !c.points.is_empty())
             .collect();
         let range = |axis: fn(&(f64, f64)) -> f64| {
-            let all = || curves.iter().flat_map(|(_, points)| points).map(axis);
+            let all = || curves.iter().flat_map(|curve| &curve.points).map(axis);
             let (low, high) = (all().fold(f64::INFINITY, f64::min), all().fold(f64::NEG_INFINITY, f64::max));
             match low < high {
                 true => low..high,
@@ -94,14 +104,18 @@ fn draw(root: &DrawingArea<SVGBackend, plotters::coord::Shift>, charts: &[Chart]
         };
         let (x, y) = (range(|p| p.0), range(|p| p.1));
         let room = (y.end - y.start) * 0.05;
-        let mut context = ChartBuilder::on(area)
+        let (plot, names) = area.split_horizontally(SIZE.0 - LEGEND);
+        let mut context = ChartBuilder::on(&plot)
             .caption(&chart.title, ("sans-serif", 18))
             .margin(8)
+            // Half of the last number's width.
+            .margin_right(24)
             .x_label_area_size(36)
             .y_label_area_size(56)
             .build_cartesian_2d(x, y.start - room..y.end + room)
             .map_err(text)?;
-        lines(&mut context, chart, curves).map_err(text)?;
+        lines(&mut context, chart, &curves).map_err(text)?;
+        legend(&names, &curves).map_err(text)?;
     }
     root.present().map_err(text)
 }
@@ -110,33 +124,30 @@ fn text(error: impl std::fmt::Display) -> Failure {
     error.to_string().into()
 }
 
-type Context<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
+fn style(curve: &Curve) -> ShapeStyle {
+    Palette99::pick(curve.colour).to_rgba().stroke_width(curve.width)
+}
 
-fn lines<'a, 'b: 'a>(
-    context: &mut Context<'a, 'b>,
-    chart: &Chart,
-    curves: Vec<(&str, Vec<(f64, f64)>)>,
-) -> Result<(), Failure> {
-    context
-        .configure_mesh()
-        .x_desc(&chart.axes[0])
-        .y_desc(&chart.axes[1])
-        .light_line_style(WHITE)
-        .draw()
-        .map_err(text)?;
-    for (index, (name, points)) in curves.into_iter().enumerate() {
-        let colour = Palette99::pick(index).to_rgba();
-        let series = context.draw_series(LineSeries::new(points, colour.stroke_width(2))).map_err(text)?;
-        series
-            .label(name)
-            .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(2)));
+fn lines(context: &mut Context, chart: &Chart, curves: &[Curve]) -> Result<(), Failure> {
+    let mesh = &mut context.configure_mesh();
+    // Four digits, less the zeros at the end: 2 rather than 2.0.
+    let number = |value: &f64| ((value * 1e4).round() / 1e4).to_string();
+    mesh.x_label_formatter(&number).y_label_formatter(&number);
+    mesh.x_desc(&chart.axes[0]).y_desc(&chart.axes[1]).light_line_style(WHITE).draw().map_err(text)?;
+    for curve in curves {
+        context.draw_series(LineSeries::new(curve.points.iter().copied(), style(curve))).map_err(text)?;
     }
-    context
-        .configure_series_labels()
-        .background_style(WHITE.mix(0.8))
-        .border_style(BLACK.mix(0.3))
-        .draw()
-        .map_err(text)
+    Ok(())
+}
+
+/// Names beside the chart, where they hide no curve.
+fn legend(area: &Area, curves: &[Curve]) -> Result<(), Failure> {
+    for (place, curve) in curves.iter().enumerate() {
+        let y = 48 + 18 * place as i32;
+        area.draw(&PathElement::new([(0, y), (18, y)], style(curve))).map_err(text)?;
+        area.draw(&Text::new(curve.name.as_str(), (24, y - 6), ("sans-serif", 13))).map_err(text)?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
