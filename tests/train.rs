@@ -160,7 +160,49 @@ fn a_killed_run_is_resumed_to_the_same_bytes() {
     assert!(bytes(&parts) == bytes(Path::new(&whole)), "the models differ");
 
     let other = crate::cli::run(&mut train(&s(&parts), &["--resume", "--epochs", "9"]), &[]);
+    assert_eq!(other.code, 1);
     assert!(other.stderr.contains("config.epochs: there 3, here 9"), "{other:?}");
+}
+
+/// A disk without room, as the system's limit on the size of a file: the state has 2 MB.
+#[cfg(unix)]
+#[test]
+fn a_full_disk_ends_a_run_and_leaves_what_was_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = s(data(dir.path(), 60, |digit| (digit % 3).to_string()));
+    let out = dir.path().join("run");
+    let config = settings(dir.path(), "epochs = 2\nbatch_size = 16\nsave_every = 1\n");
+    let train = |script: &str| {
+        let mut command = std::process::Command::new("sh");
+        command.args(["-c", &format!("{script} exec \"$0\" \"$@\"")]).arg(env!("CARGO_BIN_EXE_resnet-cli"));
+        command.args(["train", "--scratch", "resnet20_cifar", "--grey", "--size", "12", "--config", &config]);
+        command.arg("--out").arg(&out);
+        command
+    };
+    let names = || -> Vec<String> {
+        let entries = fs::read_dir(&out).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let mut names: Vec<String> =
+            names.filter(|name| !["lock", "metrics.jsonl"].contains(&name.as_str())).collect();
+        names.sort();
+        names
+    };
+    // Blocks of 512 or 1024 bytes; writes beyond fail, as on a full disk.
+    let full = "trap '' XFSZ; ulimit -f 1000;";
+    let failed = crate::cli::run(train(full).arg(&data), &[]);
+    assert!(failed.code == 1 && failed.stderr.contains("error: `"), "{failed:?}");
+    assert!(failed.stderr.contains("state-000000000001.safetensors"), "{failed:?}");
+    assert_eq!(names(), Vec::<String>::new());
+    // The second epoch meets it: the first one's network and state stay.
+    crate::cli::run(train("").arg(&data), &[]).ok();
+    let before = names();
+    assert_eq!(before.len(), 4, "{before:?}");
+    fs::remove_file(out.join(before.last().unwrap())).unwrap();
+    let failed = crate::cli::run(train(full).args(["--resume", &data]), &[]);
+    assert!(failed.code == 1 && failed.stderr.contains(&before[3]), "{failed:?}");
+    assert_eq!(names(), before[..3]);
+    crate::cli::run(train("").args(["--resume", &data]), &[]).ok();
+    assert_eq!(names(), before);
 }
 
 #[test]

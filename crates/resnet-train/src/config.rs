@@ -49,6 +49,9 @@ pub struct Config {
     pub ema: Option<f64>,
     /// Epochs without a better result after which training stops.
     pub patience: Option<usize>,
+    /// Which epoch's network is the result.
+    #[serde(skip_serializing_if = "Keep::is_best")]
+    pub keep: Keep,
     /// Steps after which the state is saved, besides the end of each epoch.
     pub save_every: Option<u64>,
     /// The probability that a feature before the last layer is left out in training.
@@ -68,6 +71,23 @@ pub struct Config {
     pub schedule: Schedule,
 }
 
+/// Which epoch's network is the result of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Keep {
+    /// The one with most held-out images right. Its share of them is flattered by the choice.
+    Best,
+    /// The last, so that the held-out images choose nothing and measure honestly.
+    Last,
+}
+
+impl Keep {
+    /// Like [`is_zero`].
+    fn is_best(&self) -> bool {
+        *self == Keep::Best
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
         Config {
@@ -83,6 +103,7 @@ impl Default for Config {
             clip: None,
             ema: None,
             patience: None,
+            keep: Keep::Best,
             save_every: None,
             dropout: 0.0,
             drop_path: 0.0,

@@ -51,7 +51,7 @@ pub enum Event {
         /// The file.
         path: PathBuf,
     },
-    /// The network is the best so far and was saved.
+    /// The network is the best so far, or the last where that is wanted, and was saved.
     Best {
         /// The file.
         path: PathBuf,

@@ -9,7 +9,7 @@ use candle_core::{DType, Tensor};
 use resnet_model::network::{Alone, Dropping, Workers};
 use resnet_model::{Labels, Meta, Network, Parameters};
 
-use crate::config::{Config, require};
+use crate::config::{Config, Keep, require};
 use crate::dataset::{Dataset, purpose};
 use crate::eval::Evaluation;
 use crate::event::{Event, Record};
@@ -34,7 +34,7 @@ pub struct Run<'a> {
     pub parameters: Parameters,
     /// What the result says about itself; labels and metrics are filled in.
     pub meta: Meta,
-    /// Where states, the best network and the curves are written.
+    /// Where states, the resulting network and the curves are written.
     pub folder: &'a Path,
     /// Whether a run in that folder is continued.
     pub begin: Begin,
@@ -54,7 +54,8 @@ pub enum Begin {
 /// How a run ended.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Report {
-    /// The best network: a self-describing checkpoint. `None` if the run was stopped before the first evaluation.
+    /// The best network, or the last where [`Keep::Last`] says so: a self-describing checkpoint. `None` if the run was
+    /// stopped before the first evaluation.
     pub checkpoint: Option<PathBuf>,
     /// Figures of all epochs done.
     pub records: Vec<Record>,
@@ -73,7 +74,7 @@ pub enum End {
     Stopped,
 }
 
-/// The name of the best network in a run's folder.
+/// The name of the resulting network in a run's folder.
 pub const MODEL: &str = "model.safetensors";
 /// The name of the curves in a run's folder.
 pub const CURVES: &str = "curves.svg";
@@ -362,7 +363,7 @@ impl<'a> Trainer<'a> {
         Ok(())
     }
 
-    /// Evaluates, records, keeps the best network, and saves the state.
+    /// Evaluates, records, keeps the network if it is to be kept, and saves the state.
     fn finish_epoch(&mut self, rate: f64, on: &mut dyn FnMut(Event)) -> Result<()> {
         let result = self.average.as_ref().unwrap_or(&self.parameters);
         self.check_finite(result, rate)?;
@@ -386,7 +387,7 @@ impl<'a> Trainer<'a> {
         (self.progress.batch, self.progress.seen, self.progress.right) = (0, 0, 0);
         self.progress.loss_sum = 0f64.to_bits();
         on(Event::Epoch(record));
-        if self.is_best(evaluation.as_ref()) {
+        if self.is_best(evaluation.as_ref()) || self.config.keep == Keep::Last {
             let mut meta = self.meta.clone();
             meta.metrics.insert("epoch".into(), self.progress.epoch as f64);
             if let Some(e) = &evaluation {

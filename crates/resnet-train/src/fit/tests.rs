@@ -165,7 +165,8 @@ fn divergence_ends_a_run_and_keeps_the_last_good_state() {
     wild.schedule.warm_up = 0.0;
     let error = run(dir.path(), &wild, &data, Begin::New, None).err().unwrap();
     assert!(matches!(error, Error::Diverged { .. }), "{error}");
-    assert!(error.to_string().contains("learning rate of"), "{error}");
+    let text = error.to_string();
+    assert!(text.contains("diverged at step") && text.contains("at a learning rate of"), "{error}");
     let folder = Folder::open(dir.path()).unwrap();
     for (_, path) in folder.states().unwrap() {
         let contents = resnet_model::safetensors::open(&path).unwrap();
@@ -191,6 +192,36 @@ fn accumulated_batches_are_one_step() {
     let error =
         run(dir.path(), &Config { accumulate: 9, ..config() }, &data, Begin::New, None).err().unwrap();
     assert!(error.to_string().contains("setting `accumulate` is 9"), "{error}");
+}
+
+#[test]
+fn fewer_images_than_a_batch_are_one_batch() {
+    let dir = tempfile::tempdir().unwrap();
+    let large = Config { batch_size: 64, ..config() };
+    let outcome = run(dir.path(), &large, &dataset(6, 0.0), Begin::New, None).unwrap();
+    let steps: Vec<&Event> = outcome.events.iter().filter(|e| matches!(e, Event::Step { .. })).collect();
+    assert_eq!(steps.len(), 3);
+    assert!(steps.iter().all(|e| matches!(e, Event::Step { images: 6, .. })), "{steps:?}");
+}
+
+#[test]
+fn the_last_network_is_kept_where_the_best_is_not_asked_for() {
+    let data = dataset(16, 0.25);
+    // A rate so high that later epochs are worse.
+    let mut wild = Config { epochs: 4, ema: None, ..config() };
+    wild.schedule.rate = 3.0;
+    let kept = |keep: Keep| {
+        let dir = tempfile::tempdir().unwrap();
+        let outcome = run(dir.path(), &Config { keep, ..wild.clone() }, &data, Begin::New, None).unwrap();
+        let meta = Checkpoint::open(&dir.path().join(MODEL)).unwrap().meta().clone();
+        let top1 = |r: &Record| r.held_out_top1.unwrap();
+        let all: Vec<f64> = outcome.report.records.iter().map(top1).collect();
+        (meta.metrics["epoch"] as usize, all)
+    };
+    let (best, top1) = kept(Keep::Best);
+    assert_eq!(top1[best - 1], top1.iter().copied().fold(0.0, f64::max));
+    assert!(best < 4, "nothing became worse: {top1:?}");
+    assert_eq!(kept(Keep::Last), (4, top1));
 }
 
 #[test]
