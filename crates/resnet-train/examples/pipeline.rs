@@ -1,7 +1,7 @@
 //! The input pipeline for `make peers-train` (`tests/peers/pipeline.py`), which runs torchvision's beside it.
 //!
 //! `pipeline [--threads N] [--batch N] FOLDER`: for each line of standard input makes the batches of an epoch, 224×224, and
-//! answers with a line of JSON: seconds, images and the mean of all values.
+//! answers with a line of JSON: seconds, images and the sum of one value a batch.
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a measurement for developers")]
 
 use std::io::BufRead;
