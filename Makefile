@@ -6,7 +6,7 @@ GOLDEN := target/golden-env
 # The registry's own names only; see tests/golden/requirements.txt for the pinned versions.
 STAMP := $(GOLDEN)/.installed
 
-.PHONY: demo test test-slow test-aarch64 check figures golden peers peers-rust peers-train train-digits fuzz help
+.PHONY: demo test test-slow test-aarch64 test-mpi check figures golden peers peers-rust peers-train train-digits fuzz help
 
 help:
 	@echo 'make demo    build and classify the bundled digits, without a network'
@@ -14,6 +14,7 @@ help:
 	@echo 'make test-slow  with the networks of more than 100 M parameters'
 	@echo 'make figures  draw the figures of the README'
 	@echo 'make test-aarch64  run the tests of the kernels on NEON, emulated (as root on Debian, installs what that needs)'
+	@echo 'make test-mpi  train by two processes under mpirun (as root on Debian, installs what that needs)'
 	@echo 'make check   formatting, clippy, documentation, tidy'
 	@echo 'make peers   time the engine beside ncnn, MNN, OpenVINO, ONNX Runtime and PyTorch (downloads them)'
 	@echo 'make peers-rust  build candle-transformers, tract and rten, for make peers to time too'
@@ -39,6 +40,9 @@ figures:
 
 test-aarch64:
 	tests/aarch64.sh
+
+test-mpi:
+	tests/mpi.sh
 
 check:
 	$(CARGO) fmt --all --check

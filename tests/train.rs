@@ -15,7 +15,7 @@ fn s(path: impl AsRef<Path>) -> String {
 }
 
 /// The first `count` held-out digits as PNGs in folders named after `name(digit)`, in `folder/data`.
-fn data(folder: &Path, count: usize, name: impl Fn(u8) -> String) -> PathBuf {
+pub(crate) fn data(folder: &Path, count: usize, name: impl Fn(u8) -> String) -> PathBuf {
     let contents = safetensors::open(&file("tests/golden/digits.safetensors")).unwrap();
     let read = |wanted: &str| {
         let (_, tensor) = contents.tensors.iter().find(|(name, _)| name == wanted).unwrap();
@@ -37,7 +37,7 @@ fn parity(digit: u8) -> String {
     if digit.is_multiple_of(2) { "even".into() } else { "odd".into() }
 }
 
-fn settings(folder: &Path, text: &str) -> String {
+pub(crate) fn settings(folder: &Path, text: &str) -> String {
     let path = folder.join("settings.toml");
     fs::write(&path, text).unwrap();
     s(path)

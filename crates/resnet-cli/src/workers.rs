@@ -51,44 +51,74 @@ impl Crew {
     }
 }
 
-#[cfg(feature = "mpi")]
 fn connect(launch: &Launch, device: &Device, limits: Limits) -> anyhow::Result<Crew> {
-    if launch.launcher == Launcher::Torchrun {
-        bail!("torchrun started {} processes, but MPI connects those of mpirun or srun", launch.part.count);
+    match device {
+        Device::Cpu if launch.launcher == Launcher::Torchrun => {
+            bail!(
+                "torchrun started {} processes; on the CPU, workers are started by mpirun or srun",
+                launch.part.count
+            )
+        }
+        Device::Cpu => over_mpi(launch, limits),
+        Device::Cuda(_) => over_nccl(launch, device, limits),
+        Device::Metal(_) => {
+            bail!("several workers train on the CPU or on CUDA devices; --device cpu chooses the CPU")
+        }
     }
-    if !device.is_cpu() {
-        bail!("workers over MPI train on the CPU; --device cpu chooses it");
-    }
+}
+
+#[cfg(feature = "mpi")]
+fn over_mpi(launch: &Launch, limits: Limits) -> anyhow::Result<Crew> {
     Ok(Crew::Joint(Joint::new(launch.part, resnet_train::workers::Mpi::open, limits)?))
 }
 
 #[cfg(not(feature = "mpi"))]
-fn connect(launch: &Launch, _: &Device, _: Limits) -> anyhow::Result<Crew> {
-    bail!(
-        "{} started {} processes to train together, but this build cannot connect them: it lacks the feature mpi \
-         (cargo build --release --features mpi). One process trains by itself",
-        name(launch.launcher),
-        launch.part.count
-    )
+fn over_mpi(launch: &Launch, _: Limits) -> anyhow::Result<Crew> {
+    Err(lacking(launch, "mpi"))
 }
 
-/// The launcher's program.
-#[cfg_attr(
-    feature = "mpi",
-    allow(dead_code, reason = "only builds without MPI refuse all launchers by name")
-)]
-fn name(launcher: Launcher) -> &'static str {
-    match launcher {
+/// The workers meet at the port after `MASTER_PORT`, at which torchrun itself listens.
+#[cfg(feature = "nccl")]
+fn over_nccl(launch: &Launch, device: &Device, limits: Limits) -> anyhow::Result<Crew> {
+    use anyhow::Context;
+    let variable = |name: &str| std::env::var(name).with_context(|| format!("NCCL's workers need {name}"));
+    let (host, port) = (variable("MASTER_ADDR")?, variable("MASTER_PORT")?);
+    let port = port.parse::<u16>().ok().and_then(|port| port.checked_add(1));
+    let port = port.with_context(|| "variable `MASTER_PORT` is no port below 65535")?;
+    let (part, device, timeout) = (launch.part, device.clone(), limits.timeout);
+    let open = move || resnet_train::workers::Nccl::open(part, &format!("{host}:{port}"), &device, timeout);
+    Ok(Crew::Joint(Joint::new(part, open, limits)?))
+}
+
+#[cfg(not(feature = "nccl"))]
+fn over_nccl(launch: &Launch, _: &Device, _: Limits) -> anyhow::Result<Crew> {
+    Err(lacking(launch, "nccl"))
+}
+
+#[cfg(not(all(feature = "mpi", feature = "nccl")))]
+fn lacking(launch: &Launch, feature: &str) -> anyhow::Error {
+    let launcher = match launch.launcher {
         Launcher::OpenMpi | Launcher::Pmi => "mpirun",
         Launcher::Torchrun => "torchrun",
         Launcher::Slurm => "srun",
-    }
+    };
+    anyhow::anyhow!(
+        "{launcher} started {} processes to train together, but this build lacks the feature {feature}, which connects \
+         them (cargo build --release --features {feature}); one process trains by itself",
+        launch.part.count
+    )
 }
 
 /// Whether another worker of the run says this error.
 pub fn is_told_by_others(error: &anyhow::Error) -> bool {
     use resnet_train::Error::{Diverged, OtherWorker, Unreadable};
     matches!(error.downcast_ref(), Some(OtherWorker | Diverged { .. } | Unreadable { .. }))
+}
+
+/// Whether other workers were lost; their loss tells who noticed it.
+pub fn is_lost(error: &anyhow::Error) -> bool {
+    use resnet_train::Error::Model;
+    matches!(error.downcast_ref(), Some(Model(resnet_model::Error::Workers { .. })))
 }
 
 /// This process's share of the machine's cores: those that its launcher bound it to, else an equal part of all.

@@ -14,10 +14,14 @@ pub mod launch;
 mod joint;
 #[cfg(feature = "mpi")]
 mod mpi;
+#[cfg(feature = "nccl")]
+mod nccl;
 
 pub use joint::{Joint, Limits, Wire};
 #[cfg(feature = "mpi")]
 pub use mpi::Mpi;
+#[cfg(feature = "nccl")]
+pub use nccl::Nccl;
 
 /// A sum that is under way; called, it waits for the result.
 pub type Pending<'a> = Box<dyn FnOnce() -> Result<Tensor> + 'a>;

@@ -100,7 +100,7 @@ pub fn run(args: Args, out: &mut dyn Write) -> anyhow::Result<bool> {
     match train(args, launch, out) {
         // Who has failed says it; what all find, the first one says.
         Err(error) if rank > 0 && workers::is_told_by_others(&error) => Ok(false),
-        Err(error) if rank > 0 => Err(error.context(format!("worker {rank}"))),
+        Err(error) if rank > 0 && !workers::is_lost(&error) => Err(error.context(format!("worker {rank}"))),
         result => result,
     }
 }
@@ -120,7 +120,7 @@ fn train(args: Args, launch: Option<Launch>, out: &mut dyn Write) -> anyhow::Res
         }
     })
     .context("cannot listen for Ctrl-C")?;
-    let device = args.device.open()?;
+    let device = args.device.of_worker(launch.as_ref()).open()?;
     let timeout = Duration::from_secs(args.worker_timeout as u64);
     let crew = Crew::connect(launch.as_ref(), &device, Limits { timeout, stop: stop.clone() })?;
     let first = crew.team().rank() == 0;
@@ -149,6 +149,10 @@ fn train(args: Args, launch: Option<Launch>, out: &mut dyn Write) -> anyhow::Res
         }
     });
     crew.close();
+    let report = report.map_err(anyhow::Error::from);
+    if first && report.as_ref().is_err_and(workers::is_lost) {
+        let _ = writeln!(io::stderr(), "saved; the same command with --resume goes on");
+    }
     let report = report?;
     match console {
         Some(console) => console.finish()?,

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use candle_core::{Tensor, Var};
+use candle_core::{Device, Tensor, Var};
 use resnet_model::params::Role;
 
 use super::{Begin, Trainer};
@@ -84,7 +84,7 @@ impl Trainer<'_> {
             false => Err(Error::OtherSettings { rank: self.team.rank(), differences }),
         })?;
         for (name, var) in self.variables()? {
-            let own = RawTensor::from_candle(&var.as_detached_tensor())?;
+            let own = RawTensor::from_candle(&var.as_detached_tensor().to_device(&Device::Cpu)?)?;
             let mut bytes = own.read().map_err(resnet_model::Error::from)?;
             self.team.share(0, &mut bytes)?;
             let lost = || resnet_model::Error::Missing(name.clone());

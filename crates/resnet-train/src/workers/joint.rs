@@ -49,7 +49,7 @@ pub struct Limits {
 }
 
 /// How long others are waited for after this worker was told to stop.
-const GRACE: Duration = Duration::from_millis(300);
+const GRACE: Duration = Duration::from_millis(100);
 
 /// How often a wait looks whether it was told to stop.
 const TICK: Duration = Duration::from_millis(20);
