@@ -102,14 +102,16 @@ impl Folded {
 
     /// The weight and bias of a convolution of [`Folded::graph`], computed in f64 from the tensors of the original: for
     /// a batch norm `w · s` and `(b − mean) · s + shift` with `s = scale / √(var + eps)`. A convolution without bias gets
-    /// zeros.
-    pub fn conv(&self, node: &Node, checkpoint: &Checkpoint) -> Result<ConvValues> {
-        let weight = checkpoint.values(&format!("{}.weight", node.name))?;
+    /// zeros. The weight lies in `memory`, whose contents are lost.
+    pub fn conv(&self, node: &Node, checkpoint: &Checkpoint, memory: Vec<f32>) -> Result<ConvValues> {
+        let mut weight = memory;
+        let name = format!("{}.weight", node.name);
+        checkpoint.tensor(&name)?.read_f32(&name, &mut weight)?;
         let (factor, bias) = self.channels(node, checkpoint)?;
         let bias = bias.into_iter().map(|b| b as f32).collect();
         let Some(change) = self.changes.get(&node.name) else { return Ok(ConvValues { weight, bias }) };
         // Per output channel: the weight's mean, and what is left is multiplied by.
-        let per_channel = weight.len() / node.channels;
+        let per_channel = (weight.len() / node.channels).max(1);
         let mut scale = vec![1.0f64; node.channels];
         let mut mean = vec![0.0f64; node.channels];
         if let Some(eps) = change.standardize {
@@ -121,11 +123,10 @@ impl Folded {
             }
         }
         scale.iter_mut().zip(factor).for_each(|(s, f)| *s *= f);
-        let folded = |(i, w): (usize, f32)| {
-            let c = i / per_channel;
-            ((f64::from(w) - mean[c]) * scale[c]) as f32
-        };
-        Ok(ConvValues { weight: weight.into_iter().enumerate().map(folded).collect(), bias })
+        for ((weights, mean), scale) in weight.chunks_exact_mut(per_channel).zip(mean).zip(scale) {
+            weights.iter_mut().for_each(|w| *w = ((f64::from(*w) - mean) * scale) as f32);
+        }
+        Ok(ConvValues { weight, bias })
     }
 
     /// The bias alone, without reading the weight.

@@ -399,7 +399,7 @@ impl Source {
         let tensor = match part {
             "bias" => Tensor::from_vec(folded.bias(node, &self.checkpoint)?, conv.out_channels, device)?,
             _ => {
-                let weight = folded.conv(node, &self.checkpoint)?.weight;
+                let weight = folded.conv(node, &self.checkpoint, Vec::new())?.weight;
                 Tensor::from_vec(weight, &conv.weight_shape(), device)?
             }
         };

@@ -182,26 +182,38 @@ impl RawTensor {
 
     /// All values as f32, widened or rounded to nearest; `name` is for the error. Booleans and exotic types are refused.
     pub fn to_f32(&self, name: &str) -> Result<Vec<f32>> {
-        let mut out = Vec::with_capacity(self.elements());
-        self.for_each_f32(name, |values| {
-            out.extend_from_slice(values);
-            Ok(())
-        })?;
+        let mut out = Vec::new();
+        self.read_f32(name, &mut out)?;
         Ok(out)
+    }
+
+    /// As [`RawTensor::to_f32`], in memory that the caller uses again; what it held is gone.
+    pub fn read_f32(&self, name: &str, out: &mut Vec<f32>) -> Result<()> {
+        let widen = self.widener(name)?;
+        out.clear();
+        out.reserve_exact(self.elements());
+        self.for_each_chunk(|bytes| {
+            widen(bytes, out);
+            Ok(())
+        })
     }
 
     /// As [`RawTensor::to_f32`], in pieces.
     pub fn for_each_f32(&self, name: &str, mut each: impl FnMut(&[f32]) -> Result<()>) -> Result<()> {
-        let widen = widener(self.dtype).ok_or_else(|| Error::Dtype {
-            name: name.to_owned(),
-            dtype: format!("{:?}", self.dtype),
-            wanted: "f32",
-        })?;
+        let widen = self.widener(name)?;
         let mut values = Vec::new();
         self.for_each_chunk(|bytes| {
             values.clear();
             widen(bytes, &mut values);
             each(&values)
+        })
+    }
+
+    fn widener(&self, name: &str) -> Result<Widen> {
+        widener(self.dtype).ok_or_else(|| Error::Dtype {
+            name: name.to_owned(),
+            dtype: format!("{:?}", self.dtype),
+            wanted: "f32",
         })
     }
 

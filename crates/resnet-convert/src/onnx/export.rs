@@ -141,7 +141,7 @@ impl Folding<'_> {
             }
             (Source::Values(values), _) => values.clone(),
             (Source::Folded(node), Some(folded)) => {
-                let conv = folded.conv(node, self.checkpoint)?;
+                let conv = folded.conv(node, self.checkpoint, Vec::new())?;
                 self.bias = Some(conv.bias);
                 conv.weight
             }

@@ -45,7 +45,7 @@ impl Aligned {
     fn layout(len: usize) -> Option<Layout> {
         let size = len.checked_mul(size_of::<f32>())?;
         let rounded = size.checked_next_multiple_of(HUGE)?;
-        let layout = match rounded - size <= size / 8 {
+        let layout = match rounded - size <= size / 16 {
             true => Layout::from_size_align(rounded, HUGE),
             false if size >= HUGE => Layout::from_size_align(size, HUGE),
             false => Layout::from_size_align(size, LINE),

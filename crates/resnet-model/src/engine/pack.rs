@@ -94,12 +94,19 @@ impl Program {
         let mut order: Vec<usize> = (0..steps.len()).collect();
         order.sort_by_key(|&i| std::cmp::Reverse(weights(&steps[i], &packer.costs)));
         let next = AtomicUsize::new(0);
-        pool.run(steps.len(), |_, _| {
+        // What each thread reads weights into.
+        let memory: Vec<Mutex<Vec<f32>>> = (0..pool.threads()).map(|_| Mutex::default()).collect();
+        pool.run(steps.len(), |thread, _| {
+            let mut memory = memory[thread].lock().unwrap_or_else(PoisonError::into_inner);
             // Not by the task's number: each thread starts in a place of its own.
             let i = order[next.fetch_add(1, Ordering::Relaxed)];
+            // All packed weights are there when the last and smallest are read.
+            if memory.capacity() as u64 > weights(&steps[i], &packer.costs) / 2 {
+                *memory = Vec::new();
+            }
             let images = if i < late { 1 } else { options.batch.clamp(1, MOST_IMAGES) };
             *packed[i].lock().unwrap_or_else(PoisonError::into_inner) =
-                Some(packer.kernel(&steps[i], images));
+                Some(packer.kernel(&steps[i], images, &mut memory));
         });
         let kernels = packed.into_iter().zip(&steps).map(|(kernel, step)| {
             let kernel = kernel.into_inner().unwrap_or_else(PoisonError::into_inner);
@@ -194,15 +201,16 @@ struct Packer<'a> {
 }
 
 impl Packer<'_> {
-    fn kernel(&self, step: &Step, images: usize) -> Result<Kernel> {
+    fn kernel(&self, step: &Step, images: usize, memory: &mut Vec<f32>) -> Result<Kernel> {
         let node = self.graph.node(step.node);
         let pixels = self.costs[step.inputs[0].index()].shape.len() == 3;
         match (&step.kind, &node.op) {
-            (Kind::Conv(fused), _) => self.conv(fused, images),
+            (Kind::Conv(fused), _) => self.conv(fused, images, memory),
             (Kind::Plain, Op::Linear(linear)) => {
-                let weights = self.checkpoint.values(&format!("{}.weight", node.name))?;
+                let name = format!("{}.weight", node.name);
+                self.checkpoint.tensor(&name)?.read_f32(&name, memory)?;
                 let bias = self.checkpoint.values(&format!("{}.bias", node.name))?;
-                let params = Parameters { weights: &weights, bias: Some(&bias) };
+                let params = Parameters { weights: memory, bias: Some(&bias) };
                 let features = [linear.out_features, linear.in_features];
                 Ok(Kernel::Linear(Box::new(PackedLinear::new(self.options.isa, features, params)?)))
             }
@@ -220,7 +228,7 @@ impl Packer<'_> {
         }
     }
 
-    fn conv(&self, fused: &Fused, images: usize) -> Result<Kernel> {
+    fn conv(&self, fused: &Fused, images: usize, memory: &mut Vec<f32>) -> Result<Kernel> {
         let node = self.graph.node(fused.first);
         let Op::Conv(conv) = &node.op else { return Err(Error::Missing(node.name.clone())) };
         let shape = shape(conv);
@@ -229,9 +237,11 @@ impl Packer<'_> {
             activation: if fused.relu { Activation::Relu } else { Activation::None },
             max_pool: fused.pool.as_ref().map(window),
         };
-        let values = self.folded.conv(node, self.checkpoint)?;
+        let values = self.folded.conv(node, self.checkpoint, std::mem::take(memory))?;
         let params = Parameters { weights: &values.weight, bias: conv.bias.then_some(&values.bias) };
-        Ok(Kernel::Conv(Box::new(PackedConv::new(shape, plan, params, finish)?)))
+        let conv = PackedConv::new(shape, plan, params, finish)?;
+        *memory = values.weight;
+        Ok(Kernel::Conv(Box::new(conv)))
     }
 
     fn map(&self, fused: &Fused) -> Result<Kernel> {
