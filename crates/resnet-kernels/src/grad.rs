@@ -38,10 +38,10 @@ const WINOGRAD_PIXELS: usize = 1024;
 /// Results do not depend on the number of threads.
 ///
 /// ```
-/// use resnet_kernels::{ConvShape, Isa, PlanarConv, Pool};
+/// use resnet_kernels::{ConvShape, Isa, PlanarConv, Pool, Precision};
 /// let pool = Pool::new(1)?;
 /// let shape = ConvShape::pointwise(2, 1);
-/// let conv = PlanarConv { shape, input: [1, 2, 1, 3], isa: Isa::best(), pool: &pool };
+/// let conv = PlanarConv { shape, input: [1, 2, 1, 3], isa: Isa::best(), precision: Precision::F32, pool: &pool };
 /// let (x, weights) = ([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [10.0, 1.0]);
 /// assert_eq!(conv.forward(&x, &weights)?, [14.0, 25.0, 36.0]);
 /// assert_eq!(conv.grad_input(&[1.0, 0.0, 2.0], &weights)?, [10.0, 0.0, 20.0, 1.0, 0.0, 2.0]);
@@ -56,6 +56,8 @@ pub struct PlanarConv<'a> {
     pub input: [usize; 4],
     /// The instruction set.
     pub isa: Isa,
+    /// Whether Winograd may be used; sums are added up in parts where it may not.
+    pub precision: Precision,
     /// The threads.
     pub pool: &'a Pool,
 }
@@ -138,10 +140,11 @@ impl PlanarConv<'_> {
     fn packed(&self, shape: ConvShape, input: [usize; 4], weights: &[f32]) -> Result<PackedConv, Error> {
         let [oh, ow] = shape.output_hw([input[2], input[3]])?;
         let many = input[0].saturating_mul(oh * ow) >= WINOGRAD_PIXELS;
-        let precision = if many { Precision::F32 } else { Precision::Exact };
+        let precision = if many { self.precision } else { Precision::Exact };
         let site = Site { batch: input[0], input: [input[2], input[3]] };
         let plan = Plan::choose(&shape, site, self.isa, precision);
-        PackedConv::new(shape, plan, Parameters { weights, bias: None }, Finish::default())
+        let conv = PackedConv::new(shape, plan, Parameters { weights, bias: None }, Finish::default())?;
+        Ok(if self.precision == Precision::Exact { conv.in_parts() } else { conv })
     }
 
     fn layout(&self, dims: [usize; 4], halo: [usize; 2]) -> Result<Blocked, Error> {

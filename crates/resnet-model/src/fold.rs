@@ -129,6 +129,11 @@ impl Folded {
         Ok(ConvValues { weight, bias })
     }
 
+    /// Whether the weight of a convolution of [`Folded::graph`] is standardised.
+    pub(crate) fn standardizes(&self, node: &Node) -> bool {
+        self.changes.get(&node.name).is_some_and(|change| change.standardize.is_some())
+    }
+
     /// The bias alone, without reading the weight.
     pub(crate) fn bias(&self, node: &Node, checkpoint: &Checkpoint) -> Result<Vec<f32>> {
         Ok(self.channels(node, checkpoint)?.1.into_iter().map(|b| b as f32).collect())

@@ -293,9 +293,7 @@ pub(crate) fn apply(node: &Node, layer: &Layer, inputs: &[Tensor], train: bool) 
     let x = &inputs[0];
     let y = match (&node.op, layer) {
         (Op::Conv(conv), Layer::Conv { weight, bias }) => ops::conv(x, weight, bias.as_ref(), conv)?,
-        (Op::StdConv(std), Layer::Conv { weight, bias }) => {
-            ops::conv(x, &ops::standardize(weight, std.eps)?, bias.as_ref(), &std.conv)?
-        }
+        (Op::StdConv(std), Layer::Conv { weight, bias }) => ops::std_conv(x, weight, bias.as_ref(), std)?,
         (Op::BatchNorm(_), Layer::BatchNorm(norm)) => {
             norm.forward(x, train, After { residual: None, relu: false })?
         }

@@ -15,7 +15,7 @@ mod real;
 mod relu;
 
 pub(crate) use attention::{AttentionWeights, Projection, attention_pool};
-pub(crate) use conv::{conv, isa, shape_of, threads};
+pub(crate) use conv::{conv, isa, shape_of, std_conv, threads};
 pub(crate) use norm::{Affine, Moments, normalize};
 pub(crate) use pool::{adaptive_avg_pool, avg_pool, blur, max_pool};
 pub(crate) use real::{is_ours, values};

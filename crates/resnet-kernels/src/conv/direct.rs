@@ -17,6 +17,9 @@ const STRIP_BYTES: usize = 256 << 10;
 /// the second-level cache. A longer sum is continued from the output.
 const WEIGHT_BYTES: usize = 320 << 10;
 
+/// Products of a sum before it is continued from the output, where sums are added up in parts: one block of 3×3 taps.
+const PART: usize = 144;
+
 /// Tasks per thread that keep all threads busy to the end.
 const TASKS_PER_THREAD: usize = 4;
 
@@ -72,7 +75,8 @@ pub(super) fn run<S: Simd>(simd: S, call: Call, input: View) {
         for panel in &panels.list[share.groups.clone()] {
             let taps = shape.kernel[0] * shape.kernel[1] * LANES;
             let block_len = taps * panel.blocks * LANES;
-            let step = (WEIGHT_BYTES / size_of::<f32>() / block_len).max(1);
+            let most = if conv.parts { PART / taps } else { usize::MAX };
+            let step = (WEIGHT_BYTES / size_of::<f32>() / block_len).min(most).max(1);
             let step = panel.depth.div_ceil(panel.depth.div_ceil(step));
             for first in (0..panel.depth).step_by(step) {
                 let depth = step.min(panel.depth - first);

@@ -20,6 +20,9 @@ use crate::threads::{Order, Share, Target};
 const ROWS: usize = 8;
 const POOLED_ROWS: usize = 14;
 
+/// Rows of a kernel that are summed before the sum is continued from the output, where sums are added up in parts.
+const PART_ROWS: usize = 2;
+
 /// Sizes of the private scratch of a task.
 struct Sizes {
     /// Final output rows per task.
@@ -179,21 +182,28 @@ impl<S: Simd> Task<'_, S> {
         let panel = &self.conv.panels.list[panel];
         let (plane, line) = (sizes.input_rows * sizes.width, shape.dilation[0] * sizes.width);
         let [kh, kw] = shape.kernel;
-        let reduction = match shape.dilation[1] {
-            1 => Reduction::new([shape.c_in, kh, 1], [plane, line, 0], kw),
-            step => Reduction::new([shape.c_in, kh, kw], [plane, line, step], 1),
+        let (channels, rows) = if self.conv.parts { (1, PART_ROWS) } else { (shape.c_in, kh) };
+        let reduction = |rows| match shape.dilation[1] {
+            1 => Reduction::new([channels, rows, 1], [plane, line, 0], kw),
+            step => Reduction::new([channels, rows, kw], [plane, line, step], 1),
         };
+        // Whole parts, and what is left of the rows.
+        let reductions = [reduction(rows), reduction(kh % rows)];
+        let starts = (0..shape.c_in).step_by(channels);
+        let parts = starts.flat_map(|channel| (0..kh).step_by(rows).map(move |row| (channel, row)));
+        let weights = self.conv.panels.weights(panel);
+        let width = panel.blocks * LANES;
         let start = (y - first) * shape.stride[0] * sizes.width;
         let mut tile = Tile {
-            weights: self.conv.panels.weights(panel),
+            weights,
             input: padded,
-            reduction: &reduction,
+            reduction: &reductions[0],
             pixels: 0,
             from: [0; MAX_PIXELS],
             to: [0; MAX_PIXELS],
-            bias: Some(self.conv.panels.bias(panel)),
+            bias: None,
             addend: added,
-            relu: self.conv.finish.activation == Activation::Relu,
+            relu: false,
             ahead: &[],
         };
         let mut done = 0;
@@ -208,7 +218,19 @@ impl<S: Simd> Task<'_, S> {
                     at[p] = row[0] + (done + p) * LANES;
                 }
             }
-            self.simd.tile(&tile, panel.blocks, target);
+            let first = tile.addend;
+            for (channel, row) in parts.clone() {
+                let is_first = (channel, row) == (0, 0);
+                tile.weights = &weights[(channel * kh + row) * kw * width..];
+                tile.input = &padded[channel * plane + row * line..];
+                tile.reduction = &reductions[usize::from(row + rows > kh)];
+                tile.bias = is_first.then_some(self.conv.panels.bias(panel));
+                tile.addend = if is_first { first } else { Addend::Target };
+                let is_last = channel + channels >= shape.c_in && row + rows >= kh;
+                tile.relu = is_last && self.conv.finish.activation == Activation::Relu;
+                self.simd.tile(&tile, panel.blocks, target);
+            }
+            tile.addend = first;
             done += tile.pixels;
         }
     }

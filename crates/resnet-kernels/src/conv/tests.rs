@@ -1,8 +1,7 @@
 use super::*;
 use crate::layout::LANES;
 use crate::reference;
-use crate::simd::Aligned;
-use crate::simd::Isa;
+use crate::simd::{Aligned, Isa};
 use crate::testing::{assert_close, random};
 use proptest::prelude::*;
 
@@ -19,6 +18,7 @@ struct Case {
     /// Halo of input, residual and output beyond what is needed.
     spare: [usize; 3],
     threads: usize,
+    parts: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +40,7 @@ impl Case {
             max_pool: None,
             spare: [0; 3],
             threads: 1,
+            parts: false,
         }
     }
 
@@ -57,6 +58,7 @@ impl Case {
         let params = Parameters { weights: &weights, bias: self.bias.then_some(&bias[..]) };
         let finish = Finish { activation: self.activation, max_pool: self.max_pool };
         let conv = PackedConv::new(shape, plan, params, finish).unwrap();
+        let conv = if self.parts { conv.in_parts() } else { conv };
         let dims = [batch, shape.c_in, size[0], size[1]];
         let out_dims = conv.output_dims(dims).unwrap();
         let layout = |dims, spare: usize| Blocked::new(dims).unwrap().with_halo([spare, spare * 2]).unwrap();
@@ -144,10 +146,13 @@ impl Case {
         let expected = self.reference(&input);
         for isa in Isa::available() {
             for algorithm in self.algorithms() {
-                let found = self.run(Plan { algorithm, isa }, &input);
-                let wide = matches!(algorithm, Algorithm::Winograd4 | Algorithm::Winograd2x4);
-                let tolerance = if wide { 6e-6 } else { 2e-6 };
-                assert_close(&format!("{self:?} {algorithm:?} {}", isa.name()), &found, &expected, tolerance);
+                for parts in [false, true] {
+                    let found = Case { parts, ..*self }.run(Plan { algorithm, isa }, &input);
+                    let wide = matches!(algorithm, Algorithm::Winograd4 | Algorithm::Winograd2x4);
+                    let tolerance = if wide { 6e-6 } else { 2e-6 };
+                    let what = format!("{self:?} {algorithm:?} {} in parts: {parts}", isa.name());
+                    assert_close(&what, &found, &expected, tolerance);
+                }
             }
         }
     }
@@ -293,6 +298,21 @@ fn results_do_not_depend_on_threads() {
     check(ConvShape { c_in: 32, c_out: 272, ..K3 }, [7, 7], 5);
     check(ConvShape { c_in: 64, c_out: 320, ..K1 }, [14, 14], 2);
     check(ConvShape { c_in: 3, c_out: 48, stride: [2, 2], ..K3 }, [45, 41], 2);
+}
+
+#[test]
+fn sums_in_parts_lose_less() {
+    let stem = ConvShape { c_in: 3, c_out: 64, kernel: [7, 7], stride: [2, 2], padding: [3, 3], ..K1 };
+    for shape in [stem, ConvShape { c_in: 512, c_out: 64, ..K3 }, ConvShape { c_in: 2048, ..K1 }] {
+        let case = Case::new(shape, [32, 32]);
+        let (input, expected) = (case.input(), case.reference(&case.input()));
+        let exact = Plan::choose(&shape, Site { batch: 1, input: [32, 32] }, Isa::best(), Precision::Exact);
+        let [whole, parts] = [false, true].map(|parts| {
+            let found = Case { parts, ..case }.run(exact, &input);
+            found.iter().zip(&expected).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>().sqrt()
+        });
+        assert!(parts < 0.6 * whole, "{shape:?}: {parts} in parts, {whole} else");
+    }
 }
 
 #[test]

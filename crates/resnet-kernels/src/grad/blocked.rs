@@ -4,7 +4,7 @@ use super::memory::Memory;
 use super::pack::{self, Source, Turn};
 use super::phase::{self, Phase};
 use super::{WINOGRAD_PIXELS, outer};
-use crate::conv::{Algorithm, Finish, Input, PackedConv, Plan};
+use crate::conv::{Algorithm, Finish, Input, PackedConv, Plan, Precision};
 use crate::epilogue::Residual;
 use crate::error::{Error, check_at_least, check_len, product};
 use crate::layout::{Blocked, LANES, View, ViewMut};
@@ -122,8 +122,13 @@ impl BlockedConv<'_> {
     pub fn grad_weights(&self, input: Input, grad: &[f32], memory: &mut Memory) -> Result<Vec<f32>, Error> {
         let output = self.output()?;
         let grad = view(output, "gradient", grad)?;
-        let planar =
-            super::PlanarConv { shape: self.shape, input: self.input, isa: self.isa, pool: self.pool };
+        let planar = super::PlanarConv {
+            shape: self.shape,
+            input: self.input,
+            isa: self.isa,
+            precision: Precision::F32,
+            pool: self.pool,
+        };
         let from = Blocked::new(self.input)?;
         match input {
             Input::Planar { dims, data } => {

@@ -43,7 +43,7 @@ fn check(shape: ConvShape, batch: usize, size: [usize; 2]) {
         let mut results = Vec::new();
         for threads in [1, 2] {
             let pool = Pool::new(threads).unwrap();
-            let conv = PlanarConv { shape, input, isa, pool: &pool };
+            let conv = PlanarConv { shape, input, isa, precision: Precision::F32, pool: &pool };
             let x = random(input.iter().product(), 1);
             let weights = random(shape.weight_len().unwrap(), 2);
             let grad = random(conv.output().unwrap().iter().product(), 3);
@@ -94,7 +94,8 @@ fn wide_layers_and_groups() {
 #[test]
 fn lengths_and_shapes_must_fit() {
     let pool = Pool::new(1).unwrap();
-    let conv = PlanarConv { shape: BASE, input: [1, 5, 4, 4], isa: Isa::best(), pool: &pool };
+    let (isa, precision) = (Isa::best(), Precision::F32);
+    let conv = PlanarConv { shape: BASE, input: [1, 5, 4, 4], isa, precision, pool: &pool };
     let message = |result: Result<Vec<f32>, Error>| result.unwrap_err().to_string();
     assert_eq!(message(conv.forward(&[0.0; 3], &[0.0; 315])), "input has 3 elements, expected 80");
     assert_eq!(message(conv.grad_input(&[0.0; 112], &[0.0; 3])), "weights has 3 elements, expected 315");
@@ -111,7 +112,7 @@ fn check_blocked(shape: ConvShape, batch: usize, size: [usize; 2]) {
         let mut results: Vec<[Vec<f32>; 4]> = Vec::new();
         for threads in [1, 2] {
             let pool = Pool::new(threads).unwrap();
-            let planar = PlanarConv { shape, input, isa, pool: &pool };
+            let planar = PlanarConv { shape, input, isa, precision: Precision::F32, pool: &pool };
             let conv = BlockedConv { shape, input, isa, pool: &pool };
             let (from, to) = (Blocked::new(input).unwrap(), conv.output().unwrap());
             let x = random(input.iter().product(), 1);

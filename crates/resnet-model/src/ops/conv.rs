@@ -2,17 +2,32 @@
 
 use candle_core::{CpuStorage, CustomOp2, DType, Device, Layout, Result, Shape, Tensor, WithDType};
 use rayon::prelude::*;
-use resnet_kernels::{ConvShape, Isa, PlanarConv};
+use resnet_kernels::{ConvShape, Isa, PlanarConv, Precision};
 use std::sync::OnceLock;
 
-use super::every;
 use super::real::{contiguous, is_ours, values};
-use crate::graph::Conv;
+use super::{every, standardize};
+use crate::graph::{Conv, StdConv};
 
 /// A convolution with any strides, paddings and dilations that are equal or not along the two axes.
 pub(crate) fn conv(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, conv: &Conv) -> Result<Tensor> {
+    with_precision(x, weight, bias, conv, Precision::F32)
+}
+
+/// The same with a standardised weight, and as precise as `f32` allows: BiT's networks make every error larger.
+pub(crate) fn std_conv(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, std: &StdConv) -> Result<Tensor> {
+    with_precision(x, &standardize(weight, std.eps)?, bias, &std.conv, Precision::Exact)
+}
+
+fn with_precision(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    conv: &Conv,
+    precision: Precision,
+) -> Result<Tensor> {
     let y = match is_ours(x) && x.dtype() == weight.dtype() {
-        true => x.contiguous()?.apply_op2(&weight.contiguous()?, CpuConv(*conv))?,
+        true => x.contiguous()?.apply_op2(&weight.contiguous()?, CpuConv(*conv, precision))?,
         false => composed(x, weight, conv)?,
     };
     match bias {
@@ -86,11 +101,11 @@ pub(crate) fn shape_of(conv: &Conv) -> ConvShape {
 }
 
 /// [`conv`] without bias on the CPU.
-struct CpuConv(Conv);
+struct CpuConv(Conv, Precision);
 
 impl CpuConv {
     fn planar(&self, input: [usize; 4]) -> Result<PlanarConv<'static>> {
-        Ok(PlanarConv { shape: self.shape(), input, isa: isa(), pool: threads()? })
+        Ok(PlanarConv { shape: self.shape(), input, isa: isa(), precision: self.1, pool: threads()? })
     }
 
     fn shape(&self) -> ConvShape {
