@@ -38,11 +38,11 @@ def bounds(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
         high = math.sqrt(6.0 / fan_in)
     elif last == "weight" and len(shape) == 2:
         high = math.sqrt(3.0 / fan_in)
-    elif last == "weight" and len(shape) == 1:
+    elif last in ("weight", "v") and len(shape) == 1:
         return 0.4, 0.8
     elif last == "running_var":
         return 0.7, 1.3
-    elif last in ("bias", "running_mean", "pos_embed"):
+    elif last in ("bias", "running_mean", "pos_embed", "tau"):
         high = 0.2
     else:
         raise ValueError(f"no role for {name} {shape}")

@@ -23,7 +23,6 @@ from torch import nn
 HERE = Path(__file__).parent
 LOGITS = 64
 SAMPLES = 16
-LEFT_OUT = ("resnetv2_50d_evos", "resnetv2_50d_frn")
 
 # Options of `Arch::with`, each on networks whose shortcuts, pools and blocks it meets differently.
 OPTIONS = {
@@ -88,8 +87,7 @@ def builders() -> dict:
     table = {}
     for module in ("resnet", "resnetv2"):
         for name in timm.list_models(module=module):
-            if name not in LEFT_OUT:
-                table[name] = lambda name=name: timm.create_model(name)
+            table[name] = lambda name=name: timm.create_model(name)
     for name in timm.list_models("*_clip*", module="byobnet"):
         table[name] = lambda name=name: timm.create_model(name)
     for name in ("inception_v4", "inception_resnet_v2"):

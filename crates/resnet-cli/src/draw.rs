@@ -156,6 +156,8 @@ fn note(op: &Op) -> Option<&'static str> {
     match op {
         Op::BatchNorm(_) => Some("batch norm"),
         Op::GroupNorm(_) => Some("group norm"),
+        Op::EvoNorm(_) => Some("EvoNorm"),
+        Op::FilterResponseNorm(_) => Some("response norm"),
         Op::Relu => Some("ReLU"),
         _ => None,
     }
@@ -202,6 +204,8 @@ pub(crate) fn operation(op: &Op) -> String {
         }
         Op::BatchNorm(_) => "batch norm".into(),
         Op::GroupNorm(_) => "group norm".into(),
+        Op::EvoNorm(_) => "EvoNorm".into(),
+        Op::FilterResponseNorm(_) => "response norm".into(),
         Op::Relu => "ReLU".into(),
         Op::Sigmoid => "sigmoid".into(),
         Op::MaxPool(pool) => strided(window(pool.kernel, "max pool"), pool.stride[0]),

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::graph::{Graph, Node, Op};
+use crate::graph::{EvoNorm, Graph, GroupNorm, Node, Op};
 use crate::{Error, Result, families, zoo};
 
 mod clip;
@@ -69,8 +69,12 @@ impl Arch {
             Arch::InceptionResNetV2(net) => families::inception::resnet_v2::graph(net),
             Arch::Clip(net) => families::clip::graph(net),
         }?;
-        let odd =
-            |node: &&Node| matches!(&node.op, Op::GroupNorm(n) if !node.channels.is_multiple_of(n.groups));
+        let odd = |node: &&Node| match &node.op {
+            Op::GroupNorm(GroupNorm { groups, .. }) | Op::EvoNorm(EvoNorm { groups, .. }) => {
+                !node.channels.is_multiple_of(*groups)
+            }
+            _ => false,
+        };
         match graph.nodes().iter().find(odd) {
             Some(Node { name, channels, .. }) => {
                 Err(Error::Arch(format!("the {channels} channels of `{name}` do not make equal groups")))

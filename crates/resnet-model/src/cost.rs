@@ -82,6 +82,8 @@ fn output(node: &Node, inputs: &[&[usize]], image: [usize; 2]) -> Result<Vec<usi
         Op::Concat => fits(inputs.iter().all(|shape| shape[1..] == first[1..]), [&[c], &first[1..]].concat()),
         Op::BatchNorm(_)
         | Op::GroupNorm(_)
+        | Op::EvoNorm(_)
+        | Op::FilterResponseNorm(_)
         | Op::Relu
         | Op::Sigmoid
         | Op::Multiply(_)

@@ -55,10 +55,26 @@ pub struct Network {
 #[derive(Debug, Clone)]
 pub(crate) enum Layer {
     Without,
-    Conv { weight: Tensor, bias: Option<Tensor> },
+    Conv {
+        weight: Tensor,
+        bias: Option<Tensor>,
+    },
     BatchNorm(Norm),
-    GroupNorm { norm: GroupNorm, weight: Tensor, bias: Tensor },
-    Linear { weight: Tensor, bias: Tensor },
+    GroupNorm {
+        norm: GroupNorm,
+        weight: Tensor,
+        bias: Tensor,
+    },
+    /// A norm that activates: with EvoNorm's `v` or filter response normalisation's `tau`.
+    Activated {
+        weight: Tensor,
+        bias: Tensor,
+        third: Tensor,
+    },
+    Linear {
+        weight: Tensor,
+        bias: Tensor,
+    },
     ChannelConv(Tensor),
     AttentionPool(Box<ops::AttentionWeights>),
 }
@@ -254,6 +270,15 @@ pub(crate) fn layer(node: &Node, vb: VarBuilder) -> Result<Layer> {
             let norm = GroupNorm::new(weight.clone(), bias.clone(), node.channels, norm.groups, norm.eps)?;
             Layer::GroupNorm { norm, weight, bias }
         }
+        Op::EvoNorm(_) | Op::FilterResponseNorm(_) => {
+            let tensor = |name, value| vb.get_with_hints(node.channels, name, Init::Const(value));
+            let (weight, bias) = (tensor("weight", 1.0)?, tensor("bias", 0.0)?);
+            let third = match node.op {
+                Op::EvoNorm(_) => tensor("v", 1.0)?,
+                _ => tensor("tau", 0.0)?,
+            };
+            Layer::Activated { weight, bias, third }
+        }
         Op::Linear(linear) => {
             // PyTorch's default: uniform in ±1/√C, weight and bias.
             let bound = 1.0 / (linear.in_features as f64).sqrt();
@@ -298,6 +323,12 @@ pub(crate) fn apply(node: &Node, layer: &Layer, inputs: &[Tensor], train: bool) 
             norm.forward(x, train, After { residual: None, relu: false })?
         }
         (Op::GroupNorm(_), Layer::GroupNorm { norm, .. }) => norm.forward(x)?,
+        (Op::EvoNorm(norm), Layer::Activated { weight, bias, third: v }) => {
+            ops::evo_norm(x, norm, weight, bias, v)?
+        }
+        (Op::FilterResponseNorm(norm), Layer::Activated { weight, bias, third: tau }) => {
+            ops::filter_response_norm(x, norm, weight, bias, tau)?
+        }
         (Op::Linear(_), Layer::Linear { weight, bias }) => {
             x.matmul(&weight.flatten_from(1)?.t()?)?.broadcast_add(bias)?
         }
@@ -325,6 +356,8 @@ pub(crate) fn apply(node: &Node, layer: &Layer, inputs: &[Tensor], train: bool) 
             | Op::StdConv(_)
             | Op::BatchNorm(_)
             | Op::GroupNorm(_)
+            | Op::EvoNorm(_)
+            | Op::FilterResponseNorm(_)
             | Op::Linear(_)
             | Op::ChannelConv(_)
             | Op::AttentionPool(_),

@@ -7,6 +7,7 @@ use candle_core::{DType, Result, Tensor};
 
 use crate::graph::{ChannelConv, Pad, PadChannels, Subsample};
 
+mod activated;
 mod attention;
 mod conv;
 mod norm;
@@ -14,6 +15,7 @@ mod pool;
 mod real;
 mod relu;
 
+pub(crate) use activated::{evo_norm, filter_response_norm};
 pub(crate) use attention::{AttentionWeights, Projection, attention_pool};
 pub(crate) use conv::{conv, isa, shape_of, std_conv, threads};
 pub(crate) use norm::{Affine, Moments, normalize};

@@ -21,9 +21,9 @@ pub enum Role {
     ConvWeight,
     /// A convolution's bias, `[out]`.
     ConvBias,
-    /// A normalisation's factor, `[C]`.
+    /// A normalisation's factor, of its result or (EvoNorm's `v`) inside its activation, `[C]`.
     NormScale,
-    /// A normalisation's addend, `[C]`.
+    /// A normalisation's addend or threshold (`tau`), `[C]`.
     NormShift,
     /// The running mean of a batch norm, `[C]`.
     RunningMean,
@@ -76,6 +76,16 @@ pub fn list(graph: &Graph) -> Vec<Param> {
             Op::GroupNorm(_) => {
                 push("weight", &channels, Role::NormScale);
                 push("bias", &channels, Role::NormShift);
+            }
+            Op::EvoNorm(_) => {
+                push("weight", &channels, Role::NormScale);
+                push("bias", &channels, Role::NormShift);
+                push("v", &channels, Role::NormScale);
+            }
+            Op::FilterResponseNorm(_) => {
+                push("weight", &channels, Role::NormScale);
+                push("bias", &channels, Role::NormShift);
+                push("tau", &channels, Role::NormShift);
             }
             Op::Linear(linear) => {
                 push("weight", &linear.weight_shape(), Role::LinearWeight);

@@ -5,14 +5,14 @@ use resnet_model::arch::{Arch, Block, Norm, ProjectionV2, ResNetV2, StageV2, Ste
 use super::{MAX_BLOCKS, MAX_STAGES, Shapes, count, head};
 
 pub(super) fn identify(shapes: &Shapes) -> Result<Arch, String> {
-    for (tensor, norm) in [("norm.v", "EvoNorm"), ("norm.tau", "filter response normalisation")] {
-        if shapes.has(tensor) {
-            return Err(format!("`{tensor}` belongs to {norm}, which no network here has"));
-        }
-    }
     let bottleneck = shapes.has("stages.0.blocks.0.conv3.weight");
     let (block, last) = if bottleneck { (Block::Bottleneck, 3) } else { (Block::Basic, 2) };
-    let norm = if shapes.has("norm.running_mean") { Norm::Batch } else { Norm::Group };
+    let norm = match () {
+        () if shapes.has("norm.running_mean") => Norm::Batch,
+        () if shapes.has("norm.v") => Norm::Evo,
+        () if shapes.has("norm.tau") => Norm::FilterResponse,
+        () => Norm::Group,
+    };
     // A plain stem with group norm is BiT's, whose weights are standardised and whose pool has zeros around.
     let (stem, in_channels, standardize) = if shapes.has("stem.conv1.weight") {
         let conv = |i: usize| shapes.need(&format!("stem.conv{i}.weight"));

@@ -40,9 +40,21 @@ pub enum Norm {
     Batch,
     /// Group normalisation with 32 groups (arXiv 1803.08494).
     Group,
+    /// EvoNorm-S0 with 32 groups (arXiv 2004.02967), which is an activation too; pre-activation networks only.
+    Evo,
+    /// Filter response normalisation (arXiv 1911.09737), whose threshold is an activation too; pre-activation networks
+    /// only.
+    FilterResponse,
 }
 
-/// Groups of [`Norm::Group`].
+impl Norm {
+    /// Whether it activates its result, so that no ReLU follows.
+    pub fn activates(self) -> bool {
+        matches!(self, Norm::Evo | Norm::FilterResponse)
+    }
+}
+
+/// Groups of [`Norm::Group`] and [`Norm::Evo`].
 pub(crate) const NORM_GROUPS: usize = 32;
 
 /// What a family is asked for beyond its variants; `None` leaves a setting as it is. See [`Arch::with`](crate::Arch::with).

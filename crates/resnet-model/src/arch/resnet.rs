@@ -354,6 +354,9 @@ impl ResNet {
                 )));
             }
         }
+        if self.norm.activates() {
+            return Err(Error::Arch("blocks that end in a norm cannot have one that activates".into()));
+        }
         if self.shortcut == Shortcut::ZeroPad {
             let mut channels = self.stem.width();
             for stage in &self.stages {

@@ -8,7 +8,7 @@ use super::options::{
     EPS, article, check_ends, check_eps, check_output_stride, default_eps, is_default, is_default_eps, within,
 };
 use super::{Block, GlobalPool, Norm, StrideIn};
-use crate::Result;
+use crate::{Error, Result};
 
 /// A pre-activation residual network (He et al. 2016, arXiv 1603.05027) and BiT (arXiv 1912.11370), as timm's
 /// `resnetv2.py` writes them.
@@ -191,6 +191,11 @@ impl ResNetV2 {
             within("inner width of a block", self.inner_width(*stage), 1 << 16)?;
         }
         self.stem.widths().into_iter().try_for_each(|width| within("stem width", width, 1 << 14))?;
+        if self.norm.activates() && matches!(self.stem, StemV2::NormConv7 { .. }) {
+            return Err(Error::Arch(
+                "a stem that normalises the input cannot have a norm that activates".into(),
+            ));
+        }
         check_ends(self.in_channels, self.num_classes)?;
         check_eps(self.norm_eps)?;
         self.standardize.map_or(Ok(()), check_eps)?;

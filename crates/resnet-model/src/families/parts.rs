@@ -2,13 +2,17 @@
 
 use crate::arch::options::NORM_GROUPS;
 use crate::arch::{Attention, Norm};
-use crate::graph::{AvgPool, Builder, Divisor, GroupNorm, NodeId, Pad, Pool, Rounding};
+use crate::graph::{
+    AvgPool, Builder, Divisor, EvoNorm, FilterResponseNorm, GroupNorm, NodeId, Op, Pad, Pool, Rounding,
+};
 
 /// The norm of a network, by PyTorch's name.
 pub(super) fn norm(g: &mut Builder, name: &str, x: NodeId, norm: Norm, eps: f64) -> NodeId {
     match norm {
         Norm::Batch => g.batch_norm(name, x, eps),
         Norm::Group => g.group_norm(name, x, GroupNorm { groups: NORM_GROUPS, eps }),
+        Norm::Evo => g.push(name, Op::EvoNorm(EvoNorm { groups: NORM_GROUPS, eps }), &[x]),
+        Norm::FilterResponse => g.push(name, Op::FilterResponseNorm(FilterResponseNorm { eps }), &[x]),
     }
 }
 

@@ -43,8 +43,7 @@ pub(crate) fn graph(net: &ResNetV2) -> Result<Graph> {
         }
         g.tap(format!("stages.{i}"), x);
     }
-    x = norm(&mut g, "norm", x, net.norm, net.norm_eps);
-    x = g.relu("norm.act", x);
+    x = norm_relu(&mut g, net, "norm", x);
     let form = LinearForm::Pointwise;
     head(&mut g, x, &Head { pool: net.pool, name: "head.fc", form, classes: net.num_classes });
     Ok(g.finish())
@@ -58,9 +57,13 @@ fn conv(g: &mut Builder, net: &ResNetV2, name: &str, x: NodeId, conv: Conv) -> N
     }
 }
 
+/// The norm and what activates its result, where the norm does not do that itself.
 fn norm_relu(g: &mut Builder, net: &ResNetV2, name: &str, x: NodeId) -> NodeId {
     let x = norm(g, name, x, net.norm, net.norm_eps);
-    g.relu(format!("{name}.act"), x)
+    match net.norm.activates() {
+        true => x,
+        false => g.relu(format!("{name}.act"), x),
+    }
 }
 
 fn stem(g: &mut Builder, net: &ResNetV2, x: NodeId) -> NodeId {

@@ -53,6 +53,8 @@ impl Builder {
             Op::Input
             | Op::BatchNorm(_)
             | Op::GroupNorm(_)
+            | Op::EvoNorm(_)
+            | Op::FilterResponseNorm(_)
             | Op::Relu
             | Op::Sigmoid
             | Op::Add

@@ -14,6 +14,10 @@ pub enum Op {
     BatchNorm(BatchNorm),
     /// Group normalisation; parameters `weight` and `bias`.
     GroupNorm(GroupNorm),
+    /// Normalisation and activation in one; parameters `weight`, `bias` and `v`.
+    EvoNorm(EvoNorm),
+    /// Normalisation and activation in one; parameters `weight`, `bias` and `tau`.
+    FilterResponseNorm(FilterResponseNorm),
     /// `max(x, 0)`.
     Relu,
     /// `1 / (1 + e^-x)`; any shape.
@@ -126,6 +130,24 @@ pub struct GroupNorm {
     /// Number of groups; it divides the channels.
     pub groups: usize,
     /// Added to the variance.
+    pub eps: f64,
+}
+
+/// EvoNorm-S0 (arXiv 2004.02967): `x · sigmoid(v · x) / √(var + eps) · weight + bias`, with the biased variance of each
+/// image's groups of channels.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct EvoNorm {
+    /// Number of groups; it divides the channels.
+    pub groups: usize,
+    /// Added to the variance.
+    pub eps: f64,
+}
+
+/// A filter response normalisation with a thresholded linear unit (arXiv 1911.09737):
+/// `max(x / √(mean of x² + eps) · weight + bias, tau)`, with the mean over the pixels of each image's channel.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct FilterResponseNorm {
+    /// Added to the mean of squares.
     pub eps: f64,
 }
 

@@ -106,6 +106,7 @@ fn tensors(layer: &Layer) -> Vec<&Tensor> {
         Layer::Conv { weight, bias } => [Some(weight), bias.as_ref()].into_iter().flatten().collect(),
         Layer::BatchNorm(norm) => vec![&norm.weight, &norm.bias],
         Layer::GroupNorm { weight, bias, .. } => vec![weight, bias],
+        Layer::Activated { weight, bias, third } => vec![weight, bias, third],
         Layer::Linear { weight, bias } => vec![weight, bias],
         Layer::ChannelConv(weight) => vec![weight],
         Layer::AttentionPool(pool) => {

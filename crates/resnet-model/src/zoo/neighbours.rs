@@ -36,8 +36,15 @@ fn gn(net: ResNetV2) -> ResNetV2 {
     ResNetV2 { norm: Norm::Group, ..net }
 }
 
-/// timm's `resnetv2.py`, without `resnetv2_50d_evos` and `resnetv2_50d_frn`: their EvoNorm and filter response
-/// normalisation are in no other network.
+fn evos(net: ResNetV2) -> ResNetV2 {
+    ResNetV2 { norm: Norm::Evo, ..net }
+}
+
+fn frn(net: ResNetV2) -> ResNetV2 {
+    ResNetV2 { norm: Norm::FilterResponse, ..net }
+}
+
+/// timm's `resnetv2.py`.
 pub(super) fn pre_activation() -> Vec<(&'static str, Arch)> {
     let table = vec![
         ("resnetv2_18", basic(N26)),
@@ -48,6 +55,8 @@ pub(super) fn pre_activation() -> Vec<(&'static str, Arch)> {
         ("resnetv2_50d", d(bottleneck(N50))),
         ("resnetv2_50t", t(bottleneck(N50))),
         ("resnetv2_50d_gn", gn(d(bottleneck(N50)))),
+        ("resnetv2_50d_evos", evos(d(bottleneck(N50)))),
+        ("resnetv2_50d_frn", frn(d(bottleneck(N50)))),
         ("resnetv2_101", bottleneck(N101)),
         ("resnetv2_101d", d(bottleneck(N101))),
         ("resnetv2_152", bottleneck(N152)),
