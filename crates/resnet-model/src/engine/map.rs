@@ -45,7 +45,7 @@ impl Map {
                 gate.chunks(c).map(|g| Affine { scale: g.to_vec(), shift: vec![0.0; c] }).collect()
             }
             First::Group { groups, eps, affine } => {
-                (0..images).map(|image| group_norm(x, image, *groups, *eps, affine)).collect()
+                (0..images).map(|image| group_norm(x, image, *groups, *eps, affine, pool)).collect()
             }
         };
         let layout = to.layout;
@@ -105,34 +105,47 @@ fn row_of<'a>(view: &View<'a>, image: usize, block: usize, y: usize) -> &'a [f32
 }
 
 /// The factors and addends that normalise one image's groups of channels, in f64.
-fn group_norm(x: View, image: usize, groups: usize, eps: f64, affine: &Affine) -> Affine {
-    let Blocked { c, h, w, .. } = x.layout;
-    let per_group = c / groups;
-    let count = (per_group * h * w) as f64;
-    let sum = |value: &dyn Fn(usize, f64) -> f64| -> Vec<f64> {
-        let mut sums = vec![0.0; groups];
-        for block in 0..x.layout.blocks() {
-            let lanes = LANES.min(c - block * LANES);
-            for y in 0..h {
-                for pixel in chunks(row_of(&x, image, block, y)) {
-                    for (lane, &v) in pixel[..lanes].iter().enumerate() {
-                        let group = (block * LANES + lane) / per_group;
-                        sums[group] += value(group, f64::from(v));
-                    }
-                }
-            }
-        }
-        sums.into_iter().map(|s| s / count).collect()
-    };
-    let mean = sum(&|_, v| v);
-    let variance = sum(&|group, v| (v - mean[group]) * (v - mean[group]));
+fn group_norm(x: View, image: usize, groups: usize, eps: f64, affine: &Affine, pool: &Pool) -> Affine {
+    let per_group = x.layout.c / groups;
+    let mean = group_means(x, image, &vec![0.0; groups], pool, |v, _| v);
+    let variance = group_means(x, image, &mean, pool, |v, mean| (v - mean) * (v - mean));
     let coefficient = |channel: usize| {
         let group = channel / per_group;
         let scale = f64::from(affine.scale[channel]) / (variance[group] + eps).sqrt();
         (scale as f32, (f64::from(affine.shift[channel]) - mean[group] * scale) as f32)
     };
-    let (scale, shift) = (0..c).map(coefficient).unzip();
+    let (scale, shift) = (0..x.layout.c).map(coefficient).unzip();
     Affine { scale, shift }
+}
+
+/// The mean of `f(value, about[group])` over each group of channels of one image. Every channel is summed up in a lane of
+/// its own, so that the loop fills vector registers.
+fn group_means(
+    x: View,
+    image: usize,
+    about: &[f64],
+    pool: &Pool,
+    f: impl Fn(f64, f64) -> f64 + Sync,
+) -> Vec<f64> {
+    let Blocked { c, h, w, .. } = x.layout;
+    let per_group = c / about.len();
+    let mut sums = vec![0.0f64; x.layout.blocks() * LANES];
+    pool.for_each_chunk(&mut sums, LANES, |block, sums| {
+        let group = |lane: usize| (block * LANES + lane) / per_group;
+        let about: [f64; LANES] =
+            std::array::from_fn(|lane| about.get(group(lane)).copied().unwrap_or_default());
+        let mut lanes = [0.0f64; LANES];
+        for y in 0..h {
+            for pixel in chunks(row_of(&x, image, block, y)) {
+                for lane in 0..LANES {
+                    lanes[lane] += f(f64::from(pixel[lane]), about[lane]);
+                }
+            }
+        }
+        sums.copy_from_slice(&lanes);
+    });
+    let count = (per_group * h * w) as f64;
+    sums[..c].chunks(per_group).map(|group| group.iter().sum::<f64>() / count).collect()
 }
 
 /// Channels of `inputs`, one after the other, in `to`.
