@@ -119,18 +119,30 @@ impl Axes {
         writeln!(out, "</svg>")
     }
 
-    /// Names of the best, where they cover no other name.
+    /// Names of the best, where they cover no other name and no dot.
     fn names(&self, out: &mut String, dots: &[(&Model, f64, bool)]) -> std::fmt::Result {
         let mut taken: Vec<[f64; 3]> = Vec::new();
+        let places: Vec<[f64; 2]> = dots.iter().map(|d| self.place(d.0.gmacs(), d.1)).collect();
         let mut best: Vec<&(&Model, f64, bool)> = dots.iter().filter(|d| d.2).collect();
         best.sort_by(|a, b| b.1.total_cmp(&a.1));
         for (model, top1, _) in best {
             let [x, y] = self.place(model.gmacs(), *top1);
-            let (right, base) = (x - 7.0, y - 2.0);
+            let right = x - 7.0;
             let left = right - 5.2 * model.name().len() as f64;
-            let covers =
-                |other: &[f64; 3]| (other[2] - base).abs() < 11.0 && left < other[1] && other[0] < right;
-            if left < ROOM[0] || taken.iter().any(covers) {
+            let is_free = |base: &f64| {
+                let names = taken
+                    .iter()
+                    .all(|other| (other[2] - base).abs() >= 11.0 || other[1] <= left || right <= other[0]);
+                // A dot has a radius of 4 pixels, a letter 8 above the line and 2 below.
+                let covers =
+                    |[x, y]: &[f64; 2]| left < x + 4.0 && x - 4.0 < right && (y - base + 3.0).abs() < 9.0;
+                names && !places.iter().any(covers)
+            };
+            // Beside its dot, or higher.
+            let Some(base) = [2.0, 9.0, 16.0].map(|above| y - above).into_iter().find(is_free) else {
+                continue;
+            };
+            if left < ROOM[0] {
                 continue;
             }
             taken.push([left, right, base]);
