@@ -8,14 +8,19 @@ file before it is kept. (Not called onnx.py: that would hide the package.)
 import json
 import shutil
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
+import timm
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save_file
+from timm.layers import StdConv2d
+from timm.models.resnetv2 import ResNetV2
+from timm.models.vgg import VGG
 from torch import nn
 from torch.nn import functional as F
 
@@ -25,6 +30,9 @@ import nets
 
 HERE = Path(__file__).resolve().parent / "onnx"
 TOLERANCE = 2e-5
+# Elements of the largest weight that is not made one number over and over, and of those that then stay in the file.
+LARGE = 50_000
+SMALL = 100
 
 
 def arch(block, widths, depths, classes=5, **options) -> dict:
@@ -60,8 +68,29 @@ ARCHS = {
         "in_channels": 3,
         "num_classes": 5,
     },
+    "bit": {
+        "family": "resnet_v2",
+        "stem": {"kind": "conv7_zero_padded", "width": 32},
+        "block": "bottleneck",
+        "stages": [{"depth": 1, "channels": 128}],
+        "norm": "group",
+        "standardize": 1e-8,
+        "in_channels": 3,
+        "num_classes": 5,
+    },
+    "vgg": {
+        "family": "vgg",
+        "stages": [{"depth": 1, "width": 4}, {"depth": 1, "width": 6}, {"depth": 1, "width": 8}],
+        "in_channels": 3,
+        "num_classes": 5,
+    },
 }
+# Networks of timm that come in one size only.
+WHOLE = ("inception_v3", "inception_v4", "inception_resnet_v2")
+ARCHS |= {name: {"family": name, "in_channels": 3, "num_classes": 5} for name in WHOLE}
 SIZE = 48
+# VGG's head wants 7×7 pixels after three poolings, Inception's windows need some room.
+SIZES = {"vgg": 56} | {name: 80 for name in WHOLE}
 
 
 class PreActivation(nn.Module):
@@ -107,21 +136,49 @@ class PreActivation(nn.Module):
         return self.head["fc"](F.relu(self.norm(x)).mean((2, 3), keepdim=True)).flatten(1)
 
 
+def bit(arch: dict) -> nn.Module:
+    """timm's, with weights that are standardised as the network runs."""
+    return ResNetV2(
+        [stage["depth"] for stage in arch["stages"]],
+        channels=[stage["channels"] for stage in arch["stages"]],
+        num_classes=arch["num_classes"],
+        stem_chs=arch["stem"]["width"],
+        stem_type="fixed",
+        conv_layer=partial(StdConv2d, eps=arch["standardize"]),
+    )
+
+
+def vgg(arch: dict) -> nn.Module:
+    """timm's, whose head is convolutions; its large weights are one number over and over."""
+    return VGG([c for stage in arch["stages"] for c in [*[stage["width"]] * stage["depth"], "M"]], num_classes=5)
+
+
 def network(name: str) -> tuple[nets.Net, np.ndarray]:
     arch = ARCHS[name]
-    net, x = (PreActivation if arch["family"] == "resnet_v2" else nets.Net)(arch), formula.input(2, 3, SIZE, SIZE)
+    build = {"v2": PreActivation, "bit": bit, "vgg": vgg}.get(name, nets.Net)
+    x = formula.input(2, 3, *[SIZES.get(name, SIZE)] * 2)
+    if name in WHOLE:
+        net = timm.create_model(name, num_classes=arch["num_classes"]).eval()
+        formula.fill(net)
+        # All but the biases are one number over and over, such that images neither vanish nor explode.
+        for key, tensor in net.state_dict().items():
+            if tensor.ndim and not key.endswith("bias"):
+                tensor.fill_(0 if key.endswith("mean") else 1 / tensor[0].numel())
+        net.arch = arch
+        return net, x
+    net = build(arch)
     net.arch = arch
     generate.fill_narrow(net, f"onnx-{name}", x)
-    if name == "filled":
-        for tensor in net.state_dict().values():
+    for tensor in net.state_dict().values():
+        if name == "filled" or tensor.numel() > LARGE:
             tensor.fill_(tensor.flatten()[0])
     return net, x
 
 
-def torchscript(net, x, path: Path, **options) -> None:
+def torchscript(net, x, path: Path, any_size=True, **options) -> None:
     torch.onnx.export(
         net, torch.from_numpy(x), path, dynamo=False, input_names=["image"], output_names=["scores"],
-        dynamic_axes={"image": {0: "n", 2: "h", 3: "w"}, "scores": {0: "n"}}, **options,
+        dynamic_axes={"image": {0: "n"} | ({2: "h", 3: "w"} if any_size else {}), "scores": {0: "n"}}, **options,
     )
 
 
@@ -347,6 +404,27 @@ def caffe2(net, path: Path, filled=False) -> None:
 MEAN, STD = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
 
 
+def small(net, x, path: Path) -> None:
+    """PyTorch's export, its large weights made by nodes: one number over and over."""
+    keep = {"training": torch.onnx.TrainingMode.PRESERVE, "do_constant_folding": False}
+    torchscript(net, x, path, any_size=False, opset_version=17, **keep)
+    model = onnx.load(path)
+    nodes = []
+    for tensor in list(model.graph.initializer):
+        values = numpy_helper.to_array(tensor)
+        if values.size <= SMALL or not (values == values.flat[0]).all():
+            continue
+        one = helper.make_tensor("", TensorProto.FLOAT, [1], [values.flat[0]])
+        shape = numpy_helper.from_array(np.array(values.shape), f"{tensor.name}.shape")
+        nodes.append(helper.make_node("ConstantOfShape", [shape.name], [tensor.name], value=one))
+        model.graph.initializer.remove(tensor)
+        model.graph.initializer.append(shape)
+    nodes += list(model.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    path.write_bytes(model.SerializeToString())
+
+
 def prepared(net, x, path: Path) -> None:
     """PyTorch's export behind nodes that take mean and deviation of pixels up to 255."""
     torchscript(net, x, path, opset_version=17)
@@ -429,6 +507,10 @@ def main() -> None:
         "prepared.onnx": ("bottleneck", prepared),
         "mxnet-v2.onnx": ("v2", lambda n, x, p: mxnet_v2(n, p)),
         "caffe2.onnx": ("v1", lambda n, x, p: caffe2(n, p)),
+        "torchscript-bit.onnx": ("bit", lambda n, x, p: torchscript(n, x, p, opset_version=17)),
+        "dynamo-bit.onnx": ("bit", lambda n, x, p: dynamo(n, x, p, opset_version=20, external_data=False)),
+        "timm-vgg.onnx": ("vgg", small),
+        **{f"{name}.onnx": (name, small) for name in WHOLE},
     }
     logits, rows = {}, ["file\tnetwork\tlargest difference of ONNX Runtime's logits to PyTorch's"]
     for file, (name, write) in files.items():

@@ -24,7 +24,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
-use resnet_model::arch::Arch;
+use resnet_model::arch::{Arch, Norm, ResNetV2};
 use resnet_model::graph::Op;
 use resnet_model::meta::KEY;
 use resnet_model::raw::Bytes;
@@ -148,6 +148,7 @@ pub(crate) fn understand(
         Ok(matched) => matched,
         Err(why) => return Ok(Err(why)),
     };
+    let arch = standardized(arch, &assigned.tensors);
     let mut notes = translated.notes;
     if assigned.unfolded > 0 {
         let norms = plural(assigned.unfolded, "batch norm");
@@ -209,6 +210,30 @@ fn find(net: &Net, theirs: &[Item], first: Option<&Arch>, only: bool) -> Result<
     }
     let why = closest.map_or_else(|| "it has no blocks that any has".into(), |(_, why)| why);
     Err(format!("a graph that is no network of the zoo; {why}"))
+}
+
+/// Exporters write BiT's weights standardised. To do it once more changes nothing, and is what training needs.
+fn standardized(arch: Arch, tensors: &BTreeMap<String, RawTensor>) -> Arch {
+    const EPS: f64 = 1e-8;
+    let Arch::ResNetV2(net) = &arch else { return arch };
+    let Ok(graph) = arch.graph() else { return arch };
+    let is = |weight: &RawTensor| {
+        let per_channel = weight.shape().iter().skip(1).product::<usize>().max(1);
+        weight.to_f32("").is_ok_and(|values| {
+            values.chunks(per_channel).all(|channel| {
+                let mean = |f: &dyn Fn(f64) -> f64| {
+                    channel.iter().map(|&v| f(f64::from(v))).sum::<f64>() / per_channel as f64
+                };
+                mean(&|v| v).abs() < 1e-4 && (mean(&|v| v * v) - 1.0).abs() < 1e-3
+            })
+        })
+    };
+    let mut convs = graph.nodes().iter().filter(|node| matches!(node.op, Op::Conv(_)));
+    let all = convs.all(|node| tensors.get(&format!("{}.weight", node.name)).is_some_and(is));
+    match net.norm == Norm::Group && all {
+        true => Arch::ResNetV2(ResNetV2 { standardize: Some(EPS), ..net.clone() }),
+        false => arch,
+    }
 }
 
 /// What the first and the last layer tell.

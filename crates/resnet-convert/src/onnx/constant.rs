@@ -254,6 +254,76 @@ pub(super) fn each(op: &str, tensor: &RawTensor) -> Option<RawTensor> {
     cast(&RawTensor::from_f32(tensor.shape().to_vec(), &values)?, tensor.dtype())
 }
 
+/// Means over some axes, computed in `f64`.
+pub(super) fn mean(tensor: &RawTensor, axes: &[i64], keep: bool) -> Option<RawTensor> {
+    let shape = tensor.shape();
+    let axes: Vec<usize> = axes.iter().map(|&a| axis(a, shape.len())).collect::<Option<_>>()?;
+    let kept: Vec<usize> =
+        shape.iter().enumerate().map(|(i, &d)| if axes.contains(&i) { 1 } else { d }).collect();
+    // The place of an element's mean: strides of the result, 0 along the axes.
+    let mut strides = vec![0usize; shape.len()];
+    let mut step = 1usize;
+    for (i, (stride, &size)) in strides.iter_mut().zip(&kept).enumerate().rev() {
+        *stride = if axes.contains(&i) { 0 } else { step };
+        step = step.checked_mul(size)?;
+    }
+    let mut sums = vec![0f64; step];
+    let mut index = vec![0usize; shape.len()];
+    for value in tensor.to_f32("").ok()? {
+        let at = index.iter().zip(&strides).map(|(i, s)| i.checked_mul(*s)).sum::<Option<usize>>()?;
+        *sums.get_mut(at)? += f64::from(value);
+        for (i, &size) in index.iter_mut().zip(shape).rev() {
+            *i = i.checked_add(1)?;
+            if *i < size {
+                break;
+            }
+            *i = 0;
+        }
+    }
+    let each = tensor.elements().checked_div(step)? as f64;
+    let means: Vec<f32> = sums.into_iter().map(|sum| (sum / each) as f32).collect();
+    let out = kept.into_iter().enumerate().filter(|(i, _)| keep || !axes.contains(i));
+    cast(&RawTensor::from_f32(out.map(|(_, d)| d).collect(), &means)?, tensor.dtype())
+}
+
+/// A batch norm of `tensor` `[N, C, …]` with scale, bias, mean and variance `[C]`, or with its own moments, in `f64`.
+pub(super) fn batch_norm(
+    tensor: &RawTensor,
+    parameters: [Option<&RawTensor>; 4],
+    eps: f64,
+    own_moments: bool,
+) -> Option<RawTensor> {
+    let &[images, channels, ref rest @ ..] = tensor.shape() else { return None };
+    let pixels = count(rest)?;
+    let mut values = tensor.to_f32("").ok()?;
+    let [scale, bias, mean, var] = parameters.map(|p| p?.to_f32("").ok());
+    let (scale, bias, mean, var) = (scale?, bias?, mean?, var?);
+    let number = images.checked_mul(pixels)? as f64;
+    for channel in 0..channels {
+        let place = |image: usize| {
+            let start = image.checked_mul(channels)?.checked_add(channel)?.checked_mul(pixels)?;
+            Some(start..start.checked_add(pixels)?)
+        };
+        let (mut mean, mut var) = (f64::from(*mean.get(channel)?), f64::from(*var.get(channel)?));
+        if own_moments {
+            let sum = |f: &dyn Fn(f64) -> f64| {
+                let planes = (0..images).map(|image| values.get(place(image)?));
+                let sums = planes.map(|plane| Some(plane?.iter().map(|&v| f(f64::from(v))).sum::<f64>()));
+                sums.sum::<Option<f64>>()
+            };
+            mean = sum(&|v| v)? / number;
+            var = sum(&|v| (v - mean) * (v - mean))? / number;
+        }
+        let scale = f64::from(*scale.get(channel)?) / (var + eps).sqrt();
+        let bias = f64::from(*bias.get(channel)?);
+        for image in 0..images {
+            let plane = values.get_mut(place(image)?)?;
+            plane.iter_mut().for_each(|v| *v = ((f64::from(*v) - mean) * scale + bias) as f32);
+        }
+    }
+    cast(&RawTensor::from_f32(tensor.shape().to_vec(), &values)?, tensor.dtype())
+}
+
 /// The shape that `Reshape` makes of `shape`: -1 is what is left, 0 what was there.
 pub(super) fn reshaped(shape: &[usize], target: &[i64], keep_zeros: bool) -> Option<Vec<usize>> {
     let mut rest = None;
@@ -310,6 +380,35 @@ mod tests {
         check("Mul", &[2], &[2, 2], &[0.0, 1.0, 0.0, 3.0]);
         check("Sub", &[2, 2], &[2, 1], &[0.0, 1.0, 1.0, 2.0]);
         assert!(arithmetic("Add", &tensor(&[2, 1]), &tensor(&[1, 2])).is_none());
+    }
+
+    #[test]
+    fn means_are_over_the_axes_asked_for() {
+        let check = |axes: &[i64], keep, shape: &[usize], expected: &[f32]| {
+            let result = mean(&tensor(&[2, 3, 2]), axes, keep).unwrap();
+            assert_eq!(
+                (result.shape(), result.to_f32("").unwrap().as_slice()),
+                (shape, expected),
+                "{axes:?}"
+            );
+        };
+        check(&[0, 2], false, &[3], &[3.5, 5.5, 7.5]);
+        check(&[1], true, &[2, 1, 2], &[2.0, 3.0, 8.0, 9.0]);
+        check(&[-1, 0, 1], false, &[], &[5.5]);
+        assert!(mean(&tensor(&[2]), &[1], true).is_none());
+    }
+
+    #[test]
+    fn norms_use_the_moments_they_are_told() {
+        let numbers = |values: &[f32]| RawTensor::from_f32(vec![values.len()], values).unwrap();
+        let given = [[2.0, 1.0], [0.5, 0.0], [1.0, 3.0], [4.0, 0.25]].map(|v| numbers(&v));
+        let norm = |own| {
+            let parameters = given.each_ref().map(Some);
+            batch_norm(&tensor(&[1, 2, 2]), parameters, 0.0, own).unwrap().to_f32("").unwrap()
+        };
+        assert_eq!(norm(false), [-0.5, 0.5, -2.0, 0.0]);
+        assert_eq!(norm(true), [-1.5, 2.5, -1.0, 1.0]);
+        assert!(batch_norm(&tensor(&[1, 3, 2]), given.each_ref().map(Some), 0.0, true).is_none());
     }
 
     #[test]

@@ -86,12 +86,25 @@ fn items(parts: Vec<Part>) -> Vec<Item> {
             place.push(first);
             continue;
         }
+        let inputs = if let Op::Concat = part.op { flat(inputs, &items) } else { inputs };
         let op = canonical(part.op);
         let hash = hash(&op, &inputs, &items);
         place.push(items.len());
         items.push(Item { op, inputs, members: vec![i], channels: part.channels, hash });
     }
     items
+}
+
+/// The inputs of a concatenation, those of a concatenation among them in its place, since exporters join the two.
+fn flat(inputs: Vec<usize>, items: &[Item]) -> Vec<usize> {
+    // A chain of them that each take the last one twice would grow without bounds.
+    const MOST: usize = 64;
+    let flat = inputs.iter().flat_map(|i| match items.get(*i) {
+        Some(Item { op: Op::Concat, inputs, .. }) => inputs.clone(),
+        _ => vec![*i],
+    });
+    let flat: Vec<usize> = flat.take(MOST + 1).collect();
+    if flat.len() > MOST { inputs } else { flat }
 }
 
 /// The operation without what may differ between equal networks.

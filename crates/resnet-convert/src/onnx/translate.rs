@@ -3,6 +3,7 @@
 mod arrange;
 mod fixed;
 mod layers;
+mod pools;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;

@@ -142,6 +142,8 @@ impl<'a> Translator<'a> {
                     | "Concat"
                     | "Gather"
                     | "Slice"
+                    | "ReduceMean"
+                    | "BatchNormalization"
             )
         {
             return Err(node.fault(Code::TensorBytes, "constants far larger than the file"));
@@ -191,6 +193,17 @@ impl<'a> Translator<'a> {
                 input(1).and_then(|other| constant::arithmetic(&node.op, tensor, other))
             }
             "Sqrt" | "Reciprocal" | "Neg" | "Exp" | "Abs" => constant::each(&node.op, tensor),
+            "ReduceMean" => {
+                let axes = list("axes", 1).unwrap_or_else(|| (0..rank as i64).collect());
+                constant::mean(tensor, &axes, node.int_or("keepdims", 1) != 0)
+            }
+            // PyTorch standardises weights by a batch norm of a batch of one.
+            "BatchNormalization" => constant::batch_norm(
+                tensor,
+                [1, 2, 3, 4].map(input),
+                f64::from(node.float_or("epsilon", 1e-5)),
+                node.flag("training_mode"),
+            ),
             _ => None,
         };
         let made = made.ok_or_else(odd)?;

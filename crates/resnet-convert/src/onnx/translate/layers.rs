@@ -1,8 +1,6 @@
 //! Nodes that compute with images.
 
-use resnet_model::graph::{
-    AvgPool, BatchNorm, ChannelConv, Divisor, GroupNorm, Linear, LinearForm, Multiply, Op, Rounding,
-};
+use resnet_model::graph::{BatchNorm, ChannelConv, Flatten, GroupNorm, Linear, LinearForm, Multiply, Op};
 
 use super::{Translator, Value};
 use crate::error::{Code, Fault};
@@ -75,7 +73,7 @@ impl<'a> Translator<'a> {
     }
 
     /// Checks that pixels are where they are elsewhere; exporters from TensorFlow move them around convolutions.
-    fn planar(&mut self, node: &'a Node, i: usize) -> Result<usize, Fault> {
+    pub(super) fn planar(&mut self, node: &'a Node, i: usize) -> Result<usize, Fault> {
         let x = self.view(node, i)?;
         match x.axes.as_slice() {
             [Axis::N, Axis::C, Axis::H, Axis::W] => Ok(x.cell),
@@ -118,6 +116,11 @@ impl<'a> Translator<'a> {
         let mut input = self.planar(node, 0)?;
         let size = self.cell(input)?.size;
         let mut window = Window::of(node, [height, width], size)?;
+        // Smaller ones may cover the last features of a small image by chance.
+        let covers = size == Some([height, width]) && [height, width] == [7; 2] && groups == 1;
+        if covers && window.before == [0; 2] && window.after == [0; 2] && window.dilation == [1; 2] {
+            return self.whole(node, input, weight, bias);
+        }
         if !window.is_symmetric() {
             let padded = output(size, |axis, n| {
                 let at = |pair: [usize; 2]| pair.get(axis).copied().unwrap_or(0);
@@ -131,6 +134,27 @@ impl<'a> Translator<'a> {
         let size = output(self.cell(input)?.size, |axis, n| conv.output(axis, n));
         let kind = Kind::Op(Op::Conv(conv), Tensors::weight(weight, bias));
         Ok(View::planar(self.push_sized(node, kind, &[input], out, size)?))
+    }
+
+    /// A convolution whose one window is the whole image: a fully connected layer (timm's VGG has such a head).
+    fn whole(
+        &mut self,
+        node: &'a Node,
+        x: usize,
+        weight: Constant,
+        bias: Option<Constant>,
+    ) -> Result<View, Fault> {
+        let (channels, size) = (self.cell(x)?.channels, self.cell(x)?.size);
+        let pixels = size.unwrap_or([1; 2]);
+        let odd = || node.odd("a convolution of a whole image that is too large");
+        let in_features = pixels.iter().try_fold(channels, |n, &d| n.checked_mul(d)).ok_or_else(odd)?;
+        let out_features = weight.shape().first().copied().unwrap_or(0);
+        let weight = weight.reshape(&[out_features, in_features]).ok_or_else(odd)?;
+        let flat = Kind::Op(Op::Flatten(Flatten { pixels }), Tensors::default());
+        let cell = self.push_sized(node, flat, &[x], in_features, None)?;
+        let view = View { cell, axes: vec![Axis::N, Axis::C, Axis::One, Axis::One] };
+        let linear = Linear { in_features, out_features, form: LinearForm::Matrix };
+        self.linear(node, view, linear, Tensors::weight(weight, bias))
     }
 
     /// The channels of a cell; those of an input that tells nothing are what its first user expects.
@@ -216,83 +240,6 @@ impl<'a> Translator<'a> {
         Ok(View::planar(self.push(node, Kind::Op(op, Tensors::weight(weight, Some(bias))), &[x])?))
     }
 
-    fn max_pool(&mut self, node: &'a Node) -> Result<View, Fault> {
-        let x = self.planar(node, 0)?;
-        let size = self.cell(x)?.size;
-        let window = Window::of(node, node.pair("kernel_shape", [1; 2])?, size)?;
-        if !window.is_symmetric() {
-            return Err(
-                node.odd("a max-pool that is padded on one side only, which no network of the zoo has")
-            );
-        }
-        let pool = window.pool();
-        let size_after = output(size, |axis, n| pool.output(axis, n));
-        if node.flag("ceil_mode") && !exact(size, &window) {
-            return Err(node.odd("a max-pool that rounds up (ceil_mode), which no network of the zoo has"));
-        }
-        if window.dilation != [1; 2] {
-            return Err(node.odd("a dilated max-pool"));
-        }
-        let channels = self.cell(x)?.channels;
-        let kind = Kind::Op(Op::MaxPool(pool), Tensors::default());
-        Ok(View::planar(self.push_sized(node, kind, &[x], channels, size_after)?))
-    }
-
-    fn avg_pool(&mut self, node: &'a Node) -> Result<View, Fault> {
-        let x = self.planar(node, 0)?;
-        let (channels, size) = (self.cell(x)?.channels, self.cell(x)?.size);
-        let window = Window::of(node, node.pair("kernel_shape", [1; 2])?, size)?;
-        if !window.is_symmetric() || window.dilation != [1; 2] {
-            return Err(node.odd("a mean that is dilated or padded on one side only"));
-        }
-        let padded = window.before != [0; 2];
-        if !padded && window.kernel == [1; 2] && window.stride == [1; 2] {
-            return Ok(View::planar(x));
-        }
-        // Over all pixels: of a size that is known, or of the size of ImageNet networks' last features.
-        let whole = size.map_or(window.kernel == [7; 2], |size| size == window.kernel);
-        if whole && !padded {
-            if size.is_none() {
-                self.notes.push("a mean over 7×7 pixels is taken for one over all".into());
-            }
-            return self.global_pool(node, Op::GlobalAvgPool, true);
-        }
-        let divisor = if node.flag("count_include_pad") { Divisor::Window } else { Divisor::Pixels };
-        let rounding = if node.flag("ceil_mode") { Rounding::Ceil } else { Rounding::Floor };
-        let pool = AvgPool { window: window.pool(), rounding, divisor };
-        let size = output(size, |axis, n| pool.output(axis, n));
-        let kind = Kind::Op(Op::AvgPool(pool), Tensors::default());
-        Ok(View::planar(self.push_sized(node, kind, &[x], channels, size)?))
-    }
-
-    /// A mean or maximum over all pixels, whose axes stay with size 1 or go.
-    fn global_pool(&mut self, node: &'a Node, op: Op, keep: bool) -> Result<View, Fault> {
-        let x = self.view(node, 0)?;
-        if !x.is_map() {
-            return Err(node.odd("all pixels become one twice"));
-        }
-        let channels = self.cell(x.cell)?.channels;
-        let cell = self.push_sized(node, Kind::Op(op, Tensors::default()), &[x.cell], channels, None)?;
-        let axes = x.axes.into_iter().filter_map(|axis| match axis {
-            Axis::H | Axis::W => keep.then_some(Axis::One),
-            axis => Some(axis),
-        });
-        Ok(View { cell, axes: axes.collect() })
-    }
-
-    fn reduce(&mut self, node: &'a Node, op: Op) -> Result<View, Fault> {
-        let x = self.view(node, 0)?;
-        let axes = self.list(node, "axes", 1)?.unwrap_or_default();
-        let places = axes.iter().map(|&a| crate::onnx::constant::axis(a, x.axes.len()));
-        let mut places: Vec<usize> = places.collect::<Option<_>>().unwrap_or_default();
-        places.sort_unstable();
-        let reduced: Vec<Axis> = places.iter().filter_map(|&i| x.axes.get(i).copied()).collect();
-        match reduced.as_slice() {
-            [Axis::H, Axis::W] => self.global_pool(node, op, node.int_or("keepdims", 1) != 0),
-            _ => Err(node.odd(format!("reduces the axes {axes:?}, expected those of the pixels"))),
-        }
-    }
-
     fn add(&mut self, node: &'a Node) -> Result<View, Fault> {
         if node.inputs.len() == 1 {
             return self.view(node, 0);
@@ -364,6 +311,10 @@ impl<'a> Translator<'a> {
             && let Some(factor) = scale.scalar()
             && x.cell != 0
         {
+            // Inception-ResNet-v2's last block.
+            if factor == 1.0 {
+                return Ok(x);
+            }
             // As it was written, not as f32 rounds it.
             let factor = factor.to_string().parse().unwrap_or(f64::from(factor));
             let op = Op::Multiply(Multiply { factor });
@@ -466,17 +417,4 @@ fn per_channel(node: &Node, tensor: &mut Option<Constant>, channels: usize) -> R
         }
     }
     Ok(())
-}
-
-/// Whether windows fill an image exactly, so that rounding does not matter.
-fn exact(size: Option<[usize; 2]>, window: &Window) -> bool {
-    let Some([height, width]) = size else { return false };
-    let pool = window.pool();
-    let fills = |n: usize, [kernel, stride, padding]: [usize; 3]| {
-        let left = n.saturating_add(padding.saturating_mul(2)).checked_sub(kernel);
-        left.is_some_and(|left| left.checked_rem(stride) == Some(0))
-    };
-    let axis =
-        |i: usize| [&pool.kernel, &pool.stride, &pool.padding].map(|pair| pair.get(i).copied().unwrap_or(1));
-    fills(height, axis(0)) && fills(width, axis(1))
 }
