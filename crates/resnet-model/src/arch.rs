@@ -121,6 +121,20 @@ impl Arch {
         }
     }
 
+    /// What the networks of its kind are called together.
+    pub fn family(&self) -> &'static str {
+        match self {
+            Arch::ResNet(_) => "ResNet",
+            Arch::ResNetV2(_) => "ResNet-v2",
+            Arch::Vgg(_) => "VGG",
+            Arch::InceptionV3(_) => "Inception-v3",
+            Arch::InceptionV4(_) => "Inception-v4",
+            Arch::InceptionResNetV2(_) => "Inception-ResNet-v2",
+            Arch::Clip(Clip { head: ClipHead::Attention { .. }, .. }) => "CLIP with attention",
+            Arch::Clip(_) => "CLIP",
+        }
+    }
+
     /// Number of classes `K`; `None` without a classification head.
     pub fn classes(&self) -> Option<usize> {
         let classes = match self {
@@ -158,7 +172,8 @@ impl Arch {
 
     /// The same architecture with other settings. Fails if the family has no such setting.
     pub fn with(mut self, options: Options) -> Result<Arch> {
-        let missing = |what| Err(Error::Arch(format!("this family has no {what}")));
+        let family = self.family();
+        let missing = |what| Err(Error::Arch(format!("{family} has no {what}")));
         let settings = self.settings();
         if let Some(classes) = options.num_classes {
             *settings.num_classes = classes;

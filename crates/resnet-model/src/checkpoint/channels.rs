@@ -79,20 +79,20 @@ mod tests {
     }
 
     /// An image of equal channels gives the same through a stem of one channel, or of six that each see it at
-    /// their place.
+    /// their place. BiT's stems are standardised after they are adapted, so that theirs does not; it is compared with
+    /// timm's in the tests of the zoo, as all families are.
     #[test]
     fn equal_channels_give_equal_logits() {
-        for name in ["resnet20_cifar", "test_resnet", "resnet50_clip_gap", "resnetv2_50x1_bit"] {
+        for name in ["resnet20_cifar", "test_resnet", "resnet50_clip_gap", "resnetv2_18"] {
             let checkpoint = synthetic::checkpoint(&zoo::arch(name).unwrap()).unwrap();
             let one = Tensor::from_vec(synthetic::input(2 * 64 * 64), (2, 1, 64, 64), &Device::Cpu).unwrap();
             let expected = logits(&checkpoint, &one.repeat((1, 3, 1, 1)).unwrap());
             let grey = checkpoint.clone().with_in_channels(1).unwrap();
             assert_eq!(grey.meta().preprocess.mean.len(), 1);
-            // Standardised weights forget how large they were; the norm behind them does, too, but for its epsilon.
-            assert!(close(&logits(&grey, &one), &expected) || name.ends_with("bit"), "{name}");
+            assert!(close(&logits(&grey, &one), &expected), "{name}");
             let six = checkpoint.clone().with_in_channels(6).unwrap();
             let many = one.repeat((1, 6, 1, 1)).unwrap();
-            assert!(close(&logits(&six, &many), &expected) || name.ends_with("bit"), "{name}");
+            assert!(close(&logits(&six, &many), &expected), "{name}");
             assert_eq!(zoo::name_of(&six.meta().arch), Some(name));
         }
     }

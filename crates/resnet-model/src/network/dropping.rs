@@ -212,6 +212,23 @@ mod tests {
         check("seresnet18", 0, SOME, "dropout is 0.3, but the network has no last layer");
         check("resnet18", 10, Dropping { dropout: 1.0, ..SOME }, "dropout is 1, expected 0 to less than 1");
         check("resnet18", 10, Dropping { drop_path: f64::NAN, ..SOME }, "drop_path is NaN");
+        // Every family has a last layer, and those with shortcuts have branches.
+        for (name, branches) in [
+            ("test_resnet", true),
+            ("resnet20_cifar", true),
+            ("resnetv2_18", true),
+            ("resnetv2_50x1_bit", true),
+            ("vgg11", false),
+            ("inception_v3", false),
+            ("inception_v4", false),
+            ("inception_resnet_v2", true),
+            ("resnet50_clip_gap", true),
+        ] {
+            let graph = zoo::arch(name).unwrap().with_classes(5).graph().unwrap();
+            let plan = |dropping: Dropping| dropping.plan(&graph).map(|plan| plan.is_some());
+            assert!(plan(Dropping { drop_path: 0.0, ..SOME }).unwrap(), "{name}");
+            assert_eq!(plan(Dropping { dropout: 0.0, ..SOME }).is_ok(), branches, "{name}");
+        }
         // One block alone is never left out.
         let stage = Stage { block: Block::Basic, depth: 1, width: 8 };
         let net = ResNet {

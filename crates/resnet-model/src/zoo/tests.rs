@@ -6,7 +6,9 @@ use candle_core::{DType, Device, Tensor};
 
 use super::*;
 use crate::arch::{GlobalPool, Options};
-use crate::{Network, Runtime, cost, engine, params, safetensors, synthetic};
+use crate::{Checkpoint, Network, Runtime, cost, engine, params, safetensors, synthetic};
+
+mod options;
 
 const PARAMS: &str = include_str!("../../../../tests/golden/zoo_params.tsv");
 
@@ -78,10 +80,20 @@ fn golden_arch(name: &str) -> Arch {
         "avgmax" => Options { pool: Some(GlobalPool::AvgMax), ..none },
         "catavgmax" => Options { pool: Some(GlobalPool::CatAvgMax), ..none },
         "classes0" => Options { num_classes: Some(0), ..none },
-        "in1" => Options { in_channels: Some(1), ..none },
+        "in1" | "adapt1" => Options { in_channels: Some(1), ..none },
+        "adapt4" => Options { in_channels: Some(4), ..none },
         other => panic!("{other}"),
     };
     arch(base).unwrap().with(options).unwrap()
+}
+
+/// With weights from the formula; `test_resnet+adapt4` is a network of three channels whose stem is adapted to four.
+fn golden_checkpoint(name: &str) -> Checkpoint {
+    let Some((base, channels)) = name.split_once("+adapt") else {
+        return synthetic::checkpoint(&golden_arch(name)).unwrap();
+    };
+    let checkpoint = synthetic::checkpoint(&arch(base).unwrap()).unwrap();
+    checkpoint.with_in_channels(channels.parse().unwrap()).unwrap()
 }
 
 #[test]
@@ -102,9 +114,10 @@ fn names_shapes_order_and_costs_are_pytorchs() {
 }
 
 fn size(name: &str) -> [usize; 2] {
-    match name {
+    let (base, option) = name.split_once('+').unwrap_or((name, ""));
+    match base {
         _ if name.contains("inception") => [75, 107],
-        _ if name.contains("+os") => [64, 96],
+        _ if option.starts_with("os") => [64, 96],
         "resnet50_clip" => [224, 224],
         "resnet50x4_clip" => [320, 32],
         "resnet1202_cifar" | "plain1202_cifar" | "preresnet1001_cifar" => [16, 8],
@@ -169,7 +182,7 @@ fn agree(part: usize, parts: usize) {
             continue;
         }
         let start = std::time::Instant::now();
-        let checkpoint = synthetic::checkpoint(&golden_arch(row.name)).unwrap();
+        let checkpoint = golden_checkpoint(row.name);
         let network =
             Runtime::Network(Box::new(Network::load(&checkpoint, DType::F32, &Device::Cpu).unwrap()));
         let of_network = distance_from_pytorch(row.name, &network, &golden);
