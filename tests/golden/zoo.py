@@ -17,6 +17,7 @@ import timm
 import torch
 import torchvision
 from safetensors.numpy import load_file, save_file
+from timm.layers import BatchNormAct2d, create_conv2d
 from timm.layers.attention_pool2d import AttentionPool2d
 from timm.models._manipulate import adapt_input_conv
 from timm.models.resnetv2 import ResNetV2
@@ -74,8 +75,8 @@ def preresnet(depth: int, num_classes: int = 10, in_chans: int = 3, **options) -
         num_classes=num_classes,
         in_chans=in_chans,
         stem_chs=16,
-        conv_layer=timm.layers.create_conv2d,
-        norm_layer=timm.layers.BatchNormAct2d,
+        conv_layer=create_conv2d,
+        norm_layer=BatchNormAct2d,
         **options,
     )
     net.stem = nn.Sequential()
@@ -122,6 +123,8 @@ def builders() -> dict:
     for depth in (20, 32, 44, 56, 110, 1202):
         table[f"resnet{depth}_cifar"] = lambda depth=depth: cifar(depth)
         table[f"plain{depth}_cifar"] = lambda depth=depth: cifar(depth, shortcut="none")
+    # The network of the paper on identity mappings, which timm's class makes and timm has no name for.
+    table["resnetv2_200"] = lambda: ResNetV2([3, 24, 36, 3], conv_layer=create_conv2d, norm_layer=BatchNormAct2d)
     for depth in (164, 1001):
         table[f"preresnet{depth}_cifar"] = lambda depth=depth: preresnet(depth)
     for model, options in WITH_OPTIONS.items():

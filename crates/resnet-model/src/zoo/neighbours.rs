@@ -61,6 +61,7 @@ pub(super) fn pre_activation() -> Vec<(&'static str, Arch)> {
         ("resnetv2_101d", d(bottleneck(N101))),
         ("resnetv2_152", bottleneck(N152)),
         ("resnetv2_152d", d(bottleneck(N152))),
+        ("resnetv2_200", bottleneck([3, 24, 36, 3])),
         ("resnetv2_50x1_bit", bit(N50, 1)),
         ("resnetv2_50x3_bit", bit(N50, 3)),
         ("resnetv2_101x1_bit", bit(N101, 1)),
