@@ -59,7 +59,8 @@ WITH_OPTIONS = {
     "inception_v3": f"{ENDS} {POOLS}",
     "inception_v4": f"{ENDS} {POOLS}",
     "inception_resnet_v2": f"{ENDS} {POOLS}",
-    "resnet50_clip": f"{ENDS} {STRIDES}",
+    # Dilated, timm's attention has a position for each of the pixels that there are then; ours has those of training.
+    "resnet50_clip": ENDS,
     "resnet50_clip_gap": f"{POOLS} {STRIDES}",
     "resnet20_cifar": ENDS,
     "vgg11": ENDS,
@@ -181,6 +182,9 @@ def size(name: str) -> tuple[int, int]:
         return (75, 107)
     if "+os" in name:
         return (64, 96)
+    # Its norms are over the pixels of a channel: two of them make f32 lose three digits, in PyTorch too.
+    if name == "resnetv2_50d_frn":
+        return (128, 128)
     name = name.partition("+")[0]
     # CLIP's position embeddings as they are, then resampled: fewer pixels, and more along the height than there are.
     if name == "resnet50_clip":

@@ -118,6 +118,7 @@ fn size(name: &str) -> [usize; 2] {
     match base {
         _ if name.contains("inception") => [75, 107],
         _ if option.starts_with("os") => [64, 96],
+        "resnetv2_50d_frn" => [128, 128],
         "resnet50_clip" => [224, 224],
         "resnet50x4_clip" => [320, 32],
         "resnet1202_cifar" | "plain1202_cifar" | "preresnet1001_cifar" => [16, 8],

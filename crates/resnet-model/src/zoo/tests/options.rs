@@ -61,7 +61,9 @@ fn options_are_compared_or_refused() {
             // The networks for CIFAR have fewer pixels per result anyway.
             let unchanged = net.graph().unwrap() == dilated.graph().unwrap();
             assert_eq!(unchanged, name.ends_with("_cifar"), "{name}");
-            assert!(is_compared(name, option) || unchanged || stride != 8, "{name} {option}");
+            // timm's attention has other positions when dilated.
+            let differs = name == "resnet50_clip";
+            assert!(is_compared(name, option) || unchanged || differs || stride != 8, "{name} {option}");
         }
     }
 }
