@@ -1,16 +1,16 @@
 //! A graph with candle tensors: differentiable, on any device.
 
-use candle_core::{DType, Device, Module, ModuleT, Shape, Tensor};
-use candle_nn::var_builder::SimpleBackend;
+use candle_core::{DType, Device, Module, ModuleT, Tensor};
 use candle_nn::{GroupNorm, Init, VarBuilder};
 
 use crate::cost;
-use crate::fold::{Folded, fold};
+use crate::fold::fold;
 use crate::graph::{Graph, Node, NodeId, Op, StdConv};
 use crate::{Arch, Checkpoint, Error, Result, ops};
 
 mod dropping;
 mod norm;
+mod source;
 mod steps;
 mod tape;
 
@@ -18,6 +18,7 @@ pub use dropping::Dropping;
 use dropping::Plan;
 pub use norm::Statistics;
 use norm::{After, Norm};
+pub(crate) use source::var_builder;
 use steps::{Step, steps};
 pub use tape::{Alone, Backward, Workers};
 
@@ -392,72 +393,6 @@ impl ModuleT for Network {
     fn forward_t(&self, x: &Tensor, train: bool) -> candle_core::Result<Tensor> {
         let mut results = self.run(x, &[self.graph.output()], train).map_err(into_candle)?;
         results.pop().ok_or_else(|| candle_core::Error::Msg("the network has no operation".into()))
-    }
-}
-
-/// The tensors of a checkpoint by name, those of convolutions as `folded` says.
-pub(crate) fn var_builder(
-    checkpoint: &Checkpoint,
-    folded: Option<Folded>,
-    dtype: DType,
-    device: &Device,
-) -> VarBuilder<'static> {
-    let source = Source { checkpoint: checkpoint.clone(), folded };
-    VarBuilder::from_backend(Box::new(source), dtype, device.clone())
-}
-
-/// Hands a checkpoint's tensors, folded or not, to a `VarBuilder`.
-struct Source {
-    checkpoint: Checkpoint,
-    folded: Option<Folded>,
-}
-
-impl Source {
-    fn tensor(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
-        let folded = self.folded.as_ref().and_then(|folded| {
-            let (module, part) = name.rsplit_once('.')?;
-            let node = folded.graph().nodes().iter().find(|n| n.name == module)?;
-            let Op::Conv(conv) = node.op else { return None };
-            Some((folded, node, conv, part))
-        });
-        let Some((folded, node, conv, part)) = folded else {
-            let tensor = self.checkpoint.tensor(name)?;
-            if dtype == DType::I64 && tensor.dtype() == crate::raw::Dtype::I64 && tensor.shape().is_empty() {
-                return Ok(Tensor::new(tensor.scalar().unwrap_or(0), device)?);
-            }
-            return self.checkpoint.candle(name, dtype, device);
-        };
-        let tensor = match part {
-            "bias" => Tensor::from_vec(folded.bias(node, &self.checkpoint)?, conv.out_channels, device)?,
-            _ => {
-                let weight = folded.conv(node, &self.checkpoint, Vec::new())?.weight;
-                Tensor::from_vec(weight, &conv.weight_shape(), device)?
-            }
-        };
-        Ok(tensor.to_dtype(dtype)?)
-    }
-}
-
-impl SimpleBackend for Source {
-    fn get(&self, s: Shape, name: &str, _: Init, dtype: DType, dev: &Device) -> candle_core::Result<Tensor> {
-        let tensor = self.get_unchecked(name, dtype, dev)?;
-        if tensor.shape() != &s {
-            let error = Error::Shape {
-                name: name.to_owned(),
-                found: tensor.dims().to_vec(),
-                expected: s.dims().to_vec(),
-            };
-            return Err(into_candle(error));
-        }
-        Ok(tensor)
-    }
-
-    fn get_unchecked(&self, name: &str, dtype: DType, dev: &Device) -> candle_core::Result<Tensor> {
-        self.tensor(name, dtype, dev).map_err(into_candle)
-    }
-
-    fn contains_tensor(&self, name: &str) -> bool {
-        self.checkpoint.tensors().contains_key(name)
     }
 }
 
