@@ -54,6 +54,7 @@ golden: $(STAMP)
 	$(GOLDEN)/bin/python -B tests/golden/generate.py
 	$(GOLDEN)/bin/python -B tests/golden/preprocess.py
 	$(GOLDEN)/bin/python -B tests/golden/train.py
+	$(GOLDEN)/bin/python -B tests/golden/digits.py
 	$(GOLDEN)/bin/python -B tests/golden/onnx_files.py
 	$(GOLDEN)/bin/python -B tests/golden/zoo.py
 
