@@ -71,12 +71,13 @@ impl fmt::Display for Case {
 
 fn cases() -> Vec<Case> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let sites = [(1, 1), (1, cores), (8, 1), (8, cores)];
-    let sites = if cores == 1 { vec![(1, 1), (8, 1)] } else { sites.to_vec() };
+    let threads = if cores == 1 { vec![1] } else { vec![1, cores] };
     let mut cases = Vec::new();
     for isa in Isa::available() {
         for (layer, shape, size) in layers() {
-            for &(batch, threads) in &sites {
+            for (batch, &threads) in
+                [1, 8].into_iter().flat_map(|batch| threads.iter().map(move |t| (batch, t)))
+            {
                 let site = Site { batch, input: [size, size] };
                 let plan = Plan::choose(&shape, site, isa, Precision::F32);
                 let name = format!("{}-{}-{layer}-b{batch}-t{threads}", isa.name(), plan.algorithm.name());

@@ -81,7 +81,7 @@ pub(super) fn run<
     let multiply = |v: &[f32], block: &Block, m: &mut [f32], mut share: Share, first_image: usize| {
         let part = &part_of(M, block, &share, &layout, first_image);
         for panel in &conv.panels.list[share.groups.clone()] {
-            Products { simd, conv, panel, v, stride, block, part, needed }.run::<A, B>(m);
+            Products { simd, conv, panel, v, stride, block, part, extent, needed }.run(m);
             let (residual, share, layout, points) = (&residual, &mut share, &layout, PhantomData::<(P, Q)>);
             simd.vectorize(Scatter::<P, Q, A, M, B, N> {
                 conv,
@@ -153,6 +153,7 @@ struct Products<'a, S> {
     stride: usize,
     block: &'a Block,
     part: &'a Block,
+    extent: Extent,
     needed: Needed,
 }
 
@@ -167,19 +168,20 @@ struct Needed {
 }
 
 impl<S: Simd> Products<'_, S> {
-    fn run<const A: usize, const B: usize>(&self, m: &mut [f32]) {
+    fn run(&self, m: &mut [f32]) {
         let Self { conv, panel, block, part, .. } = self;
         let reduction = Reduction::new([panel.depth, 1, 1], [self.stride, 0, 0], LANES);
         let weights = conv.panels.weights(panel);
         let (all, tiles) = (block.tiles(), part.tiles());
         // A part has all rows, or one image: either way its tiles follow each other in `V`.
         let first = ((part.image - block.image) * block.rows + part.row - block.row) * block.across;
-        let mut target = Target::from_slice(m, (A * B + 1) * tiles * LANES, panel.blocks);
+        let mut target = Target::from_slice(m, self.extent.block_stride(tiles), panel.blocks);
         let matrix = panel.depth * LANES * panel.blocks * LANES;
         let last = part.row + part.rows == self.needed.down;
-        for alpha in 0..A * B {
-            let rows = part.rows - usize::from(last && self.needed.vertical >> (alpha / B) & 1 == 0);
-            let columns = part.across - usize::from(self.needed.horizontal >> (alpha % B) & 1 == 0);
+        let [_, across] = self.extent.a;
+        for alpha in 0..self.extent.alphas() {
+            let rows = part.rows - usize::from(last && self.needed.vertical >> (alpha / across) & 1 == 0);
+            let columns = part.across - usize::from(self.needed.horizontal >> (alpha % across) & 1 == 0);
             let mut wanted = part.first(rows, columns);
             let mut ahead = conv.panels.ahead(panel.start + (alpha + 1) * matrix, matrix);
             let mut tile = Tile {

@@ -156,26 +156,22 @@ impl Trainer<'_> {
         let trained: std::collections::BTreeSet<String> =
             trained.into_iter().map(|(param, _)| module(&param.name)).collect();
         let mut buckets = Buckets::new(self.team);
+        let mut moved = Vec::new();
         for param in self.parameters.list() {
             if matches!(param.role, Role::RunningMean | Role::RunningVar)
                 && trained.contains(&module(&param.name))
             {
                 let var = self.parameters.var(&param.name)?;
                 buckets.add(var, var.as_detached_tensor())?;
+                moved.push(var);
             }
         }
-        let mut means = Vec::new();
-        buckets.finish(|variable, sum| {
-            means.push((variable.id(), (sum / self.team.count() as f64)?));
-            Ok(())
+        // Sums come in the order in which they were added.
+        let mut moved = moved.into_iter();
+        buckets.finish(|_, sum| {
+            let mean = (sum / self.team.count() as f64)?;
+            moved.next().map_or(Ok(()), |var| Ok(var.set(&mean)?))
         })?;
-        let means: std::collections::HashMap<_, _> = means.into_iter().collect();
-        for param in self.parameters.list() {
-            let var = self.parameters.var(&param.name)?;
-            if let Some(mean) = means.get(&var.id()) {
-                var.set(mean)?;
-            }
-        }
         Ok(())
     }
 

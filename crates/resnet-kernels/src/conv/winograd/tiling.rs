@@ -15,7 +15,7 @@ const SHARED_BYTES: usize = 1 << 20;
 /// Positions of a tile and outputs of a tile, `[vertical, horizontal]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::conv) struct Extent {
-    a: [usize; 2],
+    pub(super) a: [usize; 2],
     m: [usize; 2],
 }
 
@@ -31,7 +31,7 @@ impl Extent {
         Self { a: [A, B], m: [M, N] }
     }
 
-    fn alphas(&self) -> usize {
+    pub(super) fn alphas(&self) -> usize {
         self.a[0] * self.a[1]
     }
 
