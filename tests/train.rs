@@ -1,5 +1,6 @@
 //! `resnet-cli train` and `eval`.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -179,30 +180,55 @@ fn a_full_disk_ends_a_run_and_leaves_what_was_there() {
         command.arg("--out").arg(&out);
         command
     };
-    let names = || -> Vec<String> {
+    let files = || -> BTreeMap<String, Vec<u8>> {
         let entries = fs::read_dir(&out).unwrap();
         let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-        let mut names: Vec<String> =
-            names.filter(|name| !["lock", "metrics.jsonl"].contains(&name.as_str())).collect();
-        names.sort();
-        names
+        let names = names.filter(|name| !["lock", "metrics.jsonl"].contains(&name.as_str()));
+        names.map(|name| (name.clone(), fs::read(out.join(name)).unwrap())).collect()
     };
     // Blocks of 512 or 1024 bytes; writes beyond fail, as on a full disk.
     let full = "trap '' XFSZ; ulimit -f 1000;";
     let failed = crate::cli::run(train(full).arg(&data), &[]);
     assert!(failed.code == 1 && failed.stderr.contains("error: `"), "{failed:?}");
     assert!(failed.stderr.contains("state-000000000001.safetensors"), "{failed:?}");
-    assert_eq!(names(), Vec::<String>::new());
+    assert!(files().is_empty(), "{:?}", files().keys());
     // The second epoch meets it: the first one's network and state stay.
     crate::cli::run(train("").arg(&data), &[]).ok();
-    let before = names();
-    assert_eq!(before.len(), 4, "{before:?}");
-    fs::remove_file(out.join(before.last().unwrap())).unwrap();
+    let mut before = files();
+    assert_eq!(before.len(), 4, "{:?}", before.keys());
+    let (last, contents) = before.pop_last().unwrap();
+    fs::remove_file(out.join(&last)).unwrap();
     let failed = crate::cli::run(train(full).args(["--resume", &data]), &[]);
-    assert!(failed.code == 1 && failed.stderr.contains(&before[3]), "{failed:?}");
-    assert_eq!(names(), before[..3]);
+    assert!(failed.code == 1 && failed.stderr.contains(&last), "{failed:?}");
+    assert!(files() == before, "{:?} changed", files().keys());
     crate::cli::run(train("").args(["--resume", &data]), &[]).ok();
-    assert_eq!(names(), before);
+    before.insert(last, contents);
+    assert!(files() == before, "{:?} differ", files().keys());
+}
+
+/// A pull towards 0 that shoots ever further beyond it: some good epochs, then numbers that are none.
+#[test]
+fn a_run_that_diverges_keeps_a_network_that_predicts() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = s(data(dir.path(), 60, parity));
+    let out = s(dir.path().join("run"));
+    let config = settings(
+        dir.path(),
+        "epochs = 60\nbatch_size = 16\n[optimizer]\nmomentum = 0.0\nweight_decay = 30.0\n\
+         [schedule]\nrate = 1.2\nwarm_up = 1.0\n",
+    );
+    let fixed =
+        ["train", "--scratch", "resnet20_cifar", "--grey", "--size", "12", "--config", &config, "--out"];
+    let failed = resnet_cli(&[&fixed[..], &[&out, &data]].concat());
+    assert_eq!(failed.code, 1, "{failed:?}");
+    for part in ["epoch 2: loss", "diverged at step", "at a learning rate of", "last good state is kept"] {
+        assert!(failed.stderr.contains(part), "no `{part}` in {}", failed.stderr);
+    }
+    let model = s(dir.path().join("run/model.safetensors"));
+    let image = s(file("examples/images/digit-7-a.png"));
+    let predicted = resnet_cli(&["predict", "--weights", &model, "--top-k", "2", "--format", "csv", &image]);
+    let answers = predicted.ok();
+    assert!(answers.contains(",odd,") && answers.contains(",even,") && !answers.contains("NaN"), "{answers}");
 }
 
 #[test]

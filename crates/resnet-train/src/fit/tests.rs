@@ -1,10 +1,12 @@
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 
 use super::*;
 use candle_core::Device;
 use image::RgbImage;
 use resnet_model::parameters::Initialisation;
-use resnet_model::{Arch, Checkpoint, Preprocess};
+use resnet_model::{Arch, Checkpoint, Classifier, Preprocess};
 
 use crate::augment::{Augment, Crop};
 use crate::random::Random;
@@ -177,6 +179,61 @@ fn divergence_ends_a_run_and_keeps_the_last_good_state() {
         }
     }
     assert!(!dir.path().join(MODEL).exists());
+}
+
+/// A pull towards 0 that shoots ever further beyond it as the rate rises: some good epochs, then numbers that are none.
+/// They are met within an epoch by the loss, or at its end by the parameters.
+#[test]
+fn divergence_after_good_epochs_leaves_their_network_and_state() {
+    let data = dataset(16, 0.25);
+    for (batch_size, keep) in [(4, Keep::Best), (16, Keep::Last)] {
+        let dir = tempfile::tempdir().unwrap();
+        let model = dir.path().join(MODEL);
+        let mut wild = Config { epochs: 60, batch_size, keep, clip: None, ema: None, ..config() };
+        (wild.optimizer.momentum, wild.optimizer.weight_decay) = (0.0, 30.0);
+        (wild.schedule.rate, wild.schedule.warm_up) = (0.02 * 60.0, 1.0);
+        let whole = Parameters::new(&arch(2), Initialisation::default(), &Device::Cpu).unwrap();
+        let stop = AtomicBool::new(false);
+        let (steps, written) = (Cell::new(0), RefCell::new(BTreeMap::new()));
+        let train = |begin| {
+            let (config, dataset, parameters) = (&wild, data.clone(), whole.copy().unwrap());
+            let run =
+                Run { config, dataset, parameters, meta: meta(2), folder: dir.path(), begin, stop: &stop };
+            fit(run, &mut |event| match event {
+                Event::Step { step, .. } => steps.set(step),
+                Event::Best { path } | Event::Saved { path } => {
+                    let bytes = std::fs::read(&path).unwrap();
+                    written.borrow_mut().insert(path, bytes);
+                }
+                _ => {}
+            })
+            .unwrap_err()
+        };
+        let error = train(Begin::New);
+        let text = error.to_string();
+        let Error::Diverged { step, rate, value, .. } = error else { panic!("{text}") };
+        // Found in the next step, or once the epoch's last one was done.
+        assert!((step == steps.get() || batch_size == 16) && !value.is_finite(), "{text} after {steps:?}");
+        assert!(text.contains(&format!("at step {step}")) && text.contains(&format!("{rate:e}")), "{text}");
+        let check_kept = || {
+            let written = written.borrow();
+            let states = Folder::open(dir.path()).unwrap().states().unwrap();
+            assert!(states.len() == 2 && states[0].0 <= step, "{states:?}");
+            for path in states.iter().map(|(_, path)| path).chain([&model]) {
+                assert!(std::fs::read(path).unwrap() == written[path], "`{}` was changed", path.display());
+            }
+        };
+        check_kept();
+        let checkpoint = Checkpoint::open(&model).unwrap();
+        assert!(checkpoint.meta().metrics["epoch"] >= 1.0, "{:?}", checkpoint.meta());
+        let image = RgbImage::from_pixel(12, 12, image::Rgb([90, 45, 200]));
+        let classifier = Classifier::new(&checkpoint, &Device::Cpu).unwrap();
+        let answers = classifier.classify(&[image], 2).unwrap();
+        assert!(answers[0].iter().all(|answer| answer.score.is_finite()), "{answers:?}");
+        // The state is good to go on from, to the same end.
+        assert_eq!(train(Begin::Resume).to_string(), text);
+        check_kept();
+    }
 }
 
 #[test]
