@@ -5,9 +5,10 @@ use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use candle_core::backend::BackendStorage;
+use candle_core::cuda_backend::CudaDType;
 use candle_core::cuda_backend::cudarc::driver::CudaStream;
-use candle_core::cuda_backend::cudarc::nccl::{Comm, Id, ReduceOp};
-use candle_core::{CpuStorage, CudaStorage, Device, InplaceOp1, Layout, Tensor};
+use candle_core::cuda_backend::cudarc::nccl::{Comm, Id, NcclType, ReduceOp};
+use candle_core::{CpuStorage, CudaStorage, DType, Device, InplaceOp1, Layout, Tensor, WithDType};
 
 use super::{Part, Wire};
 
@@ -105,32 +106,37 @@ impl InplaceOp1 for Sum<'_> {
     }
 
     fn cuda_fwd(&self, storage: &mut CudaStorage, layout: &Layout) -> candle_core::Result<()> {
-        let whole = layout.contiguous_offsets();
-        let failed = |e| candle_core::Error::Msg(format!("NCCL: {e:?}"));
-        let result = match storage.dtype() {
-            candle_core::DType::F64 => {
-                let values = storage.as_cuda_slice_mut::<f64>()?;
-                check(whole, values.len())?;
-                self.0.all_reduce_in_place(values, &ReduceOp::Sum)
-            }
-            _ => {
-                let values = storage.as_cuda_slice_mut::<f32>()?;
-                check(whole, values.len())?;
-                self.0.all_reduce_in_place(values, &ReduceOp::Sum)
-            }
-        };
-        result.map(|_| ()).map_err(failed)
+        match storage.dtype() {
+            DType::F64 => self.values::<f64>(storage, layout),
+            _ => self.values::<f32>(storage, layout),
+        }
     }
 }
 
-fn check(found: Option<(usize, usize)>, len: usize) -> candle_core::Result<()> {
-    match found == Some((0, len)) {
-        true => Ok(()),
-        false => Err(candle_core::Error::Msg("only whole tensors are summed over workers".into())),
+impl Sum<'_> {
+    fn values<T: CudaDType + NcclType>(
+        &self,
+        storage: &mut CudaStorage,
+        layout: &Layout,
+    ) -> candle_core::Result<()> {
+        let values = storage.as_cuda_slice_mut::<T>()?;
+        if layout.contiguous_offsets() != Some((0, values.len())) {
+            return Err(candle_core::Error::Msg("only whole tensors are summed over workers".into()));
+        }
+        let failed = |e| candle_core::Error::Msg(format!("NCCL: {e:?}"));
+        self.0.all_reduce_in_place(values, &ReduceOp::Sum).map(|_| ()).map_err(failed)
     }
 }
 
 impl Nccl {
+    fn sum_values<T: WithDType>(&self, values: &mut [T]) -> Result<(), String> {
+        let told = |e: candle_core::Error| e.to_string();
+        let tensor = Tensor::from_slice(&*values, values.len(), &self.device).map_err(told)?;
+        self.sum(&tensor)?;
+        values.copy_from_slice(&tensor.to_vec1::<T>().map_err(told)?);
+        Ok(())
+    }
+
     fn sum(&self, tensor: &Tensor) -> Result<(), String> {
         tensor.inplace_op1(&Sum(&self.comm)).map_err(|e| e.to_string())?;
         // So that a worker that died is noticed on this thread, which nobody waits for without a limit.
@@ -148,19 +154,11 @@ impl Wire for Nccl {
     }
 
     fn sum_f64(&mut self, values: &mut [f64]) -> Result<(), String> {
-        let told = |e: candle_core::Error| e.to_string();
-        let tensor = Tensor::from_slice(values, values.len(), &self.device).map_err(told)?;
-        self.sum(&tensor)?;
-        values.copy_from_slice(&tensor.to_vec1::<f64>().map_err(told)?);
-        Ok(())
+        self.sum_values(values)
     }
 
     fn sum_f32(&mut self, values: &mut [f32]) -> Result<(), String> {
-        let told = |e: candle_core::Error| e.to_string();
-        let tensor = Tensor::from_slice(values, values.len(), &self.device).map_err(told)?;
-        self.sum(&tensor)?;
-        values.copy_from_slice(&tensor.to_vec1::<f32>().map_err(told)?);
-        Ok(())
+        self.sum_values(values)
     }
 
     fn sum_tensor(&mut self, bucket: &Tensor) -> Result<Tensor, String> {
