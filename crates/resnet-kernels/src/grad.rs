@@ -25,7 +25,7 @@ mod weights;
 pub use blocked::BlockedConv;
 pub use memory::Memory;
 pub use norm::{Norm, NormGrad};
-pub use pool::{add_to, grad_global_avg_pool, grad_max_pool};
+pub use pool::{add_to, grad_avg_pool, grad_gate, grad_global_avg_pool, grad_max_pool, scale};
 
 use phase::Phase;
 

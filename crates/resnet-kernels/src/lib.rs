@@ -51,7 +51,8 @@ pub use conv::{Algorithm, Finish, Input, PackedConv, Plan, Precision, Site};
 pub use epilogue::{Activation, Residual};
 pub use error::Error;
 pub use grad::{
-    BlockedConv, Memory, Norm, NormGrad, PlanarConv, add_to, grad_global_avg_pool, grad_max_pool,
+    BlockedConv, Memory, Norm, NormGrad, PlanarConv, add_to, grad_avg_pool, grad_gate, grad_global_avg_pool,
+    grad_max_pool, scale,
 };
 pub use layout::{Blocked, LANES, View, ViewMut};
 pub use linear::PackedLinear;

@@ -228,26 +228,30 @@ impl Network {
         if let Some(features) = plan.drop_features(&inputs[0], step.node)? {
             return self.step(step, &[features], train);
         }
-        // With a norm, the step ends with the rectifier behind the sum.
-        let sum = match step.norm {
-            Some(_) => self.graph.node(step.node).inputs[0],
-            None => step.node,
-        };
-        if plan.branch(sum) == 0.0 {
+        let Some((sum, branch)) = self.branch(step, plan) else {
             return self.step(step, inputs, train);
+        };
+        let mut terms = [inputs[0].clone(), inputs[1].clone()];
+        if let Some(Layer::BatchNorm(norm)) = step.norm.map(|norm| &self.layers[norm.index()]) {
+            terms[0] = norm.forward(&inputs[0], train, After { residual: None, relu: false })?;
         }
-        let Some(id) = step.norm else {
-            return Ok((plan.drop_branch(&inputs[0], sum)? + &inputs[1])?);
+        terms[branch] = plan.drop_branch(&terms[branch], sum)?;
+        let y = (&terms[0] + &terms[1])?;
+        Ok(if step.norm.is_some() { ops::relu(&y)? } else { y })
+    }
+
+    /// The sum in `step` of which a branch may be left out, and which term that is: the first is the norm's result, if a
+    /// norm is part of the step.
+    fn branch(&self, step: &Step, plan: &Plan) -> Option<(NodeId, usize)> {
+        // With a norm, the step ends with the rectifier behind the sum.
+        let (sum, branch) = match step.norm {
+            Some(norm) => {
+                let sum = self.graph.node(step.node).inputs[0];
+                (sum, usize::from(self.graph.node(sum).inputs[0] != norm))
+            }
+            None => (step.node, 0),
         };
-        let Layer::BatchNorm(norm) = &self.layers[id.index()] else {
-            return Err(Error::Missing(self.graph.node(id).name.clone()));
-        };
-        let normed = norm.forward(&inputs[0], train, After { residual: None, relu: false })?;
-        let (branch, shortcut) = match self.graph.node(sum).inputs[0] == id {
-            true => (&normed, &inputs[1]),
-            false => (&inputs[1], &normed),
-        };
-        Ok(ops::relu(&(plan.drop_branch(branch, sum)? + shortcut)?)?)
+        (plan.branch(sum) > 0.0).then_some((sum, branch))
     }
 }
 

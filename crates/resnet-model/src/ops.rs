@@ -10,6 +10,7 @@ use crate::graph::{ChannelConv, Pad, PadChannels, Subsample};
 mod activated;
 mod attention;
 mod conv;
+mod kernels;
 mod norm;
 mod pool;
 mod real;
@@ -17,7 +18,8 @@ mod relu;
 
 pub(crate) use activated::{evo_norm, filter_response_norm};
 pub(crate) use attention::{AttentionWeights, Projection, attention_pool};
-pub(crate) use conv::{conv, isa, shape_of, std_conv, threads};
+pub(crate) use conv::{conv, isa, std_conv, threads};
+pub(crate) use kernels::{average_of, shape_of, window_of};
 pub(crate) use norm::{Affine, Moments, normalize};
 pub(crate) use pool::{adaptive_avg_pool, avg_pool, blur, max_pool};
 pub(crate) use real::{is_ours, values};

@@ -8,7 +8,7 @@ use crate::simd::{Dispatch, Isa, Kernel, Simd};
 use crate::threads::Pool;
 
 /// Pixels that are summed up in `f32`.
-const RUN: usize = 32;
+pub(super) const RUN: usize = 32;
 
 /// Elements per task of a pass.
 const CHUNK: usize = 256 * LANES;

@@ -1,12 +1,12 @@
-//! Gradients of pooling, and sums, of blocked tensors without a halo.
+//! Gradients of pooling, gates and sums, of blocked tensors without a halo.
 
 use crate::error::{Error, check_at_least, check_len};
 use crate::layout::{Blocked, LANES, View};
-use crate::pool::Window;
+use crate::pool::{AvgPool, Window};
 use crate::simd::{Isa, Kernel, Simd};
 use crate::threads::Pool;
 
-use super::norm::Vectorized;
+use super::norm::{RUN, Vectorized};
 
 /// The gradient to the input of a max-pooling, from the input `x`, the result `y` and the gradient to it. It goes to the
 /// first of equal maxima, as in PyTorch.
@@ -71,6 +71,165 @@ impl Kernel for Max<'_> {
                 }
             }
         }
+    }
+}
+
+/// The gradient to the input of an average pooling, laid out as `from`, from that to its result.
+///
+/// Errors: a bad window, halos, shapes and lengths that do not fit.
+pub fn grad_avg_pool(
+    isa: Isa,
+    avg: &AvgPool,
+    from: Blocked,
+    grad: View,
+    out: &mut [f32],
+    pool: &Pool,
+) -> Result<(), Error> {
+    let [h, w] = avg.window.output_hw([from.h, from.w])?;
+    grad.check("gradient", [from.n, from.c, h, w])?;
+    for halo in [from.halo, grad.layout.halo] {
+        if halo != [0, 0] {
+            return Err(Error::Halo { found: halo, expected: [0, 0] });
+        }
+    }
+    check_at_least("input gradient", out.len(), from.len())?;
+    pool.for_each_chunk(&mut out[..from.len()], from.plane_len(), |index, out| {
+        let grad = grad.plane(index / from.blocks(), index % from.blocks()).as_chunks::<LANES>().0;
+        let out = out.as_chunks_mut::<LANES>().0;
+        isa.dispatch(Vectorized(Average { avg, grad, size: [from.h, from.w], width: w, out }));
+    });
+    Ok(())
+}
+
+struct Average<'a> {
+    avg: &'a AvgPool,
+    grad: &'a [[f32; LANES]],
+    size: [usize; 2],
+    /// Of the output.
+    width: usize,
+    out: &'a mut [[f32; LANES]],
+}
+
+impl Kernel for Average<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { avg, grad, size: [h, w], width, out } = self;
+        out.fill([0.0; LANES]);
+        for (index, g) in grad.iter().enumerate() {
+            let (y, x) = (index / width, index % width);
+            let count = avg.divisor(0, y, h) * avg.divisor(1, x, w);
+            let share = s.mul(s.load(g), s.splat(1.0 / count as f32));
+            let columns = avg.window.columns(x, w);
+            for row in avg.window.rows(y, h) {
+                for out in &mut out[row * w + columns.start..row * w + columns.end] {
+                    let sum = s.add(s.load(out), share);
+                    s.store(out, sum);
+                }
+            }
+        }
+    }
+}
+
+/// Every plane of `x` times its value of `gate` `[N, C]`; also the gradient to `x` from that to the result.
+///
+/// Errors: a halo, lengths that do not fit.
+pub fn scale(
+    isa: Isa,
+    layout: Blocked,
+    x: &[f32],
+    gate: &[f32],
+    out: &mut [f32],
+    pool: &Pool,
+) -> Result<(), Error> {
+    check_gate(layout, x, gate.len())?;
+    check_at_least("output", out.len(), layout.len())?;
+    let len = layout.plane_len();
+    pool.for_each_chunk(&mut out[..layout.len()], len, |index, out| {
+        let (start, channels) = gates(layout, index);
+        let mut factor = [0.0; LANES];
+        factor[..channels].copy_from_slice(&gate[start..][..channels]);
+        let x = x[index * len..][..len].as_chunks::<LANES>().0;
+        let out = out.as_chunks_mut::<LANES>().0;
+        isa.dispatch(Vectorized(Scale { x, factor: &factor, out }));
+    });
+    Ok(())
+}
+
+/// The gradient `[N, C]` to the gate of [`scale`], from `x` and the gradient to the result.
+///
+/// Errors: a halo, lengths that do not fit.
+pub fn grad_gate(isa: Isa, layout: Blocked, x: &[f32], grad: &[f32], pool: &Pool) -> Result<Vec<f32>, Error> {
+    check_gate(layout, x, layout.n * layout.c)?;
+    check_at_least("gradient", grad.len(), layout.len())?;
+    let len = layout.plane_len();
+    let mut sums = vec![[0f32; LANES]; layout.n * layout.blocks()];
+    pool.for_each_chunk(&mut sums, 1, |index, sum| {
+        let [x, grad] = [x, grad].map(|values| values[index * len..][..len].as_chunks::<LANES>().0);
+        sum[0] = isa.dispatch(Vectorized(Gate { x, grad }));
+    });
+    let mut out = Vec::with_capacity(layout.n * layout.c);
+    for (index, sum) in sums.iter().enumerate() {
+        out.extend(&sum[..gates(layout, index).1]);
+    }
+    Ok(out)
+}
+
+fn check_gate(layout: Blocked, x: &[f32], gate: usize) -> Result<(), Error> {
+    if layout.halo != [0, 0] {
+        return Err(Error::Halo { found: layout.halo, expected: [0, 0] });
+    }
+    check_len("gate", gate, layout.n * layout.c)?;
+    check_at_least("input", x.len(), layout.len())
+}
+
+/// Where the values of a plane of channels begin in `[N, C]`, and how many they are.
+fn gates(layout: Blocked, plane: usize) -> (usize, usize) {
+    let first = plane % layout.blocks() * LANES;
+    (plane / layout.blocks() * layout.c + first, LANES.min(layout.c - first))
+}
+
+struct Scale<'a> {
+    x: &'a [[f32; LANES]],
+    factor: &'a [f32; LANES],
+    out: &'a mut [[f32; LANES]],
+}
+
+impl Kernel for Scale<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let factor = s.load(self.factor);
+        for (out, x) in self.out.iter_mut().zip(self.x) {
+            s.store(out, s.mul(s.load(x), factor));
+        }
+    }
+}
+
+/// Σ x · g, in `f32` over rows of pixels and in `f64` over those.
+struct Gate<'a> {
+    x: &'a [[f32; LANES]],
+    grad: &'a [[f32; LANES]],
+}
+
+impl Kernel for Gate<'_> {
+    type Output = [f32; LANES];
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> [f32; LANES] {
+        let mut totals = [0f64; LANES];
+        for (x, grad) in self.x.chunks(RUN).zip(self.grad.chunks(RUN)) {
+            let mut sum = s.splat(0.0);
+            for (x, g) in x.iter().zip(grad) {
+                sum = s.mul_add(s.load(x), s.load(g), sum);
+            }
+            let mut lanes = [0f32; LANES];
+            s.store(&mut lanes, sum);
+            totals.iter_mut().zip(lanes).for_each(|(total, value)| *total += f64::from(value));
+        }
+        totals.map(|total| total as f32)
     }
 }
 

@@ -249,6 +249,65 @@ fn norms_and_their_gradients_are_those_of_the_formula() {
     }
 }
 
+/// Σ `grad` · result is linear in the input, whose gradient is therefore what each of its pixels adds to it.
+#[test]
+fn means_and_gates_hand_gradients_back() {
+    let (pool, more) = (Pool::new(1).unwrap(), Pool::new(2).unwrap());
+    let window = |kernel, stride, padding, ceil_mode| crate::Window {
+        kernel: [kernel; 2],
+        stride: [stride; 2],
+        padding: [padding; 2],
+        ceil_mode,
+    };
+    let pack = |layout: Blocked, seed: u64| {
+        let mut blocked = vec![0.0; layout.len()];
+        layout.pack(&random(layout.dims().iter().product(), seed), &mut blocked, &pool).unwrap();
+        blocked
+    };
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(a * b)).sum::<f64>();
+    let layout = Blocked::new([2, 20, 5, 7]).unwrap();
+    for isa in Isa::available() {
+        for (window, count_include_pad) in [
+            (window(2, 2, 0, false), true),
+            (window(2, 2, 0, true), false),
+            (window(3, 1, 1, false), true),
+            (window(3, 2, 1, true), true),
+            (window(3, 2, 1, false), false),
+        ] {
+            let avg = crate::AvgPool { window, count_include_pad };
+            let [h, w] = window.output_hw([5, 7]).unwrap();
+            let to = Blocked::new([2, 20, h, w]).unwrap();
+            let grad = pack(to, 1);
+            let gradient = |pool: &Pool| {
+                let mut out = vec![f32::NAN; layout.len()];
+                let view = View { layout: to, data: &grad };
+                grad_avg_pool(isa, &avg, layout, view, &mut out, pool).unwrap();
+                out
+            };
+            let gx = gradient(&pool);
+            assert_eq!(gx, gradient(&more));
+            for seed in 2..5 {
+                let (x, mut y) = (pack(layout, seed), vec![0.0; to.len()]);
+                let target = crate::ViewMut { layout: to, data: &mut y };
+                crate::avg_pool(isa, &avg, View { layout, data: &x }, target, &pool).unwrap();
+                let (found, expected) = (dot(&x, &gx), dot(&y, &grad));
+                assert!((found - expected).abs() < 1e-4, "{avg:?}: {found}, expected {expected}");
+            }
+        }
+        let (x, grad, gate) = (pack(layout, 6), pack(layout, 7), random(40, 8));
+        let [mut y, mut gx] = [(); 2].map(|()| vec![f32::NAN; layout.len()]);
+        scale(isa, layout, &x, &gate, &mut y, &pool).unwrap();
+        scale(isa, layout, &grad, &gate, &mut gx, &more).unwrap();
+        let sum = dot(&y, &grad);
+        let of_gate = grad_gate(isa, layout, &x, &grad, &more).unwrap();
+        for (what, found) in [("input", dot(&x, &gx)), ("gate", dot(&gate, &of_gate))] {
+            assert!((found - sum).abs() < 1e-4, "{what}: {found}, expected {sum}");
+        }
+        assert!(grad_gate(isa, layout, &x[1..], &grad, &pool).is_err());
+        assert!(scale(isa, layout, &x, &gate[1..], &mut y, &pool).is_err());
+    }
+}
+
 #[test]
 fn the_first_maximum_gets_the_gradient() {
     let layout = Blocked::new([1, 1, 3, 4]).unwrap();

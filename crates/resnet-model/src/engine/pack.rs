@@ -15,8 +15,9 @@ use super::map::{Affine, First, Map};
 use super::{Options, StepInfo};
 use crate::cost::{self, Cost};
 use crate::fold::{Folded, fold};
-use crate::graph::{self, Conv, Divisor, Graph, NodeId, Op, Rounding};
+use crate::graph::{Graph, NodeId, Op};
 use crate::network::{self, Layer};
+use crate::ops::{average_of, shape_of, window_of};
 use crate::{Checkpoint, Error, Result};
 
 /// Steps in execution order, and what their results must look like.
@@ -214,10 +215,10 @@ impl Packer<'_> {
                 let features = [linear.out_features, linear.in_features];
                 Ok(Kernel::Linear(Box::new(PackedLinear::new(self.options.isa, features, params)?)))
             }
-            (Kind::Plain, Op::MaxPool(pool)) => Ok(Kernel::MaxPool(window(pool))),
+            (Kind::Plain, Op::MaxPool(pool)) => Ok(Kernel::MaxPool(window_of(pool))),
             (Kind::Plain, Op::GlobalAvgPool) => Ok(Kernel::GlobalAvgPool),
             (Kind::Map(fused), _) => self.map(fused),
-            (Kind::Plain, Op::AvgPool(pool)) => Ok(Kernel::AvgPool(avg_pool(pool))),
+            (Kind::Plain, Op::AvgPool(pool)) => Ok(Kernel::AvgPool(average_of(pool))),
             (Kind::Plain, Op::Concat) if pixels => Ok(Kernel::Concat),
             (Kind::Plain, Op::Relu) => Ok(Kernel::Dense(|v| if v < 0.0 { 0.0 } else { v })),
             (Kind::Plain, Op::Sigmoid) if !pixels => Ok(Kernel::Dense(|v| 1.0 / (1.0 + (-v).exp()))),
@@ -231,11 +232,11 @@ impl Packer<'_> {
     fn conv(&self, fused: &Fused, images: usize, memory: &mut Vec<f32>) -> Result<Kernel> {
         let node = self.graph.node(fused.first);
         let Op::Conv(conv) = &node.op else { return Err(Error::Missing(node.name.clone())) };
-        let shape = shape(conv);
+        let shape = shape_of(conv);
         let plan = self.plan(fused.first, &shape, images);
         let finish = Finish {
             activation: if fused.relu { Activation::Relu } else { Activation::None },
-            max_pool: fused.pool.as_ref().map(window),
+            max_pool: fused.pool.as_ref().map(window_of),
         };
         let values = self.folded.conv(node, self.checkpoint, std::mem::take(memory))?;
         let params = Parameters { weights: &values.weight, bias: conv.bias.then_some(&values.bias) };
@@ -287,25 +288,4 @@ impl Packer<'_> {
         }
         plan
     }
-}
-
-fn shape(conv: &Conv) -> ConvShape {
-    ConvShape {
-        c_in: conv.in_channels,
-        c_out: conv.out_channels,
-        kernel: conv.kernel,
-        stride: conv.stride,
-        padding: conv.padding,
-        dilation: conv.dilation,
-        groups: conv.groups,
-    }
-}
-
-fn window(pool: &graph::Pool) -> Window {
-    Window { kernel: pool.kernel, stride: pool.stride, padding: pool.padding, ceil_mode: false }
-}
-
-fn avg_pool(pool: &graph::AvgPool) -> AvgPool {
-    let window = Window { ceil_mode: pool.rounding == Rounding::Ceil, ..window(&pool.window) };
-    AvgPool { window, count_include_pad: pool.divisor == Divisor::Window }
 }

@@ -77,26 +77,36 @@ impl Plan {
     pub(super) fn drop_branch(&self, x: &Tensor, id: NodeId) -> Result<Tensor> {
         let mut shape = vec![1; x.rank()];
         shape[0] = x.dim(0)?;
-        Ok(x.broadcast_mul(&self.mask(&shape, id, self.branch(id), x)?)?)
+        Ok(x.broadcast_mul(&mask(self.kept(id, shape[0]), &shape, x)?)?)
+    }
+
+    /// What the branch of the sum `id` is multiplied by, for each of `images`.
+    pub(super) fn kept(&self, id: NodeId, images: usize) -> Vec<f32> {
+        self.random(id, self.branch(id), images)
     }
 
     /// The features `[N, C]` for the operation `id`, if it is the last layer.
     pub(super) fn drop_features(&self, x: &Tensor, id: NodeId) -> Result<Option<Tensor>> {
         match self.head {
-            Some((head, rate)) if head == id => Ok(Some((x * self.mask(x.dims(), id, rate, x)?)?)),
+            Some((head, rate)) if head == id => {
+                Ok(Some((x * mask(self.random(id, rate, x.elem_count()), x.dims(), x)?)?))
+            }
             _ => Ok(None),
         }
     }
 
-    /// Zeros with probability `rate`, else `1 / (1 - rate)`, of the type and on the device of `like`.
-    fn mask(&self, shape: &[usize], id: NodeId, rate: f64, like: &Tensor) -> Result<Tensor> {
+    /// Zeros with probability `rate`, else `1 / (1 - rate)`.
+    fn random(&self, id: NodeId, rate: f64, count: usize) -> Vec<f32> {
         let random = synthetic::sequence(&format!("drop/{}/{}", self.seed, id.index()));
         let kept = (1.0 / (1.0 - rate)) as f32;
-        let elements = shape.iter().product();
-        let values: Vec<f32> = (0..elements).map(|i| if random(i) < rate { 0.0 } else { kept }).collect();
-        let mask = Tensor::from_vec(values, shape, like.device())?;
-        Ok(if like.dtype() == DType::F32 { mask } else { mask.to_dtype(like.dtype())? })
+        (0..count).map(|i| if random(i) < rate { 0.0 } else { kept }).collect()
     }
+}
+
+/// Factors, of the type and on the device of `like`.
+fn mask(values: Vec<f32>, shape: &[usize], like: &Tensor) -> Result<Tensor> {
+    let mask = Tensor::from_vec(values, shape, like.device())?;
+    Ok(if like.dtype() == DType::F32 { mask } else { mask.to_dtype(like.dtype())? })
 }
 
 #[cfg(test)]

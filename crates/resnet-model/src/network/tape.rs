@@ -63,21 +63,17 @@ impl Network {
     /// [`Network::forward_train`] for a step of training: the logits `[N, K]`, as a variable that a loss is computed from,
     /// are [`Backward::logits`]. Batch norms take their statistics over all `workers`.
     ///
-    /// On the CPU in `f32` this is faster and takes less memory than candle's graph, whose results it has up to rounding;
-    /// where parts of the network are left out it is candle's graph. Errors: those of [`Network::forward_dropping`].
+    /// On the CPU in `f32` this is faster and takes less memory than candle's graph, whose results it has up to rounding.
+    /// Errors: those of [`Network::forward_dropping`].
     pub fn record<'a>(
         &'a self,
         x: &Tensor,
         dropping: Dropping,
         workers: &'a dyn Workers,
     ) -> Result<Backward<'a>> {
-        let whole = dropping.plan(&self.graph)?.is_none();
-        if !whole || !ops::is_ours(x) || x.dtype() != DType::F32 || self.dtype != DType::F32 {
+        if !ops::is_ours(x) || x.dtype() != DType::F32 || self.dtype != DType::F32 {
             if workers.count() > 1 {
-                return Err(Error::Arch(
-                    "batch norms are synchronised on the CPU in f32 only, without dropout and drop path"
-                        .into(),
-                ));
+                return Err(Error::Arch("batch norms are synchronised on the CPU in f32 only".into()));
             }
             let logits = self.forward_dropping(x, dropping)?;
             let kind = Kind::Candle(logits.clone());
@@ -89,7 +85,8 @@ impl Network {
             });
         }
         self.check(x)?;
-        let (logits, saved) = forward::run(self, x, workers)?;
+        let plan = dropping.plan(&self.graph)?;
+        let (logits, saved) = forward::run(self, x, plan.as_ref(), workers)?;
         Ok(Backward { network: self, workers, logits: Var::from_tensor(&logits)?, kind: Kind::Tape(saved) })
     }
 
@@ -199,11 +196,13 @@ impl Act {
 
     /// The tensor itself, or a copy if others need it.
     fn owned(act: Rc<Act>) -> Act {
-        Rc::try_unwrap(act).unwrap_or_else(|act| {
-            let mut copy = Act::empty(&act.home, act.layout);
-            copy.slice_mut().copy_from_slice(act.slice());
-            copy
-        })
+        Rc::try_unwrap(act).unwrap_or_else(|act| Act::copy(&act))
+    }
+
+    fn copy(act: &Act) -> Act {
+        let mut copy = Act::empty(&act.home, act.layout);
+        copy.slice_mut().copy_from_slice(act.slice());
+        copy
     }
 
     fn of_planar(home: &Shared, x: &Tensor) -> Result<Act> {
@@ -297,9 +296,15 @@ enum Saved {
         x: Rc<Act>,
         y: Rc<Act>,
     },
+    AvgPool(Blocked),
     GlobalAvgPool(Blocked),
+    Scale {
+        x: Rc<Act>,
+        /// `[N, C]`.
+        gate: Tensor,
+    },
     Relu(Rc<Act>),
-    Add,
+    Add(Option<Dropped>),
     /// A candle graph of its own, with the variables that stand for the step's inputs, if those have gradients.
     Candle {
         inputs: Vec<Option<Var>>,
@@ -318,6 +323,49 @@ struct Normed {
     of_batch: bool,
     /// Of all workers' values, the share that is this one's.
     share: f64,
+    /// If a sum follows of which a branch is left out.
+    dropped: Option<Dropped>,
+}
+
+/// A sum of two terms of which one, a branch, is left out for some images.
+struct Dropped {
+    /// What the branch is multiplied by, for each image.
+    kept: Vec<f32>,
+    /// Which term it is.
+    branch: usize,
+}
+
+impl Dropped {
+    fn factors(&self, term: usize) -> Option<&[f32]> {
+        (term == self.branch).then_some(&self.kept)
+    }
+
+    /// The sum in place of its first term, rectified if `relu`.
+    fn add(&self, first: &mut Act, second: &Act, relu: bool) -> Result<()> {
+        let layout = first.layout;
+        let second = second.slice();
+        ops::threads()?.for_each_chunk(first.slice_mut(), layout.plane_len(), |index, first| {
+            let second = &second[index * layout.plane_len()..][..first.len()];
+            let [a, b] = [0, 1].map(|term| self.factors(term).map_or(1.0, |f| f[index / layout.blocks()]));
+            let least = if relu { 0.0 } else { f32::NEG_INFINITY };
+            for (x, y) in first.iter_mut().zip(second) {
+                let sum = a * *x + b * *y;
+                *x = if sum < least { least } else { sum };
+            }
+        });
+        Ok(())
+    }
+
+    /// The gradient to `term` from that to the sum, in place.
+    fn grad(&self, term: usize, grad: &mut Act) -> Result<()> {
+        let Some(factors) = self.factors(term) else { return Ok(()) };
+        let layout = grad.layout;
+        ops::threads()?.for_each_chunk(grad.slice_mut(), layout.plane_len(), |index, grad| {
+            let factor = factors[index / layout.blocks()];
+            grad.iter_mut().for_each(|g| *g *= factor);
+        });
+        Ok(())
+    }
 }
 
 /// The values of a contiguous `f32` tensor on the CPU.

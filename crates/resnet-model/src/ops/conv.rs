@@ -94,12 +94,6 @@ pub(crate) fn threads() -> Result<&'static resnet_kernels::Pool> {
     made.as_ref().map_err(|e| candle_core::Error::Msg(e.clone()))
 }
 
-/// A convolution as the kernels describe it.
-pub(crate) fn shape_of(conv: &Conv) -> ConvShape {
-    let Conv { in_channels, out_channels, kernel, stride, padding, dilation, groups, bias: _ } = *conv;
-    ConvShape { c_in: in_channels, c_out: out_channels, kernel, stride, padding, dilation, groups }
-}
-
 /// [`conv`] without bias on the CPU.
 struct CpuConv(Conv, Precision);
 
@@ -109,7 +103,7 @@ impl CpuConv {
     }
 
     fn shape(&self) -> ConvShape {
-        shape_of(&self.0)
+        super::shape_of(&self.0)
     }
 
     /// The naive loops of the definition, in rows. For each pair of an output row and an input row that a tap joins,

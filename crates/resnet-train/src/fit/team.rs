@@ -31,9 +31,7 @@ pub(super) fn check(config: &Config, dataset: &Dataset, part: Part) -> Result<()
     require("workers", part.count, "at most the images to train on", part.count <= images)?;
     let mixed = config.augment.mixup > 0.0 || config.augment.cutmix > 0.0;
     let even = !mixed || config.batch_size.is_multiple_of(2);
-    require("batch_size", config.batch_size, "even, for several workers with mixup or CutMix", even)?;
-    let dropping = config.dropout > 0.0 || config.drop_path > 0.0;
-    require("sync_bn", true, "false with dropout or drop_path", !(config.sync_bn && dropping))
+    require("batch_size", config.batch_size, "even, for several workers with mixup or CutMix", even)
 }
 
 impl Trainer<'_> {

@@ -1,6 +1,6 @@
 //! The backward pass: gradients from the last step to the first.
 
-use super::forward::{window, with_input};
+use super::forward::with_input;
 use super::*;
 use crate::graph::Op;
 use resnet_kernels::{BlockedConv, NormGrad};
@@ -29,6 +29,16 @@ pub(super) fn run(
     Ok(())
 }
 
+/// The gradient to what was rectified to `y`, in place.
+fn rectify(grad: &mut Act, y: &Act) -> Result<()> {
+    let y = y.slice();
+    ops::threads()?.for_each_chunk(grad.slice_mut(), 1 << 14, |index, grad| {
+        let y = &y[index << 14..][..grad.len()];
+        grad.iter_mut().zip(y).for_each(|(g, y)| *g = if *y > 0.0 { *g } else { 0.0 });
+    });
+    Ok(())
+}
+
 struct Pass<'a> {
     network: &'a Network,
     workers: &'a dyn Workers,
@@ -53,9 +63,52 @@ impl Pass<'_> {
                 let mut out = Act::empty(self.home(), x.layout);
                 let views = [x.view(), y.view(), grad.view()];
                 let threads = ops::threads()?;
-                resnet_kernels::grad_max_pool(ops::isa(), &window(pool), views, out.slice_mut(), threads)
-                    .map_err(kernel)?;
+                resnet_kernels::grad_max_pool(
+                    ops::isa(),
+                    &ops::window_of(pool),
+                    views,
+                    out.slice_mut(),
+                    threads,
+                )
+                .map_err(kernel)?;
                 self.add(step.inputs[0], wanted[0], Value::Blocked(Rc::new(out)))
+            }
+            Saved::AvgPool(layout) => {
+                let Op::AvgPool(pool) = &self.network.graph.node(step.node).op else { return Ok(()) };
+                let grad = grad.blocked(self.home())?;
+                let mut out = Act::empty(self.home(), layout);
+                let (avg, threads) = (ops::average_of(pool), ops::threads()?);
+                resnet_kernels::grad_avg_pool(
+                    ops::isa(),
+                    &avg,
+                    layout,
+                    grad.view(),
+                    out.slice_mut(),
+                    threads,
+                )
+                .map_err(kernel)?;
+                self.add(step.inputs[0], wanted[0], Value::Blocked(Rc::new(out)))
+            }
+            Saved::Scale { x, gate } => {
+                let grad = grad.blocked(self.home())?;
+                let (layout, threads) = (x.layout, ops::threads()?);
+                if wanted[1] {
+                    let to_gate =
+                        resnet_kernels::grad_gate(ops::isa(), layout, x.slice(), grad.slice(), threads)
+                            .map_err(kernel)?;
+                    let to_gate = Tensor::from_vec(to_gate, gate.shape(), &Device::Cpu)?;
+                    self.add(step.inputs[1], true, Value::Planar(to_gate))?;
+                }
+                if !wanted[0] {
+                    return Ok(());
+                }
+                let mut out = Act::empty(self.home(), layout);
+                with_values(&gate, |gate| {
+                    let out = out.slice_mut();
+                    resnet_kernels::scale(ops::isa(), layout, grad.slice(), gate, out, threads)
+                        .map_err(kernel)
+                })?;
+                self.add(step.inputs[0], true, Value::Blocked(Rc::new(out)))
             }
             Saved::GlobalAvgPool(layout) => {
                 let mut out = Act::empty(self.home(), layout);
@@ -68,16 +121,22 @@ impl Pass<'_> {
             }
             Saved::Relu(y) => {
                 let mut grad = Act::owned(grad.into_blocked(self.home())?);
-                let y = y.slice();
-                ops::threads()?.for_each_chunk(grad.slice_mut(), 1 << 14, |index, grad| {
-                    let y = &y[index << 14..][..grad.len()];
-                    grad.iter_mut().zip(y).for_each(|(g, y)| *g = if *y > 0.0 { *g } else { 0.0 });
-                });
+                rectify(&mut grad, &y)?;
                 self.add(step.inputs[0], wanted[0], Value::Blocked(Rc::new(grad)))
             }
-            Saved::Add => {
-                self.add(step.inputs[1], wanted[1], grad.clone())?;
-                self.add(step.inputs[0], wanted[0], grad)
+            Saved::Add(dropped) => {
+                let home = self.home().clone();
+                let mut term = |term: usize, grad: Value| match &dropped {
+                    _ if !wanted[term] => Ok(()),
+                    Some(dropped) if dropped.branch == term => {
+                        let mut grad = Act::owned(grad.into_blocked(&home)?);
+                        dropped.grad(term, &mut grad)?;
+                        self.add(step.inputs[term], true, Value::Blocked(Rc::new(grad)))
+                    }
+                    _ => self.add(step.inputs[term], true, grad),
+                };
+                term(1, grad.clone())?;
+                term(0, grad)
             }
             Saved::Candle { inputs, output } => self.candle(step, inputs, output, grad),
         }
@@ -136,10 +195,22 @@ impl Pass<'_> {
 
     fn norm(&mut self, step: &Step, wanted: &[bool], normed: Normed, grad: Value) -> Result<()> {
         let Layer::BatchNorm(norm) = &self.network.layers[normed.norm.index()] else { return Ok(()) };
-        let Normed { x, y, mean, scale, of_batch, share, .. } = normed;
+        let Normed { x, mut y, mean, scale, of_batch, share, dropped, .. } = normed;
         let mut grad = Act::owned(grad.into_blocked(self.home())?);
         let kernels = resnet_kernels::Norm { layout: x.layout, isa: ops::isa(), pool: ops::threads()? };
-        let residual = step.inputs.get(1).map(|node| (*node, wanted[1]));
+        let mut residual = step.inputs.get(1).map(|node| (*node, wanted[1]));
+        if let Some(dropped) = dropped {
+            // The norm and what is added to it have different gradients.
+            if let Some(y) = y.take() {
+                rectify(&mut grad, &y)?;
+            }
+            if let Some((node, true)) = residual.take() {
+                let mut added = Act::copy(&grad);
+                dropped.grad(1, &mut added)?;
+                self.add(node, true, Value::Blocked(Rc::new(added)))?;
+            }
+            dropped.grad(0, &mut grad)?;
+        }
         let workers = self.workers;
         let home = self.home().clone();
         let (passed, parameters) = with_values(&norm.weight, |weight| {

@@ -2,13 +2,19 @@
 
 use super::*;
 use crate::graph::Op;
+use crate::network::Plan;
 use crate::network::norm::Norm;
 use crate::ops::Moments;
-use resnet_kernels::{BlockedConv, Input, LANES, ViewMut, Window};
+use resnet_kernels::{BlockedConv, Input, LANES, ViewMut};
 
 /// The output of `network` for `x` and what each step saved.
-pub(super) fn run(network: &Network, x: &Tensor, workers: &dyn Workers) -> Result<(Tensor, Vec<Saved>)> {
-    let mut pass = Pass { network, workers, tracked: vec![false; network.layers.len()] };
+pub(super) fn run(
+    network: &Network,
+    x: &Tensor,
+    plan: Option<&Plan>,
+    workers: &dyn Workers,
+) -> Result<(Tensor, Vec<Saved>)> {
+    let mut pass = Pass { network, workers, plan, tracked: vec![false; network.layers.len()] };
     let mut uses = network.uses.clone();
     // Taps are of no use here.
     for tap in network.graph.taps() {
@@ -43,6 +49,8 @@ pub(super) fn run(network: &Network, x: &Tensor, workers: &dyn Workers) -> Resul
 struct Pass<'a> {
     network: &'a Network,
     workers: &'a dyn Workers,
+    /// What is left out.
+    plan: Option<&'a Plan>,
     /// Whether a parameter before each node is trained.
     tracked: Vec<bool>,
 }
@@ -61,9 +69,7 @@ impl Pass<'_> {
         self.tracked[step.node.index()] = tracked;
         let image = inputs.iter().all(Value::is_image);
         let (value, saved) = match (&node.op, layer) {
-            (_, Layer::BatchNorm(norm)) if image => {
-                self.norm(norm, step.norm.unwrap_or(step.node), step.norm.is_some(), &inputs, tracked)?
-            }
+            (_, Layer::BatchNorm(norm)) if image => self.norm(norm, step, &inputs, tracked)?,
             (Op::Conv(conv), Layer::Conv { weight, bias: None }) if image => {
                 let shape = ops::shape_of(conv);
                 let input = match &inputs[0] {
@@ -78,7 +84,7 @@ impl Pass<'_> {
             }
             (Op::MaxPool(pool), _) if image => {
                 let x = inputs[0].blocked(self.home())?;
-                let window = window(pool);
+                let window = ops::window_of(pool);
                 let [h, w] = window.output_hw([x.layout.h, x.layout.w]).map_err(kernel)?;
                 let mut y = Act::empty(self.home(), Blocked { h, w, ..x.layout });
                 let target = ViewMut { layout: y.layout, data: y.slice_mut() };
@@ -86,6 +92,26 @@ impl Pass<'_> {
                     .map_err(kernel)?;
                 let y = Rc::new(y);
                 (Value::Blocked(y.clone()), Saved::MaxPool { x, y })
+            }
+            (Op::AvgPool(pool), _) if image => {
+                let x = inputs[0].blocked(self.home())?;
+                let avg = ops::average_of(pool);
+                let [h, w] = avg.window.output_hw([x.layout.h, x.layout.w]).map_err(kernel)?;
+                let mut y = Act::empty(self.home(), Blocked { h, w, ..x.layout });
+                let target = ViewMut { layout: y.layout, data: y.slice_mut() };
+                resnet_kernels::avg_pool(ops::isa(), &avg, x.view(), target, ops::threads()?)
+                    .map_err(kernel)?;
+                (Value::Blocked(Rc::new(y)), Saved::AvgPool(x.layout))
+            }
+            (Op::Scale, _) if inputs[0].is_image() => {
+                let (x, gate) = (inputs[0].blocked(self.home())?, inputs[1].planar()?);
+                let mut y = Act::empty(self.home(), x.layout);
+                with_values(&gate, |gate| {
+                    let threads = ops::threads()?;
+                    resnet_kernels::scale(ops::isa(), x.layout, x.slice(), gate, y.slice_mut(), threads)
+                        .map_err(kernel)
+                })?;
+                (Value::Blocked(Rc::new(y)), Saved::Scale { x, gate })
             }
             (Op::GlobalAvgPool, _) if image => {
                 let x = inputs[0].blocked(self.home())?;
@@ -106,8 +132,12 @@ impl Pass<'_> {
             (Op::Add, _) if inputs.iter().any(|x| matches!(x, Value::Blocked(_))) => {
                 let b = inputs[1].blocked(self.home())?;
                 let mut a = Act::owned(inputs.swap_remove(0).into_blocked(self.home())?);
-                resnet_kernels::add_to(a.slice_mut(), b.slice(), ops::threads()?);
-                (Value::Blocked(Rc::new(a)), Saved::Add)
+                let dropped = self.dropped(step, a.layout.n);
+                match &dropped {
+                    Some(dropped) => dropped.add(&mut a, &b, false)?,
+                    None => resnet_kernels::add_to(a.slice_mut(), b.slice(), ops::threads()?),
+                }
+                (Value::Blocked(Rc::new(a)), Saved::Add(dropped))
             }
             _ => self.candle(step, &inputs)?,
         };
@@ -124,14 +154,15 @@ impl Pass<'_> {
         Ok(Act::new(self.home(), layout, data))
     }
 
-    fn norm(
-        &self,
-        norm: &Norm,
-        id: NodeId,
-        relu: bool,
-        inputs: &[Value],
-        tracked: bool,
-    ) -> Result<(Value, Saved)> {
+    /// What is left out of the sum in `step`.
+    fn dropped(&self, step: &Step, images: usize) -> Option<Dropped> {
+        let plan = self.plan?;
+        let (sum, branch) = self.network.branch(step, plan)?;
+        Some(Dropped { kept: plan.kept(sum, images), branch })
+    }
+
+    fn norm(&self, norm: &Norm, step: &Step, inputs: &[Value], tracked: bool) -> Result<(Value, Saved)> {
+        let (id, relu) = (step.norm.unwrap_or(step.node), step.norm.is_some());
         let x = inputs[0].blocked(self.home())?;
         let layout = x.layout;
         let kernels = resnet_kernels::Norm { layout, isa: ops::isa(), pool: ops::threads()? };
@@ -151,21 +182,28 @@ impl Pass<'_> {
             let (found, expected) = (residual.layout.dims(), layout.dims());
             return Err(Error::Arch(format!("{found:?} cannot be added to {expected:?}")));
         }
+        let dropped = self.dropped(step, layout.n);
+        // A branch is left out behind the norm.
+        let together = residual.as_ref().filter(|_| dropped.is_none());
         let mut y = Act::empty(self.home(), layout);
         with_values(&norm.weight, |weight| {
             with_values(&norm.bias, |bias| {
                 let factors: Vec<f32> =
                     scale.iter().zip(weight).map(|(s, w)| (s * f64::from(*w)) as f32).collect();
                 let mean: Vec<f32> = mean.iter().map(|m| *m as f32).collect();
-                let residual = residual.as_ref().map(|r| r.slice());
+                let (added, relu) = (together.map(|r| r.slice()), relu && dropped.is_none());
                 kernels
-                    .forward(x.slice(), [&mean, &factors, bias], residual, relu, y.slice_mut())
+                    .forward(x.slice(), [&mean, &factors, bias], added, relu, y.slice_mut())
                     .map_err(kernel)
             })
         })?;
+        if let (Some(dropped), Some(residual)) = (&dropped, &residual) {
+            dropped.add(&mut y, residual, relu)?;
+        }
         let y = Rc::new(y);
         let kept = (relu && tracked).then(|| y.clone());
-        Ok((Value::Blocked(y), Saved::Norm(Normed { norm: id, x, y: kept, mean, scale, of_batch, share })))
+        let saved = Normed { norm: id, x, y: kept, mean, scale, of_batch, share, dropped };
+        Ok((Value::Blocked(y), Saved::Norm(saved)))
     }
 
     /// Mean and biased variance of a batch, over all workers, and the share of the values that is this one's; the running
@@ -217,7 +255,10 @@ impl Pass<'_> {
             tensors.push(variable.as_ref().map_or(planar, |v| v.as_tensor().clone()));
             variables.push(variable);
         }
-        let output = self.network.step(step, &tensors, true)?;
+        let output = match self.plan {
+            Some(plan) => self.network.step_dropping(step, &tensors, true, plan)?,
+            None => self.network.step(step, &tensors, true)?,
+        };
         Ok((Value::Planar(output.detach()), Saved::Candle { inputs: variables, output }))
     }
 }
@@ -231,8 +272,4 @@ pub(super) fn with_input<R>(value: &Value, f: impl FnOnce(Input) -> Result<R>) -
         }
         Value::Blocked(act) => f(Input::Blocked(act.view())),
     }
-}
-
-pub(super) fn window(pool: &crate::graph::Pool) -> Window {
-    Window { kernel: pool.kernel, stride: pool.stride, padding: pool.padding, ceil_mode: false }
 }

@@ -2,29 +2,33 @@ use super::*;
 use crate::parameters::{Initialisation, Trained};
 use crate::{Parameters, synthetic, zoo};
 
+/// A loss of some logits.
+fn weigh(logits: &Tensor) -> Tensor {
+    let flat = logits.flatten_all().unwrap();
+    let weights = synthetic::input(flat.elem_count());
+    let weights = Tensor::from_vec(weights, flat.elem_count(), &Device::Cpu).unwrap();
+    (flat.sqr().unwrap() * weights).unwrap().sum_all().unwrap()
+}
+
 /// Loss and gradients by name, over candle's graph and over the tape.
 fn both(
     parameters: &Parameters,
     trained: &Trained,
     statistics: Statistics,
+    dropping: Dropping,
     x: &Tensor,
 ) -> [Vec<(String, Vec<f32>)>; 2] {
     [false, true].map(|tape| {
         let parameters = parameters.copy().unwrap();
         let network = parameters.network(trained, statistics).unwrap();
-        let weigh = |logits: &Tensor| {
-            let flat = logits.flatten_all().unwrap();
-            let weights = synthetic::input(flat.elem_count());
-            let weights = Tensor::from_vec(weights, flat.elem_count(), &Device::Cpu).unwrap();
-            (flat.sqr().unwrap() * weights).unwrap().sum_all().unwrap()
-        };
         let (loss, store) = match tape {
             false => {
-                let loss = weigh(&network.forward_train(x).unwrap());
+                let loss = weigh(&network.forward_dropping(x, dropping).unwrap());
                 (loss.clone(), loss.backward().unwrap())
             }
             true => {
-                let backward = network.record(x, Dropping::default(), &Alone).unwrap();
+                let backward = network.record(x, dropping, &Alone).unwrap();
+                assert!(matches!(backward.kind, Kind::Tape(_)));
                 let loss = weigh(backward.logits());
                 (loss.clone(), backward.gradients(&loss).unwrap())
             }
@@ -46,11 +50,21 @@ fn both(
 }
 
 fn check(name: &str, size: [usize; 3], trained: Trained, statistics: Statistics) {
+    check_dropping(name, size, trained, statistics, Dropping::default());
+}
+
+fn check_dropping(
+    name: &str,
+    size: [usize; 3],
+    trained: Trained,
+    statistics: Statistics,
+    dropping: Dropping,
+) {
     let arch = zoo::arch(name).unwrap().with_classes(5);
     let parameters = Parameters::new(&arch, Initialisation::default(), &Device::Cpu).unwrap();
     let [n, h, w] = size;
     let x = Tensor::from_vec(synthetic::input(n * 3 * h * w), (n, 3, h, w), &Device::Cpu).unwrap();
-    let [expected, found] = both(&parameters, &trained, statistics, &x);
+    let [expected, found] = both(&parameters, &trained, statistics, dropping, &x);
     let names = |list: &[(String, Vec<f32>)]| list.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
     assert_eq!(names(&found), names(&expected), "{name}");
     for ((param, found), (_, expected)) in found.iter().zip(&expected) {
@@ -72,10 +86,63 @@ fn steps_are_those_of_candles_graph() {
 }
 
 #[test]
-fn operations_without_kernels_are_candles() {
-    // Squeeze and excitation, a deep stem with average pooling in its shortcuts, another kind of norm.
+fn gates_and_means_have_kernels_and_other_operations_are_candles() {
+    // Squeeze and excitation; average pooling in shortcuts, some of which reach over the border.
     check("seresnet50", [3, 64, 64], Trained::From("layer4".into()), Statistics::default());
-    check("resnet26d", [3, 64, 64], Trained::From("layer4".into()), Statistics::Running);
+    check("seresnet18", [2, 64, 64], Trained::All, Statistics::Running);
+    check("resnet26d", [3, 72, 64], Trained::All, Statistics::Running);
+    // Blurred strides; a norm of groups and standardised weights.
+    check("resnetblur18", [2, 64, 64], Trained::From("layer4".into()), Statistics::Running);
+    check("resnetv2_50x1_bit", [2, 64, 64], Trained::From("stages.3".into()), Statistics::Running);
+}
+
+const SOME: Dropping = Dropping { dropout: 0.3, drop_path: 0.5, seed: 7 };
+
+/// Sums behind norms, also of a shortcut; sums alone, behind gates and before the next block's norm.
+#[test]
+fn what_is_left_out_is_what_candles_graph_leaves_out() {
+    for (name, size) in [
+        ("resnet20_cifar", [6, 32, 32]),
+        ("resnet18d", [4, 64, 64]),
+        ("seresnet18", [4, 64, 64]),
+        ("resnetv2_18", [4, 64, 64]),
+    ] {
+        check_dropping(name, size, Trained::All, Statistics::Running, SOME);
+    }
+    check_dropping("resnet20_cifar", [8, 32, 32], Trained::All, Statistics::default(), SOME);
+    check_dropping("resnet18", [4, 64, 64], Trained::From("layer4".into()), Statistics::Running, SOME);
+    check_dropping("resnet18", [4, 64, 64], Trained::Head, Statistics::Running, SOME);
+}
+
+#[test]
+fn gradients_of_what_is_not_left_out_are_slopes() {
+    let arch = zoo::arch("resnet20_cifar").unwrap();
+    let parameters = Parameters::new(&arch, Initialisation::default(), &Device::Cpu).unwrap();
+    let x = Tensor::from_vec(synthetic::input(4 * 3 * 16 * 16), (4, 3, 16, 16), &Device::Cpu).unwrap();
+    let at = |parameters: &Parameters| {
+        let network = parameters.network(&Trained::All, Statistics::Running).unwrap();
+        let backward = network.record(&x, SOME, &Alone).unwrap();
+        let loss = weigh(backward.logits());
+        (f64::from(loss.to_scalar::<f32>().unwrap()), backward.gradients(&loss).unwrap())
+    };
+    let (_, gradients) = at(&parameters);
+    for name in ["layer1.1.conv2.weight", "layer2.0.bn2.weight", "layer3.0.bn1.bias", "fc.weight"] {
+        let gradient = gradients.get(parameters.var(name).unwrap()).unwrap();
+        let slope = f64::from(gradient.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap());
+        // A way along the gradient, one per mille of the parameter long.
+        let length =
+            |t: &Tensor| t.sqr().unwrap().sum_all().unwrap().sqrt().unwrap().to_scalar::<f32>().unwrap();
+        let var = parameters.var(name).unwrap();
+        let way = f64::from((length(var).max(1.0)) / length(gradient)) * 1e-3;
+        let along = |by: f64| {
+            let moved = parameters.copy().unwrap();
+            let var = moved.var(name).unwrap();
+            var.set(&(var.as_tensor() + (gradient * by).unwrap()).unwrap()).unwrap();
+            at(&moved).0
+        };
+        let found = (along(way) - along(-way)) / (2.0 * way);
+        assert!((found - slope).abs() < 0.02 * slope, "{name}: {found}, expected {slope}");
+    }
 }
 
 #[test]
