@@ -129,10 +129,13 @@ pub fn evaluate(
         let scores = probabilities(models, &images, views, batch)?;
         for ((class, _), scores) in images.iter().zip(&scores) {
             let own = scores.get(*class).copied().unwrap_or(0.0);
-            // The first of equal scores wins, as in an argmax.
-            let rank =
-                scores.iter().enumerate().filter(|(k, s)| **s > own || (**s == own && k < class)).count();
-            let mut best = 0;
+            // The first of equal scores wins, as in an argmax; no numbers are a wrong answer.
+            let before = |(k, s): &(usize, &f64)| **s > own || (**s == own && k < class);
+            let rank = match own.is_nan() {
+                true => usize::MAX,
+                false => scores.iter().enumerate().filter(before).count(),
+            };
+            let mut best = if own.is_nan() { usize::from(*class == 0) } else { 0 };
             for (k, score) in scores.iter().enumerate() {
                 if *score > scores[best] {
                     best = k;
@@ -142,7 +145,7 @@ pub fn evaluate(
             evaluation.top1 += usize::from(rank == 0);
             evaluation.top5 += usize::from(rank < 5);
             evaluation.confusion[*class][best] += 1;
-            loss -= own.max(f64::MIN_POSITIVE).ln();
+            loss -= if own.is_nan() { own } else { own.max(f64::MIN_POSITIVE).ln() };
         }
         progress(part.len());
     }
@@ -284,6 +287,19 @@ mod tests {
         let twice = evaluate(&[model(), model()], &data, &data.all(), &views, 9, &mut |_| {}).unwrap();
         assert_eq!((single.top1, &single.confusion), (twice.top1, &twice.confusion));
         assert!((single.loss - twice.loss).abs() < 1e-6);
+    }
+
+    #[test]
+    fn scores_that_are_no_numbers_are_wrong() {
+        let parameters = resnet_model::Parameters::new(&arch(), Default::default(), &Device::Cpu).unwrap();
+        let bias = parameters.var("fc.bias").unwrap();
+        bias.set(&(bias.as_tensor() * f64::NAN).unwrap()).unwrap();
+        let meta = resnet_model::Meta::new(arch(), Preprocess::torchvision(36, 32));
+        let model = Model::new(&parameters.checkpoint(meta).unwrap(), &Device::Cpu, 4).unwrap();
+        let data = data();
+        let e = evaluate(&[model], &data, &data.all(), &Views::default(), 4, &mut |_| {}).unwrap();
+        assert_eq!((e.images, e.top1, e.top5, e.loss.is_nan()), (9, 0, 0, true));
+        assert!((0..3).all(|class| e.confusion[class][class] == 0), "{:?}", e.confusion);
     }
 
     #[test]

@@ -368,10 +368,15 @@ impl<'a> Trainer<'a> {
         let result = self.average.as_ref().unwrap_or(&self.parameters);
         self.check_finite(result, rate)?;
         let mut checkpoint = result.checkpoint(self.meta.clone())?;
-        let evaluation = match self.dataset.held_out() {
-            [] => None,
-            held_out => Some(self.evaluate(&checkpoint, held_out)?),
-        };
+        let (train, held_out) = (self.dataset.train(), self.dataset.held_out());
+        // Parameters that are numbers may still give scores that are none; a few images show it where none is held out.
+        let some = self.config.batch_size.min(train.len());
+        let evaluation =
+            self.evaluate(&checkpoint, if held_out.is_empty() { &train[..some] } else { held_out })?;
+        if !evaluation.loss.is_finite() {
+            return Err(self.diverged("loss of the epoch's network", evaluation.loss, rate));
+        }
+        let evaluation = (!held_out.is_empty()).then_some(evaluation);
         let seen = self.progress.seen.max(1) as f64;
         let record = Record {
             epoch: self.progress.epoch,
