@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use resnet_convert::{StateDict, source};
 
-use crate::build::f32s;
 use crate::build::legacy::{self, Legacy};
 use crate::build::network::{self, small, tensors};
 use crate::build::npy;
@@ -15,6 +14,7 @@ use crate::build::pickle::{Storage, Tensor, sd};
 use crate::build::safetensors::{st, tensor as described};
 use crate::build::sparse::{Sparse, Wide, archive64};
 use crate::build::zip::Entry;
+use crate::build::{Random, f32s};
 
 /// Elements of a tensor of five gibibytes.
 const MANY: i64 = 5 << 28;
@@ -32,30 +32,99 @@ fn check(what: &str, file: Sparse, many: i64) {
     assert_eq!(find("w").read().unwrap(), last(), "{what}");
 }
 
-fn object(legacy: bool) -> Vec<u8> {
+fn object(legacy: bool, many: i64) -> Vec<u8> {
     let view = || legacy.then(|| b"N".to_vec());
     let code = |key: &str, n: i64| {
         Tensor::whole(Storage { view: view(), ..Storage::of("FloatStorage", key, n) }, &[n]).code()
     };
-    sd(&[("big", code("0", MANY)), ("w", code("1", 4))])
+    sd(&[("big", code("0", many)), ("w", code("1", 4))])
 }
 
 #[test]
 fn zip_of_64_bits() {
-    let whole = |name: &str, data: Vec<u8>| {
-        let len = data.len() as u64;
-        (Entry::new(name, data), len, len)
-    };
     let big = 4 * MANY as u64;
     check(
         "zip",
         archive64(&[
-            whole("archive/data.pkl", object(false)),
-            (Entry::new("archive/data/0", []), big, big),
-            whole("archive/data/1", last()),
+            Wide::stored("archive/data.pkl", object(false, MANY)),
+            Wide::new(Entry::new("archive/data/0", []), big, big),
+            Wide::stored("archive/data/1", last()),
         ]),
         MANY,
     );
+}
+
+const PATTERN: usize = 1 << 16;
+
+/// A pattern of which this share is noise: too much of one kind would be refused as a bomb.
+fn pattern(noise: usize) -> Vec<u8> {
+    let mut random = Random(1);
+    (0..PATTERN).map(|i| if i % 64 < noise { random.next() as u8 } else { 0 }).collect()
+}
+
+/// An archive whose first storage is the pattern, so often and deflated; the directory tells of `size` bytes.
+fn patterned(pattern: &[u8], times: u64, size: u64, pickle: Vec<u8>) -> Sparse {
+    // Pieces that end at whole bytes and do not refer to one another.
+    let data = deflated(pattern, flate2::FlushCompress::Sync);
+    let tail = deflated(&[], flate2::FlushCompress::Finish);
+    let packed = data.len() as u64 * times + tail.len() as u64;
+    let entry = Entry { method: 8, ..Entry::new("archive/data/0", data) };
+    archive64(&[
+        Wide::stored("archive/data.pkl", pickle),
+        Wide { entry, times, tail, packed, size },
+        Wide::stored("archive/data/1", last()),
+    ])
+}
+
+/// A deflated storage of more than 2 GiB is read in pieces, of which none but the last is in memory.
+#[test]
+fn deflated_storages_of_more_than_2_gib() {
+    let times = (2 << 30) / PATTERN as u64 + 1;
+    let pattern = pattern(20);
+    let many = times as i64 * (PATTERN / 4) as i64;
+    let file = |size| Arc::new(patterned(&pattern, times, size, object(false, many)));
+    let state = source::read_bytes(file(4 * many as u64)).unwrap();
+    let (mut pieces, mut wrong) = (0, 0);
+    let (name, big) = &state.tensors[0];
+    let read = big.for_each_chunk(|bytes| {
+        pieces += bytes.len() / PATTERN;
+        wrong += usize::from(bytes.chunks(PATTERN).any(|piece| piece != pattern));
+        Ok(())
+    });
+    read.unwrap();
+    assert_eq!((name.as_str(), pieces as u64, wrong), ("big", times, 0));
+    // The directory and the pickle must tell the same size.
+    let short = source::read_bytes(file(4 * many as u64 - 4)).unwrap_err();
+    assert_eq!(short.code.to_string(), "storage-size");
+}
+
+/// Parts of a deflated storage need all of it in memory, which has a limit.
+#[test]
+fn parts_of_deflated_storages() {
+    let parts = |times: u64| {
+        let pattern = pattern(1);
+        let many = times as i64 * (PATTERN / 4) as i64;
+        let part = |offset, size: &[i64], stride: &[i64]| {
+            let whole = Tensor::whole(Storage::of("FloatStorage", "0", many), size);
+            Tensor { offset, stride: stride.to_vec(), ..whole }.code()
+        };
+        let object = sd(&[("row", part(16, &[2], &[1])), ("column", part(1, &[2, 2], &[1, 16]))]);
+        let state = source::read_bytes(Arc::new(patterned(&pattern, times, 4 * many as u64, object)))?;
+        let read = state.tensors.iter().map(|(_, t)| t.read().unwrap()).collect::<Vec<_>>();
+        let at = |i: usize| &pattern[4 * i..4 * i + 4];
+        assert_eq!(read, [[at(16), at(17)].concat(), [at(1), at(17), at(2), at(18)].concat()]);
+        Ok::<_, resnet_convert::Fault>(())
+    };
+    parts(16).unwrap();
+    assert_eq!(parts((64 << 20) / PATTERN as u64 + 1).unwrap_err().code.to_string(), "zip-ratio");
+}
+
+fn deflated(bytes: &[u8], flush: flate2::FlushCompress) -> Vec<u8> {
+    let mut out = Vec::with_capacity(2 * bytes.len() + 64);
+    let mut deflate = flate2::Compress::new(flate2::Compression::default(), false);
+    deflate.compress_vec(bytes, &mut out, flush).unwrap();
+    assert_eq!(deflate.total_in(), bytes.len() as u64);
+    out
 }
 
 /// A deflated array of more than 2 GiB: nothing but its header is inflated before somebody asks for it.
@@ -63,16 +132,11 @@ fn zip_of_64_bits() {
 fn deflated_arrays_of_more_than_2_gib() {
     let many = 600_000_000;
     let header = npy::raw([1, 0], &npy::header("'<f4'", false, &npy::shape(&[many])), &[0; 4096]);
-    let start = {
-        let mut encoder = flate2::write::DeflateEncoder::new(Vec::new(), flate2::Compression::default());
-        encoder.write_all(&header).unwrap();
-        encoder.finish().unwrap()
-    };
+    let start = deflated(&header, flate2::FlushCompress::Finish);
     let size = 4 * many as u64 + header.len() as u64 - 4096;
-    let big: Wide = (Entry { method: 8, ..Entry::new("big.npy", start) }, 700_000_000, size);
-    let w = npy::npy("<f4", &[4], &last());
-    let len = w.len() as u64;
-    check("npz", archive64(&[big, (Entry::new("w.npy", w), len, len)]), many as i64);
+    let big = Wide::new(Entry { method: 8, ..Entry::new("big.npy", start) }, 700_000_000, size);
+    let w = Wide::stored("w.npy", npy::npy("<f4", &[4], &last()));
+    check("npz", archive64(&[big, w]), many as i64);
 }
 
 #[test]
@@ -89,7 +153,7 @@ fn safetensors_of_64_bits() {
 #[test]
 fn legacy_stream_of_64_bits() {
     let start = Legacy {
-        object: object(true),
+        object: object(true, MANY),
         keys: legacy::keys(&["0", "1"]),
         storages: vec![],
         ..Legacy::default()

@@ -162,12 +162,13 @@ impl Bytes for Swapped {
     }
 }
 
-/// Bytes that have to be computed as a whole: inflated, decoded, gathered by strides. Computed when first read, kept
-/// until they have been read to the end.
+/// Bytes that have to be computed as a whole: decoded, gathered by strides. Computed when first read, kept until they
+/// have been read to the end, or for good.
 pub(crate) struct Computed {
     len: u64,
     compute: Box<dyn Fn() -> io::Result<Vec<u8>> + Send + Sync>,
     kept: Mutex<Option<Arc<Vec<u8>>>>,
+    for_good: bool,
 }
 
 impl Computed {
@@ -175,7 +176,15 @@ impl Computed {
         len: u64,
         compute: impl Fn() -> io::Result<Vec<u8>> + Send + Sync + 'static,
     ) -> Computed {
-        Computed { len, compute: Box::new(compute), kept: Mutex::new(None) }
+        Computed { len, compute: Box::new(compute), kept: Mutex::new(None), for_good: false }
+    }
+
+    /// As [`Computed::new`], computed once however often they are read.
+    pub(crate) fn kept(
+        len: u64,
+        compute: impl Fn() -> io::Result<Vec<u8>> + Send + Sync + 'static,
+    ) -> Computed {
+        Computed { for_good: true, ..Computed::new(len, compute) }
     }
 }
 
@@ -205,7 +214,7 @@ impl Bytes for Computed {
                 all
             }
         };
-        if end == self.len {
+        if end == self.len && !self.for_good {
             *kept = None;
         }
         drop(kept);

@@ -11,13 +11,18 @@ use super::pickle::call::latin1;
 use super::pickle::numpy::Array;
 use super::pickle::specs::{TensorSpec, item_size};
 use super::pickle::value::{Arena, Span};
+use super::zip::inflate::Deflated;
 use crate::error::{Code, Fault};
+
+/// What may be in memory however few of its elements are needed.
+const SMALL: u64 = 64 << 20;
 
 /// A storage's bytes.
 #[derive(Debug, Clone)]
 pub(crate) enum Blob {
     Plain(Arc<dyn Bytes>),
     Checked(Arc<Checked>),
+    Deflated(Arc<Deflated>),
 }
 
 impl Blob {
@@ -25,6 +30,7 @@ impl Blob {
         match self {
             Blob::Plain(bytes) => bytes.len(),
             Blob::Checked(bytes) => bytes.len(),
+            Blob::Deflated(entry) => entry.len(),
         }
     }
 }
@@ -34,12 +40,14 @@ impl Blob {
 pub(crate) struct Maker {
     left: u64,
     limit: u64,
+    /// How many bytes may yet be inflated and kept, because tensors are parts of them.
+    kept: u64,
 }
 
 impl Maker {
     pub(crate) fn new(file_len: u64) -> Maker {
         let limit = file_len.saturating_mul(4).max(1 << 20);
-        Maker { left: limit, limit }
+        Maker { left: limit, limit, kept: limit.max(SMALL) }
     }
 
     fn spend(&mut self, bytes: Option<u64>) -> Result<u64, Fault> {
@@ -54,6 +62,17 @@ impl Maker {
                 Err(Fault::new(Code::TensorBytes, detail))
             }
         }
+    }
+
+    fn keep(&mut self, bytes: u64) -> Result<(), Fault> {
+        let left = self.kept.checked_sub(bytes).ok_or_else(|| {
+            let most = self.limit.max(SMALL);
+            let detail =
+                format!("tensors that are parts of deflated storages of more than {most} bytes in all");
+            Fault::new(Code::ZipRatio, detail)
+        })?;
+        self.kept = left;
+        Ok(())
     }
 
     /// The tensor that `spec` sees in its storage.
@@ -71,13 +90,17 @@ impl Maker {
             .checked_mul(item)
             .and_then(|o| o.checked_add(spec.storage.start))
             .ok_or_else(bounds)?;
-        let whole = start == 0 && len == storage.len() && spec.is_contiguous();
+        let span = spec.span().and_then(|n| n.checked_mul(item)).ok_or_else(bounds)?;
+        let all = start == 0 && len == storage.len() && span == len;
+        let whole = all && spec.is_contiguous();
         let bytes: Arc<dyn Bytes> = match storage {
             Blob::Plain(bytes) => bytes.clone(),
             Blob::Checked(bytes) if whole => bytes.clone(),
             Blob::Checked(bytes) => Arc::new(Verified(bytes.clone())),
+            // Read from start to end, in rows or at once; parts would inflate what is before them again and again.
+            Blob::Deflated(entry) if all => entry.stream(),
+            Blob::Deflated(entry) => entry.kept(|| self.keep(entry.len()))?,
         };
-        let span = spec.span().and_then(|n| n.checked_mul(item)).ok_or_else(bounds)?;
         let start = if span == 0 { 0 } else { start };
         let part =
             |bytes| Part::new(bytes, start, span).map(|p| Arc::new(p) as Arc<dyn Bytes>).ok_or_else(bounds);
@@ -198,8 +221,6 @@ struct View {
 impl View {
     /// All elements in row-major order.
     fn gather(&self, bytes: &dyn Bytes) -> io::Result<Vec<u8>> {
-        /// Up to this size the whole span is read, however few of its elements are needed.
-        const SMALL: u64 = 64 << 20;
         let eof = || io::Error::from(io::ErrorKind::UnexpectedEof);
         let len = self.size.iter().try_fold(self.item, |n, &d| n.checked_mul(d)).ok_or_else(eof)?;
         let mut out = vec![0u8; usize::try_from(len).map_err(|_| eof())?];

@@ -5,7 +5,7 @@
 //! the same bytes, and none of that can be seen through it. Here every byte of the file must belong to exactly one entry
 //! or to the directory.
 
-mod inflate;
+pub(crate) mod inflate;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,9 +13,10 @@ use std::sync::Arc;
 use resnet_model::escape;
 use resnet_model::raw::{Bytes, Part};
 
-use super::lazy::{Checked, Computed, checksum};
+use super::lazy::{Checked, checksum};
 use super::tensors::Blob;
 use crate::error::{Code, Fault};
+use inflate::Deflated;
 
 const MAX_ENTRIES: u64 = 100_000;
 const MAX_DIRECTORY: u64 = 64 << 20;
@@ -150,10 +151,16 @@ impl Archive {
             let detail = format!("{} bytes inflate to {}", entry.compressed, entry.size);
             return Err(Fault::new(Code::ZipRatio, detail).within(&entry.shown()));
         }
-        let (size, crc, shown) = (entry.size, entry.has_checksum().then_some(entry.crc), entry.shown());
-        Ok(Blob::Plain(Arc::new(Computed::new(size, move || {
-            Ok(inflate::inflate(&part, size, crc).map_err(|f| f.within(&shown))?)
-        }))))
+        Ok(Blob::Deflated(Arc::new(Deflated::new(self.deflated(entry)?))))
+    }
+
+    fn deflated(&self, entry: &Entry) -> Result<inflate::Entry, Fault> {
+        Ok(inflate::Entry {
+            part: Part::new(self.bytes.clone(), entry.data, entry.compressed).ok_or_else(cut)?,
+            size: entry.size,
+            crc: entry.has_checksum().then_some(entry.crc),
+            shown: entry.shown(),
+        })
     }
 
     /// The bytes of an array's entry, verified when they are read. Constant arrays shrink by more than what is allowed
@@ -162,13 +169,13 @@ impl Archive {
         Ok(match self.judged(entry, SMALL)? {
             Blob::Plain(bytes) => bytes,
             Blob::Checked(bytes) => bytes,
+            Blob::Deflated(entry) => entry.stream(),
         })
     }
 
     /// At most `max` bytes from the start of a deflated entry, not verified.
     pub(crate) fn start_of(&self, entry: &Entry, max: u64) -> Result<Vec<u8>, Fault> {
-        let part = Part::new(self.bytes.clone(), entry.data, entry.compressed).ok_or_else(cut)?;
-        inflate::start(&part, max.min(entry.size)).map_err(|f| f.within(&entry.shown()))
+        self.deflated(entry)?.start(max.min(entry.size))
     }
 
     /// All bytes of an entry of at most `max` bytes, verified.
@@ -178,10 +185,10 @@ impl Archive {
             return Err(fault(Fault::new(Code::Limit, format!("{} bytes, more than {max}", entry.size))));
         }
         match self.blob(entry)? {
-            Blob::Plain(bytes) if entry.method == 0 => Ok(bytes),
-            Blob::Plain(bytes) => {
-                let mut all = vec![0; bytes.len() as usize];
-                bytes.read_at(0, &mut all).map_err(|e| fault(e.into()))?;
+            Blob::Plain(bytes) => Ok(bytes),
+            Blob::Deflated(deflated) => {
+                let mut all = vec![0; deflated.len() as usize];
+                deflated.stream().read_at(0, &mut all)?;
                 Ok(Arc::new(all))
             }
             Blob::Checked(checked) => {

@@ -9,16 +9,28 @@ use super::zip::Entry;
 /// Bytes that are 0 but for some pieces.
 #[derive(Debug, Default)]
 pub(crate) struct Sparse {
-    pieces: Vec<(u64, Vec<u8>)>,
+    pieces: Vec<Piece>,
     len: u64,
+}
+
+/// Bytes that stand at a place, over and over up to its end.
+#[derive(Debug)]
+struct Piece {
+    bytes: Vec<u8>,
+    at: u64,
+    end: u64,
 }
 
 impl Sparse {
     pub(crate) fn put(&mut self, bytes: impl AsRef<[u8]>) {
+        self.repeat(bytes, 1);
+    }
+
+    pub(crate) fn repeat(&mut self, bytes: impl AsRef<[u8]>, times: u64) {
         let bytes = bytes.as_ref().to_vec();
         let at = self.len;
-        self.len += bytes.len() as u64;
-        self.pieces.push((at, bytes));
+        self.len += bytes.len() as u64 * times;
+        self.pieces.push(Piece { bytes, at, end: self.len });
     }
 
     pub(crate) fn skip(&mut self, n: u64) {
@@ -36,12 +48,14 @@ impl Bytes for Sparse {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         out.fill(0);
-        for (at, piece) in &self.pieces {
-            let from = offset.max(*at);
-            let to = (offset + out.len() as u64).min(at + piece.len() as u64);
-            if from < to {
-                let part = &piece[(from - at) as usize..(to - at) as usize];
-                out[(from - offset) as usize..(to - offset) as usize].copy_from_slice(part);
+        for piece in &self.pieces {
+            let (mut from, to) = (offset.max(piece.at), piece.end.min(offset + out.len() as u64));
+            while from < to {
+                let skip = (from - piece.at) as usize % piece.bytes.len();
+                let n = (piece.bytes.len() - skip).min((to - from) as usize);
+                let at = (from - offset) as usize;
+                out[at..at + n].copy_from_slice(&piece.bytes[skip..skip + n]);
+                from += n as u64;
             }
         }
         Ok(())
@@ -49,7 +63,29 @@ impl Bytes for Sparse {
 }
 
 /// An entry and how many bytes it says it has, in the archive and by itself: more than its data may be.
-pub(crate) type Wide = (Entry, u64, u64);
+#[derive(Clone)]
+pub(crate) struct Wide {
+    pub(crate) entry: Entry,
+    /// How often the data stands there.
+    pub(crate) times: u64,
+    /// What stands behind that; then come zeros.
+    pub(crate) tail: Vec<u8>,
+    pub(crate) packed: u64,
+    pub(crate) size: u64,
+}
+
+impl Wide {
+    /// Data and zeros after it.
+    pub(crate) fn new(entry: Entry, packed: u64, size: u64) -> Wide {
+        Wide { entry, times: 1, tail: vec![], packed, size }
+    }
+
+    /// Data as it is.
+    pub(crate) fn stored(name: &str, data: Vec<u8>) -> Wide {
+        let len = data.len() as u64;
+        Wide::new(Entry::new(name, data), len, len)
+    }
+}
 
 /// An archive whose sizes and offsets all are in fields of 64 bits, without checksums.
 pub(crate) fn archive64(entries: &[Wide]) -> Sparse {
@@ -58,14 +94,16 @@ pub(crate) fn archive64(entries: &[Wide]) -> Sparse {
         let body: Vec<u8> = numbers.iter().flat_map(|n| n.to_le_bytes()).collect();
         [&[1, 0, body.len() as u8, 0], &body[..]].concat()
     };
-    for (entry, packed, size) in entries {
+    for Wide { entry, times, tail, packed, size } in entries {
         let header = out.len();
         let common = [&[0; 2][..], &entry.method.to_le_bytes(), &[0; 8], &[0xff; 8]].concat();
         let name_len = (entry.name.len() as u16).to_le_bytes();
         out.put([b"PK\x03\x04\x2d\0", &common[..], &name_len, &[20, 0]].concat());
         out.put([&entry.name[..], &extra(&[*size, *packed])].concat());
-        out.put(&entry.data);
-        out.skip(packed - entry.data.len() as u64);
+        let start = out.len();
+        out.repeat(&entry.data, *times);
+        out.put(tail);
+        out.skip(start + packed - out.len());
         directory.extend([b"PK\x01\x02\x2d\0\x2d\0", &common[..], &name_len, &[28, 0], &[0; 10]].concat());
         directory.extend([&[0xff; 4], &entry.name[..], &extra(&[*size, *packed, header])].concat());
     }
