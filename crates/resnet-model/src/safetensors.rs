@@ -10,8 +10,10 @@ use std::io::{self, BufReader, Read, Write};
 use std::path::Path;
 use std::sync::Arc;
 
+use safetensors::Dtype;
 use safetensors::tensor::TensorInfo;
-use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
+use serde::Deserialize;
+use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 
 use crate::file::{Existing, SharedFile, write_atomically};
 use crate::raw::{Bytes, Part, RawTensor};
@@ -21,8 +23,12 @@ use crate::{Error, Result};
 pub const MAX_HEADER: u64 = 100_000_000;
 /// The longest tensor name, in bytes.
 const MAX_NAME: usize = 4096;
-/// The most tensors in a file.
+/// The most tensors in a file, and the most strings under `__metadata__`.
 const MAX_TENSORS: usize = 100_000;
+/// The most bytes of names and metadata. A header may be larger, but what is kept of it stays small.
+const MAX_TEXT: usize = 8 << 20;
+/// The most dimensions of a tensor.
+const MAX_DIMS: usize = 16;
 const LEN_BYTES: u64 = 8;
 
 /// What a safetensors file holds.
@@ -57,7 +63,7 @@ pub fn read(file: Arc<dyn Bytes>) -> Result<Contents> {
     // Tensors without elements may begin where others do; they keep their order.
     tensors.sort_by_key(|(_, info)| info.data_offsets);
     let mut end = 0;
-    let mut place = |name: String, info: TensorInfo| {
+    let mut place = |name: String, info: Info| {
         let (begin, stop) = info.data_offsets;
         if begin != end || stop < begin {
             return Err(invalid(format!(
@@ -66,7 +72,7 @@ pub fn read(file: Arc<dyn Bytes>) -> Result<Contents> {
         }
         end = stop;
         let tensor = Part::new(file.clone(), start + begin as u64, (stop - begin) as u64)
-            .and_then(|part| RawTensor::new(info.dtype, info.shape, Arc::new(part)));
+            .and_then(|part| RawTensor::new(info.dtype, info.shape.0, Arc::new(part)));
         match tensor {
             Some(tensor) => Ok((name, tensor)),
             None if stop as u64 > file.len() - start => {
@@ -90,17 +96,54 @@ fn invalid(what: String) -> Error {
 /// What a header says, in its order.
 struct Header {
     metadata: HashMap<String, String>,
-    tensors: Vec<(String, TensorInfo)>,
+    tensors: Vec<(String, Info)>,
+}
+
+/// What a header says of a tensor.
+#[derive(Deserialize)]
+#[serde(expecting = "a tensor's type, shape and offsets")]
+struct Info {
+    dtype: Dtype,
+    shape: Shape,
+    data_offsets: (usize, usize),
+}
+
+struct Shape(Vec<usize>);
+
+impl<'de> Deserialize<'de> for Shape {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Shape, D::Error> {
+        struct Dims;
+        impl<'de> Visitor<'de> for Dims {
+            type Value = Shape;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("a list of sizes")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Shape, A::Error> {
+                let mut dims = Vec::new();
+                while let Some(dim) = seq.next_element()? {
+                    if dims.len() >= MAX_DIMS {
+                        return Err(A::Error::custom(format!("more than {MAX_DIMS} dimensions")));
+                    }
+                    dims.push(dim);
+                }
+                Ok(Shape(dims))
+            }
+        }
+        deserializer.deserialize_seq(Dims)
+    }
 }
 
 impl Header {
     /// Parses the header, which ends at `end`, piece by piece: as a whole it could be larger than all else in memory.
     fn parse(file: &dyn Bytes, end: u64) -> Result<Header> {
-        let mut input = BufReader::new(Piece { file, at: LEN_BYTES, end, failed: None });
+        let mut input =
+            BufReader::new(Piece { file, at: LEN_BYTES, end, failed: None, strings: Strings::default() });
         let mut json = serde_json::Deserializer::from_reader(&mut input);
         let header = json.deserialize_map(Entries).and_then(|header| json.end().map(|()| header));
         match (header, input.into_inner().failed) {
-            (_, Some(failed)) => Err(failed.into()),
+            (_, Some(failed)) => Err(failed),
             (Ok(header), None) => Ok(header),
             (Err(e), None) => Err(invalid(format!("header: {e}"))),
         }
@@ -133,10 +176,11 @@ impl<'de> Visitor<'de> for Entries {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Header, A::Error> {
         let mut metadata: Option<HashMap<String, String>> = None;
         let mut tensors = Vec::new();
+        let mut text = Text { left: MAX_TEXT };
         while let Some(name) = map.next_key::<String>()? {
+            text.spend(&name)?;
             if name == "__metadata__" {
-                let found: Option<HashMap<String, String>> = map.next_value()?;
-                if metadata.replace(found.unwrap_or_default()).is_some() {
+                if metadata.replace(map.next_value_seed(&mut text)?).is_some() {
                     return Err(A::Error::duplicate_field("__metadata__"));
                 }
                 continue;
@@ -150,24 +194,113 @@ impl<'de> Visitor<'de> for Entries {
     }
 }
 
-/// A part of a file as a stream. Remembers why reading failed: a parser makes a message of it.
+/// How much may yet be kept of a header's strings; reads those under `__metadata__`.
+struct Text {
+    left: usize,
+}
+
+impl Text {
+    fn spend<E: serde::de::Error>(&mut self, text: &str) -> Result<(), E> {
+        let left = self.left.checked_sub(text.len());
+        self.left =
+            left.ok_or_else(|| E::custom(format!("more than {MAX_TEXT} bytes of names and metadata")))?;
+        Ok(())
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for &mut Text {
+    type Value = HashMap<String, String>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_option(self)
+    }
+}
+
+impl<'de> Visitor<'de> for &mut Text {
+    type Value = HashMap<String, String>;
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("an object of strings")
+    }
+
+    fn visit_unit<E>(self) -> Result<Self::Value, E> {
+        Ok(HashMap::new())
+    }
+
+    fn visit_none<E>(self) -> Result<Self::Value, E> {
+        Ok(HashMap::new())
+    }
+
+    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_map(self)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut strings = HashMap::new();
+        while let Some((key, value)) = map.next_entry::<String, String>()? {
+            self.spend(&key)?;
+            self.spend(&value)?;
+            if strings.len() >= MAX_TENSORS {
+                return Err(A::Error::custom(format!("more than {MAX_TENSORS} strings of metadata")));
+            }
+            strings.insert(key, value);
+        }
+        Ok(strings)
+    }
+}
+
+/// JSON in a file as a stream. Remembers why reading failed: a parser makes a message of it. Ends at a string of more
+/// than [`MAX_TEXT`] bytes, which the parser would gather before anybody could look at it.
 struct Piece<'a> {
     file: &'a dyn Bytes,
     at: u64,
     end: u64,
-    failed: Option<io::Error>,
+    failed: Option<Error>,
+    strings: Strings,
 }
 
 impl Read for Piece<'_> {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        let n = (self.end - self.at).min(out.len() as u64);
-        if let Err(e) = self.file.read_at(self.at, &mut out[..n as usize]) {
-            let kind = e.kind();
+        let n = (self.end - self.at).min(out.len() as u64) as usize;
+        let read = self.file.read_at(self.at, &mut out[..n]).map_err(Error::from);
+        let fits = read.and_then(|()| match self.strings.pass(&out[..n]) {
+            true => Ok(()),
+            false => Err(invalid(format!("header: a string of more than {MAX_TEXT} bytes"))),
+        });
+        if let Err(e) = fits {
             self.failed = Some(e);
-            return Err(kind.into());
+            return Err(io::ErrorKind::InvalidData.into());
         }
-        self.at += n;
-        Ok(n as usize)
+        self.at += n as u64;
+        Ok(n)
+    }
+}
+
+/// Where in JSON's strings a stream is.
+#[derive(Default)]
+struct Strings {
+    inside: bool,
+    escaped: bool,
+    /// Bytes of the string so far, as written.
+    len: usize,
+}
+
+impl Strings {
+    /// Whether no string becomes too long within `bytes`.
+    fn pass(&mut self, bytes: &[u8]) -> bool {
+        for &byte in bytes {
+            self.len = if self.inside { self.len + 1 } else { 0 };
+            if self.len > MAX_TEXT {
+                return false;
+            }
+            match (self.inside, self.escaped, byte) {
+                (true, true, _) => self.escaped = false,
+                (true, false, b'\\') => self.escaped = true,
+                (_, _, b'"') => self.inside = !self.inside,
+                _ => {}
+            }
+        }
+        true
     }
 }
 
@@ -280,6 +413,36 @@ mod tests {
             let header = format!(r#"{{"w":{{"dtype":"F32","shape":{shape},"data_offsets":[0,16]}}}}"#);
             check(header, 16, "`w` differs in size from its type and shape");
         }
+    }
+
+    #[test]
+    fn what_is_kept_of_a_header_is_bounded() {
+        let w = |shape: &str| format!(r#""w":{{"dtype":"F32","shape":{shape},"data_offsets":[0,4]}}"#);
+        let check = |header: String, expected: &str| {
+            let error = parse(&header, &[0; 4]).unwrap_err().to_string();
+            assert!(error.contains(expected), "{}: {error}", &header[..80]);
+        };
+        let ones = |n: usize| w(&format!("[{}]", vec!["1"; n].join(",")));
+        check(format!("{{{}}}", ones(17)), "more than 16 dimensions");
+        assert_eq!(parse(&format!("{{{}}}", ones(16)), &[0; 4]).unwrap().tensors[0].1.shape(), [1; 16]);
+        let long = r#"\""#.repeat(MAX_TEXT / 2 + 1);
+        check(format!(r#"{{"{long}":1,{}}}"#, w("[1]")), "more than 8388608 bytes");
+        check(
+            format!(r#"{{"__metadata__":{{"a":"{long}"}},{}}}"#, w("[1]")),
+            "a string of more than 8388608 bytes",
+        );
+        let half = "x".repeat(MAX_TEXT / 2);
+        check(
+            format!(r#"{{"__metadata__":{{"a":"{half}","b":"{half}"}},{}}}"#, w("[1]")),
+            "names and metadata",
+        );
+        let many: Vec<String> = (0..=MAX_TENSORS).map(|i| format!(r#""{i}":"""#)).collect();
+        check(
+            format!(r#"{{"__metadata__":{{{}}},{}}}"#, many.join(","), w("[1]")),
+            "100000 strings of metadata",
+        );
+        let none = parse(&format!(r#"{{"__metadata__":null,{}}}"#, w("[1]")), &[0; 4]).unwrap();
+        assert!(none.metadata.is_empty());
     }
 
     #[test]
