@@ -116,6 +116,13 @@ def narrow_archs() -> dict[str, tuple[dict, tuple[int, ...]]]:
         "basic-projection": (arch("basic", *basic, "projection"), large),
         "basic-projection-all": (arch("basic", [8, 12, 16], [1, 2, 1], "projection_all"), large),
         "basic-zero-pad": (arch("basic", [8, 13, 16], [1, 2, 1], "zero_pad"), large),
+        "basic-one-sided": (arch("basic", *basic, "projection", padding="one_sided"), (2, 3, 64, 32)),
+        "bottleneck-one-sided-blocks": (
+            arch("bottleneck", *bottleneck, "projection", padding="one_sided_blocks"), (2, 3, 64, 32)
+        ),
+        "bottleneck-one-sided-pool": (
+            arch("bottleneck", *bottleneck, "projection", padding="one_sided_pool"), (2, 3, 46, 27)
+        ),
         "basic-plain": (arch("basic", [8, 12, 16], [1, 2, 1], "none"), large),
         "bottleneck-projection": (arch("bottleneck", *bottleneck, "projection"), large),
         "bottleneck-projection-v1": (arch("bottleneck", *bottleneck, "projection", **v1), large),

@@ -10,6 +10,23 @@ from torch.nn import functional as F
 EXPANSION = {"basic": 1, "bottleneck": 4}
 
 
+def same(x, kernel: int, stride: int, value: float = 0):
+    """TensorFlow's `SAME` padding."""
+    total = [max((-(-n // stride) - 1) * stride + kernel - n, 0) for n in x.shape[2:]]
+    (top, bottom), (left, right) = [(n // 2, n - n // 2) for n in total]
+    return F.pad(x, (left, right, top, bottom), value=value)
+
+
+class SameConv2d(nn.Conv2d):
+    """A convolution whose padding is that, as in the networks of TensorFlow."""
+
+    def __init__(self, channels: int, out: int, kernel: int, stride: int, padding: int, **options):
+        super().__init__(channels, out, kernel, stride, 0, **options)
+
+    def forward(self, x):
+        return super().forward(same(x, self.kernel_size[0], self.stride[0]))
+
+
 class Block(nn.Module):
     def __init__(self, arch: dict, kind: str, channels: int, width: int, stride: int):
         super().__init__()
@@ -26,7 +43,8 @@ class Block(nn.Module):
             convs = [(channels, inner, 1, first, 1), (inner, inner, 3, second, groups), (inner, self.out, 1, 1, 1)]
         self.depth = len(convs)
         for i, (cin, cout, kernel, step, groups) in enumerate(convs, 1):
-            conv = nn.Conv2d(cin, cout, kernel, step, kernel // 2, groups=groups, bias=False)
+            same = arch.get("padding") in ("one_sided", "one_sided_blocks")
+            conv = (SameConv2d if same else nn.Conv2d)(cin, cout, kernel, step, kernel // 2, groups=groups, bias=False)
             setattr(self, f"conv{i}", conv)
             setattr(self, f"bn{i}", norm(cout))
         changes = stride != 1 or channels != self.out
@@ -59,7 +77,9 @@ class Net(nn.Module):
         stem, width = arch["stem"]["kind"], arch["stem"]["width"]
         self.pool = stem == "conv7"
         kernel, stride = (7, 2) if self.pool else (3, 1)
-        self.conv1 = nn.Conv2d(arch["in_channels"], width, kernel, stride, kernel // 2, bias=False)
+        self.padding = arch.get("padding", "symmetric")
+        conv = SameConv2d if self.padding == "one_sided" else nn.Conv2d
+        self.conv1 = conv(arch["in_channels"], width, kernel, stride, kernel // 2, bias=False)
         self.bn1 = nn.BatchNorm2d(width, arch.get("norm_eps", 1e-5))
         channels = width
         self.stages = len(arch["stages"])
@@ -76,8 +96,12 @@ class Net(nn.Module):
         """Every stage's output, by the name of its tap."""
         taps = {}
         x = F.relu(self.bn1(self.conv1(x)))
-        if self.pool:
+        if self.pool and self.padding == "symmetric":
             x = F.max_pool2d(x, 3, 2, 1)
+        elif self.pool and self.padding == "one_sided_pool":
+            x = F.max_pool2d(x, 3, 2, ceil_mode=True)
+        elif self.pool:
+            x = F.max_pool2d(same(x, 3, 2, -torch.inf), 3, 2)
         taps["stem"] = x
         for i in range(1, self.stages + 1):
             x = getattr(self, f"layer{i}")(x)

@@ -58,6 +58,10 @@ ARCHS = {
         {"block": "basic", "depth": 1, "width": w} for w in (4, 6, 8)
     ]},
     "plain": {**arch("basic", (4, 6), (1, 2)), "shortcut": "none"},
+    # As `SAME` pads, and Caffe's rounding up.
+    "same": arch("bottleneck", (2, 4), (2, 1), padding="one_sided"),
+    "samepool": arch("bottleneck", (2, 4), (2, 1), padding="one_sided_pool"),
+    "sameblocks": arch("basic", (2, 4), (2, 1), padding="one_sided_blocks"),
     # Every tensor is one number over and over.
     "filled": arch("bottleneck", (2, 4), (2, 1), stride_in="conv1x1"),
     "v2": {
@@ -247,25 +251,44 @@ class Writer:
                 yield name, strides, project
 
 
-def tensorflow(net, path: Path) -> None:
-    """As tf2onnx: NHWC images, paddings as nodes, folded norms, the projection first, a transposed matrix."""
+def tensorflow(net, path: Path, official=False, auto_pad=False) -> None:
+    """As tf2onnx: NHWC images, paddings as nodes, folded norms, the projection first, a transposed matrix.
+
+    `official`: as the networks of TensorFlow's own repository, which take NCHW images, pool as `SAME` and give the class too.
+    `auto_pad`: `SAME` is left to the runtime.
+    """
     w = Writer(net)
+    padding = net.arch.get("padding", "symmetric")
+
+    def same(kernel, stride):
+        total = max(kernel - stride, 0)
+        if auto_pad and stride > 1:
+            return {"auto_pad": "SAME_UPPER"}
+        return {"pads": [total // 2] * 2 + [total - total // 2] * 2}
 
     def conv(x, conv, norm, stride):
         weight, bias = w.folded(conv, norm)
-        pad = weight.shape[-1] // 2
-        if pad and stride > 1:
-            pads = w.weight(f"{conv}/paddings", np.array([0, 0, pad, pad, 0, 0, pad, pad]))
-            x, pad = w.node("Pad", x, pads), 0
+        kernel = weight.shape[-1]
+        pad, pads = kernel // 2, {"pads": [0] * 4}
+        if padding == "one_sided" or (padding == "one_sided_blocks" and conv != "conv1"):
+            pads = same(kernel, stride)
+        elif pad and stride > 1:
+            amounts = w.weight(f"{conv}/paddings", np.array([0, 0, pad, pad, 0, 0, pad, pad]))
+            x = w.node("Pad", x, amounts)
+        else:
+            pads = {"pads": [pad] * 4}
         return w.node(
             "Conv", x, w.weight(f"{conv}/kernel", weight), w.weight(f"{conv}/BiasAdd", bias),
-            strides=[stride] * 2, pads=[pad] * 4, kernel_shape=list(weight.shape[2:]), group=1,
+            strides=[stride] * 2, **pads, kernel_shape=list(weight.shape[2:]), group=1,
         )
 
-    x = w.node("Transpose", "input_1:0", perm=[0, 3, 1, 2])
+    x = "input_1:0" if official else w.node("Transpose", "input_1:0", perm=[0, 3, 1, 2])
     x = w.node("Relu", conv(x, "conv1", "bn1", 2))
-    x = w.node("Pad", x, w.weight("pool/paddings", np.array([0, 0, 1, 1, 0, 0, 1, 1])))
-    x = w.node("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2])
+    if padding == "symmetric":
+        x = w.node("Pad", x, w.weight("pool/paddings", np.array([0, 0, 1, 1, 0, 0, 1, 1])))
+        x = w.node("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2])
+    else:
+        x = w.node("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], **same(3, 2))
     for name, strides, project in w.blocks():
         shortcut = conv(x, f"{name}.downsample.0", f"{name}.downsample.1", project) if project else x
         y = x
@@ -273,12 +296,21 @@ def tensorflow(net, path: Path) -> None:
             y = conv(y, f"{name}.conv{i}", f"{name}.bn{i}", stride)
             y = w.node("Relu", y) if i < len(strides) else y
         x = w.node("Relu", w.node("Add", shortcut, y))
-    x = w.node("Transpose", x, perm=[0, 2, 3, 1])
-    x = w.node("ReduceMean", x, axes=[1, 2], keepdims=0)
+    if official:
+        x = w.node("Squeeze", w.node("ReduceMean", x, axes=[2, 3], keepdims=1), w.weight("axes", np.array([2, 3])))
+    else:
+        x = w.node("Transpose", x, perm=[0, 2, 3, 1])
+        x = w.node("ReduceMean", x, axes=[1, 2], keepdims=0)
     x = w.node("MatMul", x, w.weight("dense/MatMul/ReadVariableOp:0", w.state["fc.weight"].T))
     x = w.node("Add", x, w.weight("dense/BiasAdd/ReadVariableOp:0", w.state["fc.bias"]))
     w.node("Softmax", x, name="Identity:0", axis=-1)
-    w.model(path, "Identity:0", 13, ["unk__1", SIZE, SIZE, 3], "input_1:0", 7, producer_name="tf2onnx")
+    shape = ["unk__1", 3, SIZE, SIZE] if official else ["unk__1", SIZE, SIZE, 3]
+    w.model(path, "Identity:0", 13, shape, "input_1:0", 7, producer_name="tf2onnx")
+    if official:
+        model = onnx.load(path)
+        model.graph.node.append(helper.make_node("ArgMax", [x], ["ArgMax:0"], axis=1, keepdims=0))
+        model.graph.output.insert(0, helper.make_tensor_value_info("ArgMax:0", TensorProto.INT64, ["unk__1"]))
+        path.write_bytes(model.SerializeToString())
 
 
 def mxnet(net, path: Path) -> None:
@@ -502,6 +534,11 @@ def main() -> None:
         ),
         "dynamo-external.onnx": ("basic", lambda n, x, p: dynamo(n, x, p, opset_version=18, external_data=True)),
         "tensorflow.onnx": ("v1", lambda n, x, p: tensorflow(n, p)),
+        "tensorflow-official.onnx": ("samepool", lambda n, x, p: tensorflow(n, p, official=True)),
+        "tensorflow-blocks.onnx": ("sameblocks", lambda n, x, p: tensorflow(n, p)),
+        "tensorflow-same.onnx": ("same", lambda n, x, p: tensorflow(n, p)),
+        "tensorflow-auto.onnx": ("same", lambda n, x, p: tensorflow(n, p, auto_pad=True)),
+        "torchscript-ceil.onnx": ("samepool", lambda n, x, p: torchscript(n, x, p, opset_version=17)),
         "mxnet.onnx": ("v1", lambda n, x, p: mxnet(n, p)),
         "filled.onnx": ("filled", lambda n, x, p: caffe2(n, p, filled=True)),
         "prepared.onnx": ("bottleneck", prepared),
@@ -545,8 +582,8 @@ def agree(path: Path, x: np.ndarray, expected: np.ndarray) -> float:
         batches = [(b * STD[:, None, None] + MEAN[:, None, None]) * 255 for b in batches]
     if image.shape[-1] == 3:
         batches = [b.transpose(0, 2, 3, 1) for b in batches]
-    found = np.concatenate([session.run(None, {image.name: b})[0] for b in batches])
-    if "softmax" in source[-200:].decode(errors="ignore").lower() if isinstance(source, bytes) else path.name == "tensorflow.onnx":
+    found = np.concatenate([session.run(None, {image.name: b})[-1] for b in batches])
+    if "softmax" in source[-200:].decode(errors="ignore").lower() if isinstance(source, bytes) else path.name.startswith("tensorflow"):
         e = np.exp(expected - expected.max(1, keepdims=True))
         expected = e / e.sum(1, keepdims=True)
     difference = float(np.abs(found - expected).max() / np.abs(expected).max())

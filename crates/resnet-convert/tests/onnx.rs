@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use crate::build::onnx as build;
 use resnet_convert::{Container, Export, Float, How, Job, Options, Report};
-use resnet_model::arch::{Arch, Attention, Norm, ResNet, ResNetV2};
+use resnet_model::arch::{Arch, Attention, Block, Norm, Padding, ResNet, ResNetV2};
 use resnet_model::engine::{self, Engine};
 use resnet_model::file::Existing;
 use resnet_model::{Checkpoint, RawTensor, safetensors, synthetic, zoo};
@@ -96,11 +97,58 @@ fn what_is_left_out_is_told() {
     for (file, note) in [
         ("tensorflow.onnx", "takes images as [N, H, W, C]"),
         ("tensorflow.onnx", "ends with Softmax"),
+        ("tensorflow-official.onnx", "ends with ArgMax"),
+        ("tensorflow-auto.onnx", "padding of the kind SAME"),
         ("torchscript-17.onnx", "batch norms had been folded"),
     ] {
         let (_, report) = resnet_convert::open(&golden().join(file), &Options::default()).unwrap();
         assert!(report.notes.iter().any(|n| n.contains(note)), "{file}: {:?}", report.notes);
     }
+}
+
+/// Zeros are what a max-pool is padded with only where a ReLU has gone before.
+#[test]
+fn pools_that_no_network_has_are_refused_with_their_node() {
+    let pool = |before: &str, attributes: &[Vec<u8>]| {
+        let graph = [
+            build::node(before, &["x"], "v"),
+            build::node_with("MaxPool", &["v"], "y", attributes),
+            build::end(11, "x"),
+            build::end(12, "y"),
+        ];
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pool.onnx");
+        std::fs::write(&path, build::model(&graph.concat())).unwrap();
+        resnet_convert::open(&path, &Options::default()).unwrap_err().to_string()
+    };
+    let (three, two) = (build::ints("kernel_shape", &[3, 3]), build::ints("strides", &[2, 2]));
+    let one_sided = [three.clone(), two.clone(), build::ints("pads", &[0, 0, 1, 1])];
+    let up = [three.clone(), two.clone(), build::int("ceil_mode", 1)];
+    for attributes in [&one_sided, &up] {
+        let error = pool("Sigmoid", attributes);
+        for part in ["MaxPool", "padded on one side only or rounds up", "expected a ReLU before it"] {
+            assert!(error.contains(part), "no {part:?} in {error}");
+        }
+        assert!(!pool("Relu", attributes).contains("ReLU"));
+    }
+    let far = [build::ints("kernel_shape", &[1, 1]), two, build::int("ceil_mode", 1)];
+    assert!(pool("Relu", &far).contains("windows outside the image"));
+}
+
+#[test]
+fn attention_is_refused_by_its_name() {
+    let nodes = [
+        build::node("MatMul", &["x", "x"], "scores"),
+        build::node("Softmax", &["scores"], "weights"),
+        build::node("MatMul", &["weights", "x"], "y"),
+        build::end(11, "x"),
+        build::end(12, "y"),
+    ];
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("attention.onnx");
+    std::fs::write(&path, build::model(&nodes.concat())).unwrap();
+    let error = resnet_convert::open(&path, &Options::default()).unwrap_err().to_string();
+    assert!(error.contains("y (MatMul): attention, as in the image towers of CLIP"), "{error}");
 }
 
 #[test]
@@ -180,7 +228,10 @@ fn narrow(arch: Arch) -> Option<Arch> {
 #[test]
 fn what_is_written_is_read_again() {
     let mut seen: Vec<Arch> = Vec::new();
-    for (name, arch) in zoo::all() {
+    let padded = [Padding::OneSidedPool, Padding::OneSidedBlocks, Padding::OneSided].map(|padding| {
+        ("padded", Arch::ResNet(ResNet { padding, ..ResNet::imagenet(Block::Bottleneck, &[1, 1, 1, 1]) }))
+    });
+    for (name, arch) in zoo::all().into_iter().chain(padded) {
         let Some(arch) = narrow(arch) else { continue };
         if seen.contains(&arch) {
             continue;

@@ -19,7 +19,7 @@ pub use clip::{Clip, ClipHead};
 pub use inception::Inception;
 pub use options::{GlobalPool, Norm, Options};
 pub use resnet::{
-    AntiAlias, Attention, Block, PrunedStage, ResNet, Shortcut, Stage, Stem, StemPool, StrideIn,
+    AntiAlias, Attention, Block, Padding, PrunedStage, ResNet, Shortcut, Stage, Stem, StemPool, StrideIn,
 };
 
 pub use resnet_v2::{ProjectionV2, ResNetV2, StageV2, StemV2};
@@ -218,9 +218,16 @@ impl fmt::Display for Arch {
             (Some(name), _) => f.write_str(name),
             (None, Arch::ResNet(net)) => {
                 // The paper's own networks differ from those with a name in nothing else.
-                let usual = ResNet { stride_in: StrideIn::Conv3x3, norm_eps: options::EPS, ..net.clone() };
-                match (net.stride_in, zoo::name_of(&Arch::ResNet(usual))) {
-                    (StrideIn::Conv1x1, Some(name)) => write!(f, "{name} with strides in the first 1×1"),
+                let usual = ResNet {
+                    stride_in: StrideIn::Conv3x3,
+                    padding: Padding::Symmetric,
+                    norm_eps: options::EPS,
+                    ..net.clone()
+                };
+                let strides = (net.stride_in == StrideIn::Conv1x1).then_some("strides in the first 1×1");
+                let odd: Vec<&str> = strides.into_iter().chain(net.padding.described()).collect();
+                match zoo::name_of(&Arch::ResNet(usual)) {
+                    Some(name) if !odd.is_empty() => write!(f, "{name} with {}", odd.join(" and ")),
                     _ => net.describe(f),
                 }
             }

@@ -4,8 +4,8 @@ mod blocks;
 mod stem;
 
 use resnet_model::arch::{
-    Arch, Attention, Block, GlobalPool, Norm, ProjectionV2, PrunedStage, ResNet, ResNetV2, Shortcut, Stage,
-    StageV2, StrideIn, Vgg, VggNorm, VggStage,
+    Arch, Attention, Block, GlobalPool, Norm, Padding, ProjectionV2, PrunedStage, ResNet, ResNetV2, Shortcut,
+    Stage, StageV2, StrideIn, Vgg, VggNorm, VggStage,
 };
 use resnet_model::graph::{Linear, Op};
 
@@ -186,6 +186,12 @@ fn resnet(net: Foreign, head: &Head, body: &Body) -> Option<ResNet> {
     Some(ResNet {
         stem: stem.stem,
         stem_pool: stem.pool,
+        padding: match (stem.padding, units.iter().any(Unit::pads)) {
+            // Without a pool or a stride the stem does not tell.
+            (Padding::Symmetric, true) if stem.stem.stride() == 1 => Padding::OneSided,
+            (_, true) if stem.padding != Padding::OneSided => Padding::OneSidedBlocks,
+            (padding, _) => padding,
+        },
         anti_alias: stem.anti_alias.or(body.anti_alias()).unwrap_or_default(),
         shortcut: shortcut(units)?,
         stride_in: stride_in(units),

@@ -156,6 +156,7 @@ pub(super) fn describe(item: &Item) -> String {
         Op::MaxPool(p) => {
             format!("{} max-pool, stride {}, padding {}", pair(p.kernel), pair(p.stride), pair(p.padding))
         }
+        Op::Pad(p) => format!("padding of {} before and {} after", pair(p.before), pair(p.after)),
         Op::AvgPool(p) => format!("{} mean, stride {}", pair(p.window.kernel), pair(p.window.stride)),
         Op::Linear(l) => format!("fully connected, {} → {} features", l.in_features, l.out_features),
         Op::Input => format!("input of {} channels", item.channels),

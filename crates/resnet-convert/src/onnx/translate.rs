@@ -66,6 +66,7 @@ pub(super) fn translate<'a>(graph: &'a Graph, context: Context<'a>) -> Result<Tr
     let mut notes = Vec::new();
     let output = output(graph, &producers, &mut notes)?;
     let order = order(graph, &producers, output)?;
+    no_attention(graph, &producers, &order)?;
     let mut translator = Translator {
         budget: context.file.len().saturating_mul(4).max(64 << 20),
         filled: 0,
@@ -138,6 +139,20 @@ fn output<'a>(
             notes.push(format!("the output `{}` was taken, not {}", escape(name), others.join(", ")));
             Ok(name)
         }
+    }
+}
+
+/// Refuses attention by its name, before the first of the many nodes that exporters spell it with is refused by its own.
+fn no_attention(graph: &Graph, producers: &HashMap<&str, usize>, order: &[&Node]) -> Result<(), Fault> {
+    let by = |name: &str| producers.get(name).and_then(|&i| graph.nodes.get(i)).map(|node| node.op.as_str());
+    let attends = |node: &&&Node| node.op == "MatMul" && by(node.input(0)) == Some("Softmax");
+    match order.iter().find(attends) {
+        Some(node) => {
+            let what = "attention, as in the image towers of CLIP: expected pools of other kinds; \
+                        convert the checkpoint that the graph was exported from";
+            Err(node.fault(Code::Unsupported, what))
+        }
+        None => Ok(()),
     }
 }
 

@@ -67,8 +67,24 @@ impl Tensor<'_> {
 
 /// A node without attributes.
 pub(crate) fn node(op: &str, inputs: &[&str], output: &str) -> Vec<u8> {
+    node_with(op, inputs, output, &[])
+}
+
+/// A node with attributes.
+pub(crate) fn node_with(op: &str, inputs: &[&str], output: &str, attributes: &[Vec<u8>]) -> Vec<u8> {
     let inputs: Vec<u8> = inputs.iter().flat_map(|i| bytes(1, i)).collect();
-    bytes(1, [inputs, bytes(2, output), bytes(4, op)].concat())
+    bytes(1, [inputs, bytes(2, output), bytes(4, op), attributes.concat()].concat())
+}
+
+/// An attribute that is a list of integers.
+pub(crate) fn ints(name: &str, values: &[i64]) -> Vec<u8> {
+    let values = values.iter().flat_map(|&v| number(8, v)).collect();
+    bytes(5, [bytes(1, name), values, number(20, 7)].concat())
+}
+
+/// An attribute that is an integer.
+pub(crate) fn int(name: &str, value: i64) -> Vec<u8> {
+    bytes(5, [bytes(1, name), number(3, value), number(20, 2)].concat())
 }
 
 /// An input (tag 11) or output (tag 12) of a graph.

@@ -20,6 +20,9 @@ pub struct ResNet {
     /// What halves the size between an ImageNet stem's convolutions and the first stage.
     #[serde(default, skip_serializing_if = "is_default")]
     pub stem_pool: StemPool,
+    /// On which side of the image what has a stride of 2 is padded.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub padding: Padding,
     /// The stages; each but the first halves height and width.
     pub stages: Vec<Stage>,
     /// What the shortcuts are.
@@ -183,6 +186,47 @@ pub enum StemPool {
     Conv,
 }
 
+/// Where the padding of windows that move by two pixels lies. An odd number of pixels in all is what TensorFlow's `SAME`
+/// gives images of even size: one more behind the image than before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Padding {
+    /// As much before the image as behind it.
+    #[default]
+    Symmetric,
+    /// One-sided in the stem's max-pool: TensorFlow's official networks, and those of Caffe, whose pools round up.
+    OneSidedPool,
+    /// One-sided in the max-pool and in the blocks, but not in the first convolution: TensorFlow's networks of Keras.
+    OneSidedBlocks,
+    /// One-sided wherever the stride is 2: TensorFlow's Model Garden.
+    OneSided,
+}
+
+impl Padding {
+    pub(crate) fn of_stem(self) -> bool {
+        self == Padding::OneSided
+    }
+
+    pub(crate) fn of_pool(self) -> bool {
+        self != Padding::Symmetric
+    }
+
+    pub(crate) fn of_blocks(self) -> bool {
+        matches!(self, Padding::OneSidedBlocks | Padding::OneSided)
+    }
+
+    /// As in "a network with …".
+    pub(super) fn described(self) -> Option<&'static str> {
+        match self {
+            Padding::Symmetric => None,
+            Padding::OneSidedPool => Some("a one-sided max-pool"),
+            Padding::OneSidedBlocks => Some("one-sided padding after the first convolution"),
+            Padding::OneSided => Some("one-sided padding"),
+        }
+    }
+}
+
 /// The paper's shortcut options (section 4.1) and later ones, and none for plain networks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -267,6 +311,7 @@ impl ResNet {
         ResNet {
             stem: Stem::Conv7 { width: 64 },
             stem_pool: StemPool::Max,
+            padding: Padding::Symmetric,
             stages: depths.iter().enumerate().map(stage).collect(),
             shortcut: Shortcut::Projection,
             stride_in: StrideIn::Conv3x3,
@@ -318,6 +363,9 @@ impl ResNet {
         if self.groups > 1 {
             write!(f, ", {} groups of {}", self.groups, self.group_width)?;
         }
+        if let Some(padding) = self.padding.described() {
+            write!(f, ", {padding}")?;
+        }
         f.write_str(")")
     }
 
@@ -367,6 +415,15 @@ impl ResNet {
                 }
                 channels = out;
             }
+        }
+        let plain = self.stem_pool == StemPool::Max
+            && self.anti_alias == AntiAlias::None
+            && self.shortcut != Shortcut::Projection3x3
+            && self.output_stride.is_none();
+        if self.padding != Padding::Symmetric && !plain {
+            let what =
+                "one-sided padding goes with max-pools and strides, not with what stands for them elsewhere";
+            return Err(Error::Arch(what.into()));
         }
         self.validate_pruned()
     }

@@ -5,7 +5,7 @@ use super::head::{Head, head};
 use super::parts::{attention, mean_2x2, mean_2x2_ceil, mean_2x2_same, norm};
 use crate::Result;
 use crate::arch::{AntiAlias, Block, ResNet, Shortcut, Stage, Stem, StemPool, StrideIn};
-use crate::graph::{Builder, Conv, Graph, NodeId, PadChannels, Pool};
+use crate::graph::{Builder, Conv, Graph, NodeId, Pad, PadChannels, Pool};
 
 /// Stem, stages of blocks, mean over the pixels, linear head. Taps: `stem`, `layer1` …, `pooled` and, with a head,
 /// `logits`.
@@ -46,13 +46,16 @@ pub(crate) fn graph(net: &ResNet) -> Result<Graph> {
 }
 
 fn stem(g: &mut Builder, net: &ResNet, x: NodeId) -> NodeId {
+    let one_sided = net.padding.of_stem();
     let x = match net.stem {
         Stem::Conv7 { width } => {
-            g.conv("conv1", x, Conv { stride: [2; 2], ..Conv::square(net.in_channels, width, 7) })
+            let conv = Conv { stride: [2; 2], ..Conv::square(net.in_channels, width, 7) };
+            padded_conv(g, "conv1", x, conv, one_sided)
         }
         Stem::Conv3 { width } => g.conv("conv1", x, Conv::square(net.in_channels, width, 3)),
         Stem::Deep { widths: [first, second, third] } => {
-            let x = g.conv("conv1.0", x, Conv { stride: [2; 2], ..Conv::square(net.in_channels, first, 3) });
+            let conv = Conv { stride: [2; 2], ..Conv::square(net.in_channels, first, 3) };
+            let x = padded_conv(g, "conv1.0", x, conv, one_sided);
             let x = norm(g, "conv1.1", x, net.norm, net.norm_eps);
             let x = g.relu("conv1.2", x);
             let x = g.conv("conv1.3", x, Conv::square(first, second, 3));
@@ -76,6 +79,11 @@ fn stem(g: &mut Builder, net: &ResNet, x: NodeId) -> NodeId {
             let x = norm(g, &format!("maxpool.{next}"), x, net.norm, net.norm_eps);
             g.relu(format!("maxpool.{}", next + 1), x)
         }
+        (_, StemPool::Max, AntiAlias::None) if net.padding.of_pool() => {
+            // What is pooled has passed a ReLU, so that zeros never win.
+            let x = g.pad("maxpool.pad", x, Pad { before: [0; 2], after: [1; 2] });
+            g.max_pool("maxpool", x, Pool::square(3, 2))
+        }
         (_, StemPool::Max, AntiAlias::None) => {
             g.max_pool("maxpool", x, Pool { padding: [1; 2], ..Pool::square(3, 2) })
         }
@@ -85,6 +93,17 @@ fn stem(g: &mut Builder, net: &ResNet, x: NodeId) -> NodeId {
             smooth(g, "maxpool.1", x, AntiAlias::Blur, 2)
         }
     }
+}
+
+/// A convolution; with a stride, the odd one of its pixels of padding may lie behind the image.
+fn padded_conv(g: &mut Builder, name: &str, x: NodeId, conv: Conv, one_sided: bool) -> NodeId {
+    let padding = conv.kernel[0].saturating_sub(conv.stride[0]);
+    if !one_sided || conv.stride == [1; 2] || padding == 0 {
+        return g.conv(name, x, conv);
+    }
+    let pad = Pad { before: [padding / 2; 2], after: [padding.div_ceil(2); 2] };
+    let x = g.pad(format!("{name}.pad"), x, pad);
+    g.conv(name, x, Conv { padding: [0; 2], ..conv })
 }
 
 /// What anti-aliased networks do instead of a stride.
@@ -142,7 +161,7 @@ fn residual_block(g: &mut Builder, net: &ResNet, input: NodeId, block: &BlockSpe
     let mut x = input;
     for (i, conv) in convs.iter().enumerate() {
         let n = i + 1;
-        x = g.conv(format!("{name}.conv{n}"), x, *conv);
+        x = padded_conv(g, &format!("{name}.conv{n}"), x, *conv, net.padding.of_blocks());
         x = norm(g, &format!("{name}.bn{n}"), x, net.norm, net.norm_eps);
         if n < convs.len() {
             x = g.relu(format!("{name}.relu{n}"), x);

@@ -48,6 +48,11 @@ impl Body {
 }
 
 impl Unit {
+    /// Whether a convolution has its padding before it.
+    pub(super) fn pads(&self) -> bool {
+        self.main.iter().any(|op| matches!(op, Op::Pad(_)))
+    }
+
     /// A block without shortcut.
     pub(super) fn plain(convs: Vec<Conv>) -> Unit {
         let main = convs.iter().copied().map(Op::Conv).collect();

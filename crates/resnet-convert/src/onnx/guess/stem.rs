@@ -1,6 +1,6 @@
 //! What comes before the first block.
 
-use resnet_model::arch::{AntiAlias, Stem, StemPool, StemV2};
+use resnet_model::arch::{AntiAlias, Padding, Stem, StemPool, StemV2};
 use resnet_model::graph::{Conv, Op};
 
 use super::Foreign;
@@ -10,6 +10,8 @@ pub(super) struct Found {
     pub(super) stem: Stem,
     pub(super) pool: StemPool,
     pub(super) anti_alias: Option<AntiAlias>,
+    /// As if the blocks had none of it.
+    pub(super) padding: Padding,
 }
 
 /// The operations up to item `end`, in order.
@@ -43,7 +45,12 @@ pub(super) fn resnet(net: Foreign, end: usize) -> Option<Found> {
         Op::Blur(_) => Some(AntiAlias::Blur),
         _ => None,
     });
-    Some(Found { stem, pool, anti_alias })
+    let padding = match ops.windows(2).find(|pair| matches!(pair, [Op::Pad(_), _])) {
+        Some([_, Op::Conv(_)]) => Padding::OneSided,
+        Some(_) => Padding::OneSidedPool,
+        None => Padding::Symmetric,
+    };
+    Some(Found { stem, pool, anti_alias, padding })
 }
 
 pub(super) fn resnet_v2(net: Foreign, end: usize) -> Option<StemV2> {

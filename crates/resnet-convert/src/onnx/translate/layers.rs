@@ -115,7 +115,7 @@ impl<'a> Translator<'a> {
         }
         let mut input = self.planar(node, 0)?;
         let size = self.cell(input)?.size;
-        let mut window = Window::of(node, [height, width], size)?;
+        let mut window = self.window(node, [height, width], size)?;
         // Smaller ones may cover the last features of a small image by chance.
         let covers = size == Some([height, width]) && [height, width] == [7; 2] && groups == 1;
         if covers && window.before == [0; 2] && window.after == [0; 2] && window.dilation == [1; 2] {
@@ -134,6 +134,22 @@ impl<'a> Translator<'a> {
         let size = output(self.cell(input)?.size, |axis, n| conv.output(axis, n));
         let kind = Kind::Op(Op::Conv(conv), Tensors::weight(weight, bias));
         Ok(View::planar(self.push_sized(node, kind, &[input], out, size)?))
+    }
+
+    /// The window of `node`; a note if it would be padded otherwise on images of another size.
+    pub(super) fn window(
+        &mut self,
+        node: &'a Node,
+        kernel: [usize; 2],
+        size: Option<[usize; 2]>,
+    ) -> Result<Window, Fault> {
+        const NOTE: &str = "padding of the kind SAME is kept as it is for images of the graph's own size";
+        let window = Window::of(node, kernel, size)?;
+        let same = node.text("auto_pad").is_some_and(|kind| kind.starts_with("SAME"));
+        if same && window.stride != [1; 2] && !self.notes.iter().any(|n| n == NOTE) {
+            self.notes.push(NOTE.into());
+        }
+        Ok(window)
     }
 
     /// A convolution whose one window is the whole image: a fully connected layer (timm's VGG has such a head).

@@ -12,29 +12,49 @@ impl<'a> Translator<'a> {
     pub(super) fn max_pool(&mut self, node: &'a Node) -> Result<View, Fault> {
         let x = self.planar(node, 0)?;
         let size = self.cell(x)?.size;
-        let window = Window::of(node, node.pair("kernel_shape", [1; 2])?, size)?;
-        if !window.is_symmetric() {
-            return Err(
-                node.odd("a max-pool that is padded on one side only, which no network of the zoo has")
-            );
-        }
-        let pool = window.pool();
-        let size_after = output(size, |axis, n| pool.output(axis, n));
-        if node.flag("ceil_mode") && !exact(size, &window) {
-            return Err(node.odd("a max-pool that rounds up (ceil_mode), which no network of the zoo has"));
-        }
+        let mut window = self.window(node, node.pair("kernel_shape", [1; 2])?, size)?;
         if window.dilation != [1; 2] {
             return Err(node.odd("a dilated max-pool"));
         }
+        if node.flag("ceil_mode") && !exact(size, &window) {
+            // One window more is what a stride less one of padding makes, as long as it begins in the image.
+            let begins = |i: usize| {
+                let [kernel, stride, after] = at(i, [window.kernel, window.stride, window.after]);
+                after.saturating_add(stride) <= kernel
+            };
+            if !begins(0) || !begins(1) {
+                return Err(node.odd("a max-pool that rounds up (ceil_mode) to windows outside the image"));
+            }
+            for (after, stride) in window.after.iter_mut().zip(window.stride) {
+                *after = after.saturating_add(stride.saturating_sub(1));
+            }
+        }
         let channels = self.cell(x)?.channels;
+        let mut input = x;
+        if !window.is_symmetric() {
+            if self.cell(x)?.op() != Some(&Op::Relu) {
+                let found = "a max-pool that is padded on one side only or rounds up";
+                return Err(node.odd(format!("{found}, expected a ReLU before it")));
+            }
+            // Zeros never win over what a ReLU gives.
+            let padded = output(size, |axis, n| {
+                let [before, after] = at(axis, [window.before, window.after]);
+                n.checked_add(before)?.checked_add(after)
+            });
+            let pad = Kind::Op(Op::Pad(window.pad()), Tensors::default());
+            input = self.push_sized(node, pad, &[input], channels, padded)?;
+            window = window.bare();
+        }
+        let pool = window.pool();
+        let size = output(self.cell(input)?.size, |axis, n| pool.output(axis, n));
         let kind = Kind::Op(Op::MaxPool(pool), Tensors::default());
-        Ok(View::planar(self.push_sized(node, kind, &[x], channels, size_after)?))
+        Ok(View::planar(self.push_sized(node, kind, &[input], channels, size)?))
     }
 
     pub(super) fn avg_pool(&mut self, node: &'a Node) -> Result<View, Fault> {
         let x = self.planar(node, 0)?;
         let (channels, size) = (self.cell(x)?.channels, self.cell(x)?.size);
-        let window = Window::of(node, node.pair("kernel_shape", [1; 2])?, size)?;
+        let window = self.window(node, node.pair("kernel_shape", [1; 2])?, size)?;
         if !window.is_symmetric() || window.dilation != [1; 2] {
             return Err(node.odd("a mean that is dilated or padded on one side only"));
         }
@@ -94,15 +114,19 @@ impl<'a> Translator<'a> {
     }
 }
 
+/// What the pairs hold for an axis.
+fn at<const N: usize>(axis: usize, pairs: [[usize; 2]; N]) -> [usize; N] {
+    pairs.map(|pair| pair.get(axis).copied().unwrap_or(0))
+}
+
 /// Whether windows fill an image exactly, so that rounding does not matter.
 fn exact(size: Option<[usize; 2]>, window: &Window) -> bool {
-    let Some([height, width]) = size else { return false };
-    let pool = window.pool();
-    let fills = |n: usize, [kernel, stride, padding]: [usize; 3]| {
-        let left = n.saturating_add(padding.saturating_mul(2)).checked_sub(kernel);
+    let Some(size) = size else { return false };
+    let fills = |i: usize| {
+        let [n, kernel, stride, before, after] =
+            at(i, [size, window.kernel, window.stride, window.before, window.after]);
+        let left = n.saturating_add(before).saturating_add(after).checked_sub(kernel);
         left.is_some_and(|left| left.checked_rem(stride) == Some(0))
     };
-    let axis =
-        |i: usize| [&pool.kernel, &pool.stride, &pool.padding].map(|pair| pair.get(i).copied().unwrap_or(1));
-    fills(height, axis(0)) && fills(width, axis(1))
+    fills(0) && fills(1)
 }

@@ -1,6 +1,7 @@
 use super::*;
+use crate::arch::{Block, Padding, ResNet};
 use crate::parameters::{Initialisation, Trained};
-use crate::{Parameters, synthetic, zoo};
+use crate::{Arch, Parameters, synthetic, zoo};
 
 /// A loss of some logits.
 fn weigh(logits: &Tensor) -> Tensor {
@@ -60,7 +61,18 @@ fn check_dropping(
     statistics: Statistics,
     dropping: Dropping,
 ) {
-    let arch = zoo::arch(name).unwrap().with_classes(5);
+    check_arch(name, zoo::arch(name).unwrap(), size, trained, statistics, dropping);
+}
+
+fn check_arch(
+    name: &str,
+    arch: Arch,
+    size: [usize; 3],
+    trained: Trained,
+    statistics: Statistics,
+    dropping: Dropping,
+) {
+    let arch = arch.with_classes(5);
     let parameters = Parameters::new(&arch, Initialisation::default(), &Device::Cpu).unwrap();
     let [n, h, w] = size;
     let x = Tensor::from_vec(synthetic::input(n * 3 * h * w), (n, 3, h, w), &Device::Cpu).unwrap();
@@ -94,6 +106,10 @@ fn gates_and_means_have_kernels_and_other_operations_are_candles() {
     // Blurred strides; a norm of groups and standardised weights.
     check("resnetblur18", [2, 64, 64], Trained::From("layer4".into()), Statistics::Running);
     check("resnetv2_50x1_bit", [2, 64, 64], Trained::From("stages.3".into()), Statistics::Running);
+    // Padding on one side.
+    let net = ResNet { padding: Padding::OneSided, ..ResNet::imagenet(Block::Basic, &[1, 1]) };
+    let (batch, none) = (Statistics::default(), Dropping::default());
+    check_arch("one-sided", Arch::ResNet(net), [2, 64, 48], Trained::All, batch, none);
 }
 
 const SOME: Dropping = Dropping { dropout: 0.3, drop_path: 0.5, seed: 7 };
