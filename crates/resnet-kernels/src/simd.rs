@@ -133,6 +133,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     /// `max(x, 0)`; NaN stays NaN.
     fn relu(self, x: Self::V) -> Self::V;
+    /// `x` where `y` is more than 0, else 0.
+    fn passed(self, x: Self::V, y: Self::V) -> Self::V;
     /// The larger value; NaN if either is.
     fn max(self, a: Self::V, b: Self::V) -> Self::V;
 
@@ -181,6 +183,14 @@ mod tests {
             assert_eq!(read(s.mul(va, two)), a.map(|x| x * 2.0));
             assert_eq!(read(s.mul_add(va, two, va)), a.map(|x| x * 3.0));
             assert_eq!(read(s.relu(va)), a.map(|x| x.max(0.0)));
+            let passed = [0, 1]
+                .map(|i| std::array::from_fn(|lane| if a[lane] > 0.0 { [a, nan][i][lane] } else { 0.0 }));
+            assert_eq!(read(s.passed(va, va)), passed[0]);
+            assert_eq!(read(s.passed(vn, va)).map(f32::to_bits), passed[1].map(f32::to_bits));
+            assert_eq!(
+                read(s.passed(va, vn)),
+                std::array::from_fn(|i| if nan[i].is_nan() { 0.0 } else { a[i] })
+            );
             assert!(read(s.relu(vn)).iter().zip(nan).all(|(x, n)| x.is_nan() == n.is_nan()));
             for v in [s.max(va, vn), s.max(vn, va)] {
                 for ((x, a), n) in read(v).into_iter().zip(a).zip(nan) {

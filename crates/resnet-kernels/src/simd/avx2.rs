@@ -95,6 +95,11 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn passed(self, x: Self::V, y: Self::V) -> Self::V {
+        op!(|i| _mm256_and_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(y[i], _mm256_setzero_ps()), x[i]))
+    }
+
+    #[inline(always)]
     fn max(self, a: Self::V, b: Self::V) -> Self::V {
         op!(|i| {
             let nan = _mm256_cmp_ps::<_CMP_UNORD_Q>(a[i], a[i]);

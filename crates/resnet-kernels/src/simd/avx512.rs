@@ -90,6 +90,11 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn passed(self, x: __m512, y: __m512) -> __m512 {
+        op!(_mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_GT_OQ>(y, _mm512_setzero_ps()), x))
+    }
+
+    #[inline(always)]
     fn max(self, a: __m512, b: __m512) -> __m512 {
         op!({
             let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(a, a);

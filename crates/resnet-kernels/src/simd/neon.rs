@@ -96,6 +96,11 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
+    fn passed(self, x: Self::V, y: Self::V) -> Self::V {
+        op!(|i| vbslq_f32(vcgtzq_f32(y[i]), x[i], vdupq_n_f32(0.0)))
+    }
+
+    #[inline(always)]
     fn max(self, a: Self::V, b: Self::V) -> Self::V {
         op!(|i| vmaxq_f32(a[i], b[i]))
     }

@@ -66,6 +66,11 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    fn passed(self, x: [f32; 16], y: [f32; 16]) -> [f32; 16] {
+        zip(x, y, |x, y| if y > 0.0 { x } else { 0.0 })
+    }
+
+    #[inline(always)]
     fn max(self, a: [f32; 16], b: [f32; 16]) -> [f32; 16] {
         zip(a, b, |a, b| if a > b || a.is_nan() { a } else { b })
     }
