@@ -4,7 +4,7 @@ use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{VarBuilder, VarMap};
 use resnet_model::arch::{Block, ResNet, Shortcut, Stage};
-use resnet_model::{Arch, Network, cost, params};
+use resnet_model::{Arch, Network, cost, param_specs};
 
 fn main() -> Result<()> {
     // A thin network for 4-channel images: three stages, a projection in every block (the paper's option C).
@@ -20,7 +20,7 @@ fn main() -> Result<()> {
     let macs = cost::macs(&graph, 96, 96)?;
     println!(
         "{arch}: {} parameters, {:.1} M multiply-adds at 96×96",
-        params::count(&graph),
+        param_specs::count(&graph),
         macs as f64 / 1e6
     );
 

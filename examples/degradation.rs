@@ -14,7 +14,7 @@ use candle_core::Device;
 use image::{DynamicImage, GrayImage};
 use resnet_model::arch::{ResNet, Shortcut};
 use resnet_model::file::{Existing, write_atomically};
-use resnet_model::parameters::Initialisation;
+use resnet_model::parameters::Initialization;
 use resnet_model::preprocess::Channels;
 use resnet_model::{Arch, Meta, Parameters, Preprocess, safetensors};
 use resnet_train::augment::{Augment, Crop};
@@ -53,7 +53,7 @@ fn main() -> anyhow::Result<()> {
             let name =
                 if kind == "plain" { format!("plain-{depth}") } else { format!("ResNet-{depth} {kind}") };
             let since = Instant::now();
-            let parameters = Parameters::new(&arch, Initialisation::default(), &Device::Cpu)?;
+            let parameters = Parameters::new(&arch, Initialization::default(), &Device::Cpu)?;
             let size: usize =
                 parameters.list().iter().map(|param| param.shape.iter().product::<usize>()).sum();
             let records = train(&out.join(name.replace(' ', "-")), parameters, &arch, &digits, epochs)?;

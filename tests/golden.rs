@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
-use resnet_model::engine::{Isa, Options, Precision};
+use resnet_model::engine::{EngineOptions, Isa, Precision};
 use resnet_model::{
-    Arch, Checkpoint, Labels, Meta, Network, Preprocess, RawTensor, Runtime, params, safetensors, synthetic,
-    zoo,
+    Arch, Checkpoint, Labels, Meta, Network, Preprocess, RawTensor, Runtime, param_specs, safetensors,
+    synthetic, zoo,
 };
 use sha2::{Digest, Sha256};
 
@@ -39,7 +39,8 @@ fn runtimes(checkpoint: &Checkpoint, size: [usize; 2]) -> Vec<(String, Runtime)>
     let mut runtimes = Vec::new();
     for isa in Isa::available() {
         for precision in [Precision::F32, Precision::Exact] {
-            let options = Options { threads: 2, isa, precision, input: Some(size), ..Options::default() };
+            let options =
+                EngineOptions { threads: 2, isa, precision, input: Some(size), ..EngineOptions::default() };
             let runtime = Runtime::new(checkpoint, &Device::Cpu, options).unwrap();
             runtimes.push((format!("{} {precision:?}", isa.name()), runtime));
         }
@@ -59,8 +60,8 @@ fn formula_input(dims: &[usize]) -> Tensor {
 
 #[test]
 fn the_formula_is_the_same_in_both_languages() {
-    let roles: HashMap<String, params::Param> =
-        params::list(&zoo::arch("resnet50").unwrap().graph().unwrap())
+    let roles: HashMap<String, param_specs::ParamSpec> =
+        param_specs::list(&zoo::arch("resnet50").unwrap().graph().unwrap())
             .into_iter()
             .map(|p| (p.name.clone(), p))
             .collect();
@@ -93,7 +94,7 @@ fn logits_of_full_networks_are_pytorchs() {
         let checkpoint = synthetic::checkpoint(&zoo::arch(name).unwrap()).unwrap();
         let (x, expected) = (formula_input(&dims), candle(&expected));
         for precision in [Precision::F32, Precision::Exact] {
-            let options = Options { precision, ..Options::default() };
+            let options = EngineOptions { precision, ..EngineOptions::default() };
             let runtime = Runtime::new(&checkpoint, &Device::Cpu, options).unwrap();
             check(
                 &format!("{model} {precision:?}"),
@@ -156,9 +157,9 @@ fn names_shapes_and_order_are_those_of_state_dict() {
     for row in table.lines().skip(1) {
         let [model, tensors, parameters, digest] = row.split('\t').collect::<Vec<_>>().try_into().unwrap();
         let graph = zoo::arch(model).unwrap().graph().unwrap();
-        let params = params::list(&graph);
+        let params = param_specs::list(&graph);
         assert_eq!(params.len().to_string(), tensors, "{model}");
-        assert_eq!(params::count(&graph).to_string(), parameters, "{model}");
+        assert_eq!(param_specs::count(&graph).to_string(), parameters, "{model}");
         let shape = |shape: &[usize]| match shape {
             [] => "scalar".to_owned(),
             shape => shape.iter().map(usize::to_string).collect::<Vec<_>>().join("x"),
@@ -190,7 +191,8 @@ fn the_bundled_digits_model_is_as_accurate_as_in_pytorch() {
     let n = labels.len();
     let x = Tensor::from_vec(pixels, (n, 1, 28, 28), &Device::Cpu).unwrap();
     let runtime =
-        Runtime::new(&checkpoint, &Device::Cpu, Options { batch: 50, ..Options::default() }).unwrap();
+        Runtime::new(&checkpoint, &Device::Cpu, EngineOptions { batch: 50, ..EngineOptions::default() })
+            .unwrap();
     let mut correct = 0;
     for start in (0..n).step_by(50) {
         let part = |t: &Tensor| t.narrow(0, start, 50.min(n - start)).unwrap();

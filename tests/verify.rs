@@ -19,7 +19,7 @@ fn stage(folder: &Path, change: impl Fn(f32) -> f32) -> (PathBuf, PathBuf) {
     let runtime = Runtime::new(
         &Checkpoint::open(&path).unwrap(),
         &candle_core::Device::Cpu,
-        resnet_model::engine::Options::default(),
+        resnet_model::engine::EngineOptions::default(),
     )
     .unwrap();
     let dims = [2, 3, 32, 32];

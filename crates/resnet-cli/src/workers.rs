@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::bail;
 use candle_core::Device;
-use resnet_model::network::Alone;
+use resnet_model::network::SingleProcess;
 use resnet_train::workers::launch::{Launch, Launcher};
 use resnet_train::workers::{Joint, Limits, Team};
 
@@ -21,7 +21,7 @@ pub fn launched() -> anyhow::Result<Option<Launch>> {
 #[derive(Debug)]
 pub enum Crew {
     /// One process.
-    Alone(Alone),
+    SingleProcess(SingleProcess),
     /// Several.
     Joint(Joint),
 }
@@ -30,7 +30,7 @@ impl Crew {
     /// Connects to the other processes that `launch` tells of, if any. Errors: this build cannot, they do not answer.
     pub fn connect(launch: Option<&Launch>, device: &Device, limits: Limits) -> anyhow::Result<Crew> {
         match launch {
-            None => Ok(Crew::Alone(Alone)),
+            None => Ok(Crew::SingleProcess(SingleProcess)),
             Some(launch) => connect(launch, device, limits),
         }
     }
@@ -38,7 +38,7 @@ impl Crew {
     /// What training needs of them.
     pub fn team(&self) -> &dyn Team {
         match self {
-            Crew::Alone(alone) => alone,
+            Crew::SingleProcess(alone) => alone,
             Crew::Joint(joint) => joint,
         }
     }
@@ -118,7 +118,7 @@ pub fn is_told_by_others(error: &anyhow::Error) -> bool {
 /// Whether other workers were lost; their loss tells who noticed it.
 pub fn is_lost(error: &anyhow::Error) -> bool {
     use resnet_train::Error::Model;
-    matches!(error.downcast_ref(), Some(Model(resnet_model::Error::Workers { .. })))
+    matches!(error.downcast_ref(), Some(Model(resnet_model::Error::ProcessGroup { .. })))
 }
 
 /// This process's share of the machine's cores: those that its launcher bound it to, else an equal part of all.

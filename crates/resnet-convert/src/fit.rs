@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 
 use resnet_model::graph::{Graph, Node, Op};
-use resnet_model::params::{self, Param, Role};
+use resnet_model::param_specs::{self, ParamSpec, Role};
 use resnet_model::{Arch, RawTensor, Result};
 
 use crate::dialect::Translation;
@@ -19,9 +19,9 @@ pub(crate) fn fit(arch: Arch, names: &mut Translation, partial: bool) -> Result<
         arch = arch.with_classes(0);
         graph = arch.graph()?;
     }
-    reshape(&params::list(&graph), names);
+    reshape(&param_specs::list(&graph), names);
     norms(&graph, names)?;
-    let params = params::list(&graph);
+    let params = param_specs::list(&graph);
     if partial {
         let known: HashSet<&str> = params.iter().map(|p| p.name.as_str()).collect();
         let odd: Vec<String> =
@@ -40,8 +40,8 @@ pub(crate) fn fit(arch: Arch, names: &mut Translation, partial: bool) -> Result<
 fn head_fits(graph: &Graph, names: &Translation) -> bool {
     let Ok(tap) = graph.tap("logits") else { return true };
     let head = &graph.node(tap.node).name;
-    let own = |p: &Param| p.name.strip_prefix(head.as_str()).is_some_and(|rest| rest.starts_with('.'));
-    let mut params = params::list(graph).into_iter().filter(own);
+    let own = |p: &ParamSpec| p.name.strip_prefix(head.as_str()).is_some_and(|rest| rest.starts_with('.'));
+    let mut params = param_specs::list(graph).into_iter().filter(own);
     params.all(|p| names.tensors.get(&p.name).is_some_and(|t| same_rows(t.shape(), &p.shape)))
 }
 
@@ -52,7 +52,7 @@ fn same_rows(found: &[usize], expected: &[usize]) -> bool {
     found.first() == expected.first() && elements(found) == elements(expected)
 }
 
-fn reshape(params: &[Param], names: &mut Translation) {
+fn reshape(params: &[ParamSpec], names: &mut Translation) {
     for param in params.iter().filter(|p| p.role == Role::LinearWeight) {
         let Some(tensor) = names.tensors.get_mut(&param.name) else { continue };
         if tensor.shape() == param.shape || !same_rows(tensor.shape(), &param.shape) {

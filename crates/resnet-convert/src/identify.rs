@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use resnet_model::arch::{Arch, GlobalPool};
 use resnet_model::graph::{Graph, Op};
-use resnet_model::params::Param;
+use resnet_model::param_specs::ParamSpec;
 use resnet_model::{RawTensor, escape, zoo};
 
 use crate::report::{How, Identified};
@@ -30,7 +30,7 @@ impl<'a> Shapes<'a> {
     }
 
     #[cfg_attr(not(test), expect(dead_code, reason = "tests have no tensors"))]
-    fn of_params(params: &'a [Param]) -> Shapes<'a> {
+    fn of_params(params: &'a [ParamSpec]) -> Shapes<'a> {
         Shapes(params.iter().map(|p| (p.name.as_str(), p.shape.as_slice())).collect())
     }
 

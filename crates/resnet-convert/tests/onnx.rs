@@ -16,7 +16,7 @@ fn golden() -> PathBuf {
 
 /// What the network of a checkpoint gives for images `[N, C, H, W]`.
 fn logits(checkpoint: &Checkpoint, x: &[f32], dims: [usize; 4]) -> Vec<f32> {
-    Engine::new(checkpoint, engine::Options::default()).unwrap().output(x, dims).unwrap().values
+    Engine::new(checkpoint, engine::EngineOptions::default()).unwrap().output(x, dims).unwrap().values
 }
 
 /// The largest difference over the largest expected magnitude.

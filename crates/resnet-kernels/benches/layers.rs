@@ -9,8 +9,8 @@ use std::time::Duration;
 use divan::Bencher;
 use divan::counter::ItemsCount;
 use resnet_kernels::{
-    Activation, Algorithm, Aligned, Blocked, ConvShape, Finish, Input, Isa, PackedConv, Plan, Pool,
-    Precision, Residual, Site, View, ViewMut, Window, fma_peak, reference::Parameters,
+    Activation, Algorithm, Aligned, Blocked, ConvShape, Epilogue, Input, InputHint, Isa, PackedConv, Plan,
+    PoolSpec, Precision, Residual, ThreadPool, View, ViewMut, fma_peak, reference::ConvWeights,
 };
 
 fn main() {
@@ -78,7 +78,7 @@ fn cases() -> Vec<Case> {
             for (batch, &threads) in
                 [1, 8].into_iter().flat_map(|batch| threads.iter().map(move |t| (batch, t)))
             {
-                let site = Site { batch, input: [size, size] };
+                let site = InputHint { batch, input: [size, size] };
                 let plan = Plan::choose(&shape, site, isa, Precision::F32);
                 let name = format!("{}-{}-{layer}-b{batch}-t{threads}", isa.name(), plan.algorithm.name());
                 cases.push(Case { name, shape, size, batch, threads, plan });
@@ -94,10 +94,10 @@ fn conv(bencher: Bencher, case: &Case) {
     let Case { shape, size, batch, .. } = *case;
     let weights: Vec<f32> = (0..shape.weight_len().unwrap()).map(|i| (i % 17) as f32 / 17.0 - 0.4).collect();
     let bias = vec![0.1; shape.c_out];
-    let window = Window { kernel: [3, 3], stride: [2, 2], padding: [1, 1], ceil_mode: false };
+    let window = PoolSpec { kernel: [3, 3], stride: [2, 2], padding: [1, 1], ceil_mode: false };
     let finish =
-        Finish { activation: Activation::Relu, max_pool: case.name.contains(STEM).then_some(window) };
-    let params = Parameters { weights: &weights, bias: Some(&bias) };
+        Epilogue { activation: Activation::Relu, max_pool: case.name.contains(STEM).then_some(window) };
+    let params = ConvWeights { weights: &weights, bias: Some(&bias) };
     let first = PackedConv::new(shape, case.plan, params, finish).unwrap();
     // Together more than a last-level cache keeps.
     let copies = ((64 << 20) / first.bytes()).clamp(1, 12);
@@ -110,7 +110,7 @@ fn conv(bencher: Bencher, case: &Case) {
     input.iter_mut().enumerate().for_each(|(i, x)| *x = (i % 13) as f32 / 13.0);
     let mut output = Aligned::zeroed(output_layout.len());
     let mut scratch = Aligned::zeroed(convs[0].scratch_len(dims, case.threads).unwrap());
-    let pool = Pool::new(case.threads).unwrap();
+    let pool = ThreadPool::new(case.threads).unwrap();
     let mut next = convs.iter().cycle();
     let macs = shape.macs(batch, [size, size]).unwrap();
     bencher.counter(ItemsCount::new(macs as u64)).bench_local(|| {

@@ -3,11 +3,11 @@
 use crate::epilogue::{Activation, Residual};
 use crate::error::{Error, check_at_least, check_len, product};
 use crate::layout::{Blocked, View, ViewMut};
-use crate::pool::Window;
-use crate::reference::Parameters;
+use crate::pool::PoolSpec;
+use crate::reference::ConvWeights;
 use crate::shape::ConvShape;
 use crate::simd::{Aligned, Dispatch, Simd};
-use crate::threads::Pool;
+use crate::threads::ThreadPool;
 
 mod direct;
 mod pack;
@@ -15,7 +15,7 @@ mod plan;
 mod planar;
 mod winograd;
 
-pub use plan::{Algorithm, Plan, Precision, Site};
+pub use plan::{Algorithm, InputHint, Plan, Precision};
 
 pub(crate) use pack::Panels;
 use winograd::{Extent, F2, S2};
@@ -38,12 +38,12 @@ pub enum Input<'a> {
 
 /// What follows the sum of products.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Finish {
+pub struct Epilogue {
     /// Applied after bias and residual.
     pub activation: Activation,
     /// A max-pooling fused behind the activation, for [`Algorithm::Planar`] without residual: its input never
     /// reaches memory.
-    pub max_pool: Option<Window>,
+    pub max_pool: Option<PoolSpec>,
 }
 
 /// A convolution, ready to run on any batch and image size, from any number of threads at once.
@@ -55,7 +55,7 @@ pub struct Finish {
 pub struct PackedConv {
     shape: ConvShape,
     plan: Plan,
-    finish: Finish,
+    finish: Epilogue,
     panels: Panels,
     /// Whether long sums are added up in parts.
     parts: bool,
@@ -67,14 +67,14 @@ struct Call<'a> {
     residual: Residual<'a>,
     output: ViewMut<'a>,
     scratch: &'a mut [f32],
-    pool: &'a Pool,
+    pool: &'a ThreadPool,
 }
 
 impl PackedConv {
     /// Packs weights `[c_out, c_in / groups, kernel height, kernel width]` for `plan`.
     ///
     /// Errors: a bad shape, slices of the wrong length, an algorithm that cannot compute the shape or the finish.
-    pub fn new(shape: ConvShape, plan: Plan, params: Parameters, finish: Finish) -> Result<Self, Error> {
+    pub fn new(shape: ConvShape, plan: Plan, params: ConvWeights, finish: Epilogue) -> Result<Self, Error> {
         check_len("weights", params.weights.len(), shape.weight_len()?)?;
         check_len("bias", params.bias.map_or(shape.c_out, <[f32]>::len), shape.c_out)?;
         plan.algorithm.supports(&shape)?;
@@ -99,7 +99,7 @@ impl PackedConv {
 
     /// A convolution of panels that were filled for `plan` elsewhere.
     pub(crate) fn of_panels(shape: ConvShape, plan: Plan, panels: Panels) -> Self {
-        Self { shape, plan, finish: Finish::default(), panels, parts: false }
+        Self { shape, plan, finish: Epilogue::default(), panels, parts: false }
     }
 
     /// The memory of the packed weights.
@@ -164,7 +164,7 @@ impl PackedConv {
         residual: Residual,
         output: ViewMut,
         scratch: &mut [f32],
-        pool: &Pool,
+        pool: &ThreadPool,
     ) -> Result<(), Error> {
         let dims = match &input {
             Input::Planar { dims, .. } => *dims,
@@ -204,7 +204,7 @@ impl PackedConv {
 struct Pack<'a> {
     shape: &'a ConvShape,
     algorithm: Algorithm,
-    params: Parameters<'a>,
+    params: ConvWeights<'a>,
 }
 
 impl Dispatch for Pack<'_> {

@@ -3,15 +3,15 @@
 //! Weights change with every step, so they are packed for every call; the gradient to the input is the forward kernel
 //! again, with the weights turned around.
 
-use crate::conv::{Algorithm, Finish, Input, PackedConv, Plan, Precision, Site};
+use crate::conv::{Algorithm, Epilogue, Input, InputHint, PackedConv, Plan, Precision};
 use crate::epilogue::Residual;
 use crate::error::{Error, check_len, product};
 
 use crate::layout::{Blocked, LANES, View, ViewMut};
-use crate::reference::Parameters;
+use crate::reference::ConvWeights;
 use crate::shape::ConvShape;
 use crate::simd::{Aligned, Isa};
-use crate::threads::Pool;
+use crate::threads::ThreadPool;
 
 mod blocked;
 mod memory;
@@ -23,7 +23,7 @@ mod pool;
 mod weights;
 
 pub use blocked::BlockedConv;
-pub use memory::Memory;
+pub use memory::BufferPool;
 pub use norm::{Norm, NormGrad};
 pub use pool::{add_to, grad_avg_pool, grad_gate, grad_global_avg_pool, grad_max_pool, scale};
 
@@ -38,8 +38,8 @@ const WINOGRAD_PIXELS: usize = 1024;
 /// Results do not depend on the number of threads.
 ///
 /// ```
-/// use resnet_kernels::{ConvShape, Isa, PlanarConv, Pool, Precision};
-/// let pool = Pool::new(1)?;
+/// use resnet_kernels::{ConvShape, Isa, PlanarConv, ThreadPool, Precision};
+/// let pool = ThreadPool::new(1)?;
 /// let shape = ConvShape::pointwise(2, 1);
 /// let conv = PlanarConv { shape, input: [1, 2, 1, 3], isa: Isa::best(), precision: Precision::F32, pool: &pool };
 /// let (x, weights) = ([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [10.0, 1.0]);
@@ -59,7 +59,7 @@ pub struct PlanarConv<'a> {
     /// Whether Winograd may be used; sums are added up in parts where it may not.
     pub precision: Precision,
     /// The threads.
-    pub pool: &'a Pool,
+    pub pool: &'a ThreadPool,
 }
 
 impl PlanarConv<'_> {
@@ -141,9 +141,9 @@ impl PlanarConv<'_> {
         let [oh, ow] = shape.output_hw([input[2], input[3]])?;
         let many = input[0].saturating_mul(oh * ow) >= WINOGRAD_PIXELS;
         let precision = if many { self.precision } else { Precision::Exact };
-        let site = Site { batch: input[0], input: [input[2], input[3]] };
+        let site = InputHint { batch: input[0], input: [input[2], input[3]] };
         let plan = Plan::choose(&shape, site, self.isa, precision);
-        let conv = PackedConv::new(shape, plan, Parameters { weights, bias: None }, Finish::default())?;
+        let conv = PackedConv::new(shape, plan, ConvWeights { weights, bias: None }, Epilogue::default())?;
         Ok(if self.precision == Precision::Exact { conv.in_parts() } else { conv })
     }
 

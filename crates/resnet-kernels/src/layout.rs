@@ -1,5 +1,5 @@
 use crate::error::{Error, check_len, product};
-use crate::threads::Pool;
+use crate::threads::ThreadPool;
 
 /// Channels that lie side by side in memory: one AVX-512 register, two of AVX2, four of NEON, one cache line.
 pub const LANES: usize = 16;
@@ -113,7 +113,7 @@ impl Blocked {
     }
 
     /// Fills `blocked` from `planar` `[N, C, H, W]`, halo and padding channels included.
-    pub fn pack(&self, planar: &[f32], blocked: &mut [f32], pool: &Pool) -> Result<(), Error> {
+    pub fn pack(&self, planar: &[f32], blocked: &mut [f32], pool: &ThreadPool) -> Result<(), Error> {
         check_len("planar activation", planar.len(), self.n * self.c * self.h * self.w)?;
         check_len("activation", blocked.len(), self.len())?;
         let area = self.h * self.w;
@@ -136,7 +136,7 @@ impl Blocked {
     }
 
     /// Fills `planar` `[N, C, H, W]` from `blocked`, dropping halo and padding channels.
-    pub fn unpack(&self, blocked: &[f32], planar: &mut [f32], pool: &Pool) -> Result<(), Error> {
+    pub fn unpack(&self, blocked: &[f32], planar: &mut [f32], pool: &ThreadPool) -> Result<(), Error> {
         check_len("planar activation", planar.len(), self.n * self.c * self.h * self.w)?;
         check_len("activation", blocked.len(), self.len())?;
         pool.for_each_chunk(planar, self.h * self.w, |index, plane| {
@@ -203,7 +203,7 @@ mod tests {
 
     #[test]
     fn packing_is_undone_by_unpacking_and_clears_the_rest() {
-        let pool = Pool::new(2).unwrap();
+        let pool = ThreadPool::new(2).unwrap();
         for (dims, halo) in [([2, 3, 5, 4], [1, 2]), ([1, 16, 1, 1], [0, 0]), ([3, 33, 2, 7], [0, 1])] {
             let layout = Blocked::new(dims).unwrap().with_halo(halo).unwrap();
             let planar: Vec<f32> = (1..=dims.iter().product()).map(|i| i as f32).collect();

@@ -10,15 +10,15 @@
 //! # fn main() -> Result<(), Error> {
 //! // Once per layer: choose a plan and pack the weights.
 //! let shape = ConvShape { kernel: [3, 3], padding: [1, 1], ..ConvShape::pointwise(64, 128) };
-//! let plan = Plan::choose(&shape, Site { batch: 1, input: [56, 56] }, Isa::best(), Precision::F32);
+//! let plan = Plan::choose(&shape, InputHint { batch: 1, input: [56, 56] }, Isa::best(), Precision::F32);
 //! let weights = vec![0.01; shape.weight_len()?];
-//! let finish = Finish { activation: Activation::Relu, max_pool: None };
-//! let conv = PackedConv::new(shape, plan, Parameters { weights: &weights, bias: None }, finish)?;
+//! let finish = Epilogue { activation: Activation::Relu, max_pool: None };
+//! let conv = PackedConv::new(shape, plan, ConvWeights { weights: &weights, bias: None }, finish)?;
 //!
 //! // Once per input size: lay out memory. The input's halo is what `conv` reads as padding.
 //! let input = Blocked::new([1, 64, 56, 56])?.with_halo(conv.input_halo())?;
 //! let output = Blocked::new(conv.output_dims(input.dims())?)?;
-//! let pool = Pool::new(2)?;
+//! let pool = ThreadPool::new(2)?;
 //! let (mut x, mut y) = (Aligned::zeroed(input.len()), Aligned::zeroed(output.len()));
 //! let mut scratch = Aligned::zeroed(conv.scratch_len(input.dims(), pool.threads())?);
 //!
@@ -47,18 +47,18 @@ mod simd;
 mod testing;
 mod threads;
 
-pub use conv::{Algorithm, Finish, Input, PackedConv, Plan, Precision, Site};
+pub use conv::{Algorithm, Epilogue, Input, InputHint, PackedConv, Plan, Precision};
 pub use epilogue::{Activation, Residual};
 pub use error::Error;
 pub use grad::{
-    BlockedConv, Memory, Norm, NormGrad, PlanarConv, add_to, grad_avg_pool, grad_gate, grad_global_avg_pool,
-    grad_max_pool, scale,
+    BlockedConv, BufferPool, Norm, NormGrad, PlanarConv, add_to, grad_avg_pool, grad_gate,
+    grad_global_avg_pool, grad_max_pool, scale,
 };
 pub use layout::{Blocked, LANES, View, ViewMut};
 pub use linear::PackedLinear;
 pub use peak::fma_peak;
-pub use pool::{AvgPool, Window, avg_pool, global_avg_pool, max_pool};
-pub use reference::Parameters;
+pub use pool::{AvgPoolSpec, PoolSpec, avg_pool, global_avg_pool, max_pool};
+pub use reference::ConvWeights;
 pub use shape::ConvShape;
 pub use simd::{Aligned, Isa};
-pub use threads::{MAX_THREADS, Pool};
+pub use threads::{MAX_THREADS, ThreadPool};

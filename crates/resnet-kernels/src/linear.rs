@@ -2,11 +2,11 @@
 
 use crate::error::{Error, check_len, product};
 use crate::layout::LANES;
-use crate::reference::Parameters;
+use crate::reference::ConvWeights;
 use crate::simd::Aligned;
 use crate::simd::tile::{Addend, MAX_PIXELS, Reduction, Tile, next_pixels};
 use crate::simd::{Dispatch, Isa, Simd};
-use crate::threads::{Pool, Target};
+use crate::threads::{Target, ThreadPool};
 
 /// Products of a sum before it is continued from the output: VGG's 25,088 in one go lose a digit, and these weights stay in
 /// cache for all inputs.
@@ -29,7 +29,11 @@ impl PackedLinear {
     /// Packs weights `[features out, features in]` and a bias `[features out]`.
     ///
     /// Errors: no features, or slices of the wrong length.
-    pub fn new(isa: Isa, [features_out, features_in]: [usize; 2], params: Parameters) -> Result<Self, Error> {
+    pub fn new(
+        isa: Isa,
+        [features_out, features_in]: [usize; 2],
+        params: ConvWeights,
+    ) -> Result<Self, Error> {
         for (what, size) in [("input features", features_in), ("output features", features_out)] {
             if size == 0 {
                 return Err(Error::Zero { what });
@@ -75,7 +79,7 @@ impl PackedLinear {
     }
 
     /// `x` `[N, features in]` to `y` `[N, features out]`. Errors: lengths that do not fit.
-    pub fn run(&self, x: &[f32], y: &mut [f32], scratch: &mut [f32], pool: &Pool) -> Result<(), Error> {
+    pub fn run(&self, x: &[f32], y: &mut [f32], scratch: &mut [f32], pool: &ThreadPool) -> Result<(), Error> {
         let batch = x.len() / self.features_in;
         check_len("input", x.len(), batch * self.features_in)?;
         check_len("output", y.len(), product("output length", &[batch, self.features_out])?)?;
@@ -120,7 +124,7 @@ struct Run<'a> {
     batch: usize,
     x: &'a [f32],
     scratch: &'a mut [f32],
-    pool: &'a Pool,
+    pool: &'a ThreadPool,
 }
 
 impl Dispatch for Run<'_> {
@@ -177,11 +181,11 @@ mod tests {
             {
                 let weights = random(features_in * features_out, 1);
                 let (bias, x) = (random(features_out, 2), random(batch * features_in, 3));
-                let params = Parameters { weights: &weights, bias: Some(&bias) };
+                let params = ConvWeights { weights: &weights, bias: Some(&bias) };
                 let linear = PackedLinear::new(isa, [features_out, features_in], params).unwrap();
                 let expected = reference::linear(params, features_in, &x).unwrap();
                 for threads in [1, 3] {
-                    let pool = Pool::new(threads).unwrap();
+                    let pool = ThreadPool::new(threads).unwrap();
                     let mut scratch = vec![f32::NAN; linear.scratch_len(batch).unwrap()];
                     let mut y = vec![f32::NAN; batch * features_out];
                     linear.run(&x, &mut y, &mut scratch, &pool).unwrap();
@@ -196,7 +200,7 @@ mod tests {
     fn long_sums_lose_little() {
         let (features_in, features_out) = (25_088, 40);
         let (weights, x) = (random(features_in * features_out, 1), random(features_in, 3));
-        let params = Parameters { weights: &weights, bias: None };
+        let params = ConvWeights { weights: &weights, bias: None };
         let exact: Vec<f64> = weights
             .chunks_exact(features_in)
             .map(|row| row.iter().zip(&x).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum())
@@ -206,7 +210,7 @@ mod tests {
             let linear = PackedLinear::new(isa, [features_out, features_in], params).unwrap();
             let mut scratch = vec![0.0; linear.scratch_len(1).unwrap()];
             let mut y = vec![0.0; features_out];
-            linear.run(&x, &mut y, &mut scratch, &Pool::new(1).unwrap()).unwrap();
+            linear.run(&x, &mut y, &mut scratch, &ThreadPool::new(1).unwrap()).unwrap();
             let error = y.iter().zip(&exact).map(|(y, e)| (f64::from(*y) - e).abs()).fold(0.0, f64::max);
             assert!(error < 1e-6 * largest, "{}: {error} of {largest}", isa.name());
         }
@@ -215,12 +219,12 @@ mod tests {
     #[test]
     fn wrong_lengths_are_errors() {
         let isa = Isa::best();
-        let params = Parameters { weights: &[0.0; 6], bias: None };
+        let params = ConvWeights { weights: &[0.0; 6], bias: None };
         assert!(PackedLinear::new(isa, [0, 6], params).is_err());
         assert!(PackedLinear::new(isa, [2, 4], params).is_err());
-        assert!(PackedLinear::new(isa, [2, 3], Parameters { bias: Some(&[0.0]), ..params }).is_err());
+        assert!(PackedLinear::new(isa, [2, 3], ConvWeights { bias: Some(&[0.0]), ..params }).is_err());
         let linear = PackedLinear::new(isa, [2, 3], params).unwrap();
-        let pool = Pool::new(1).unwrap();
+        let pool = ThreadPool::new(1).unwrap();
         let mut scratch = vec![0.0; linear.scratch_len(2).unwrap()];
         assert!(linear.run(&[0.0; 6], &mut [0.0; 4], &mut scratch, &pool).is_ok());
         assert!(linear.run(&[0.0; 5], &mut [0.0; 4], &mut scratch, &pool).is_err());

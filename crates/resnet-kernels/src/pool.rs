@@ -6,11 +6,11 @@ use crate::error::{Error, check_len};
 use crate::layout::{LANES, View, ViewMut};
 use crate::shape::padded_spare;
 use crate::simd::{Dispatch, Isa, Kernel, Simd};
-use crate::threads::{Axis, Cut, Order, Pool};
+use crate::threads::{Axis, Cut, Order, ThreadPool};
 
 /// The windows of a pooling, with PyTorch's meaning; axes are `[vertical, horizontal]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Window {
+pub struct PoolSpec {
     /// Extent in pixels.
     pub kernel: [usize; 2],
     /// Distance of neighbouring windows in pixels.
@@ -21,7 +21,7 @@ pub struct Window {
     pub ceil_mode: bool,
 }
 
-impl Window {
+impl PoolSpec {
     /// Refuses zero sizes and too much padding.
     pub fn check(&self) -> Result<(), Error> {
         let sizes = [
@@ -74,14 +74,14 @@ impl Window {
 
 /// An average pooling.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct AvgPool {
+pub struct AvgPoolSpec {
     /// Its windows.
-    pub window: Window,
+    pub window: PoolSpec,
     /// Whether padding counts as zeros; otherwise the mean is taken over pixels of the input only.
     pub count_include_pad: bool,
 }
 
-impl AvgPool {
+impl AvgPoolSpec {
     /// What the sum of output position `at` along an axis of `size` input pixels is divided by, for that axis.
     pub(crate) fn divisor(&self, axis: usize, at: usize, size: usize) -> usize {
         if self.count_include_pad {
@@ -97,7 +97,13 @@ impl AvgPool {
 /// Max-pooling: padding counts as −∞ and NaN is larger than everything, as in PyTorch.
 ///
 /// Errors: a bad window, or shapes and lengths that do not fit.
-pub fn max_pool(isa: Isa, window: &Window, input: View, output: ViewMut, pool: &Pool) -> Result<(), Error> {
+pub fn max_pool(
+    isa: Isa,
+    window: &PoolSpec,
+    input: View,
+    output: ViewMut,
+    pool: &ThreadPool,
+) -> Result<(), Error> {
     let [h, w] = window.output_hw([input.layout.h, input.layout.w])?;
     check(&input, &output, [h, w])?;
     isa.dispatch(Windows { window, divisor: None, input, output, pool });
@@ -105,7 +111,13 @@ pub fn max_pool(isa: Isa, window: &Window, input: View, output: ViewMut, pool: &
 }
 
 /// Average pooling. Errors: a bad window, or shapes and lengths that do not fit.
-pub fn avg_pool(isa: Isa, avg: &AvgPool, input: View, output: ViewMut, pool: &Pool) -> Result<(), Error> {
+pub fn avg_pool(
+    isa: Isa,
+    avg: &AvgPoolSpec,
+    input: View,
+    output: ViewMut,
+    pool: &ThreadPool,
+) -> Result<(), Error> {
     let [h, w] = avg.window.output_hw([input.layout.h, input.layout.w])?;
     check(&input, &output, [h, w])?;
     isa.dispatch(Windows { window: &avg.window, divisor: Some(avg), input, output, pool });
@@ -115,7 +127,7 @@ pub fn avg_pool(isa: Isa, avg: &AvgPool, input: View, output: ViewMut, pool: &Po
 /// The mean over height and width: `[N, C, H, W]` blocked to `[N, C]` dense.
 ///
 /// Errors: shapes and lengths that do not fit.
-pub fn global_avg_pool(isa: Isa, input: View, output: &mut [f32], pool: &Pool) -> Result<(), Error> {
+pub fn global_avg_pool(isa: Isa, input: View, output: &mut [f32], pool: &ThreadPool) -> Result<(), Error> {
     input.check("input", input.layout.dims())?;
     check_len("pooled output", output.len(), input.layout.n * input.layout.c)?;
     isa.dispatch(Global { input, output, pool });
@@ -129,12 +141,12 @@ fn check(input: &View, output: &ViewMut, [h, w]: [usize; 2]) -> Result<(), Error
 }
 
 struct Windows<'a> {
-    window: &'a Window,
+    window: &'a PoolSpec,
     /// For the average; otherwise the maximum is taken.
-    divisor: Option<&'a AvgPool>,
+    divisor: Option<&'a AvgPoolSpec>,
     input: View<'a>,
     output: ViewMut<'a>,
-    pool: &'a Pool,
+    pool: &'a ThreadPool,
 }
 
 impl Dispatch for Windows<'_> {
@@ -173,9 +185,9 @@ impl Dispatch for Windows<'_> {
 
 /// One row of a pooling.
 struct Row<'a> {
-    window: &'a Window,
+    window: &'a PoolSpec,
     /// For the average: the pooling and its vertical divisor.
-    divisor: Option<(&'a AvgPool, usize)>,
+    divisor: Option<(&'a AvgPoolSpec, usize)>,
     /// Starts at the first pixel of the first row; rows are `line` elements apart.
     lines: &'a [f32],
     line: usize,
@@ -211,7 +223,7 @@ impl Kernel for Row<'_> {
 
 /// One row of a max-pooling over a ring of rows.
 pub(crate) struct MaxRows<'a> {
-    pub window: &'a Window,
+    pub window: &'a PoolSpec,
     /// `[slots][width][16]`; row `y` is in slot `y % slots`.
     pub lines: &'a [f32],
     pub slots: usize,
@@ -248,7 +260,7 @@ impl Kernel for MaxRows<'_> {
 struct Global<'a> {
     input: View<'a>,
     output: &'a mut [f32],
-    pool: &'a Pool,
+    pool: &'a ThreadPool,
 }
 
 impl Dispatch for Global<'_> {

@@ -3,12 +3,12 @@
 //! Sums run in `f64`, so the error of a fast kernel is measured against the true value.
 
 use crate::error::{Error, check_len, product};
-use crate::pool::{AvgPool, Window};
+use crate::pool::{AvgPoolSpec, PoolSpec};
 use crate::shape::ConvShape;
 
 /// Weights `[c_out, c_in / groups, kernel height, kernel width]` and bias `[c_out]` of a convolution.
 #[derive(Clone, Copy, Debug)]
-pub struct Parameters<'a> {
+pub struct ConvWeights<'a> {
     /// Weights in PyTorch's order.
     pub weights: &'a [f32],
     /// Bias, one per output channel, or none.
@@ -20,7 +20,7 @@ pub struct Parameters<'a> {
 /// Returns `[N, c_out, H', W']`. Errors: bad shape, or slices of other lengths than `dims` and `shape` say.
 pub fn conv(
     shape: &ConvShape,
-    params: Parameters,
+    params: ConvWeights,
     dims: [usize; 4],
     input: &[f32],
 ) -> Result<Vec<f32>, Error> {
@@ -57,7 +57,7 @@ pub fn conv(
 }
 
 /// Max-pooling of `[N, C, H, W]`: padding counts as −∞, and a NaN in the window is the result, as in PyTorch.
-pub fn max_pool(window: &Window, dims: [usize; 4], input: &[f32]) -> Result<Vec<f32>, Error> {
+pub fn max_pool(window: &PoolSpec, dims: [usize; 4], input: &[f32]) -> Result<Vec<f32>, Error> {
     let fold = |values: &mut dyn Iterator<Item = f32>, _: [usize; 2]| {
         let larger = |max: f32, x: f32| if x > max || x.is_nan() { x } else { max };
         values.fold(f32::NEG_INFINITY, |max, x| if max.is_nan() { max } else { larger(max, x) })
@@ -66,7 +66,7 @@ pub fn max_pool(window: &Window, dims: [usize; 4], input: &[f32]) -> Result<Vec<
 }
 
 /// Average pooling of `[N, C, H, W]` with PyTorch's divisors.
-pub fn avg_pool(pool: &AvgPool, dims: [usize; 4], input: &[f32]) -> Result<Vec<f32>, Error> {
+pub fn avg_pool(pool: &AvgPoolSpec, dims: [usize; 4], input: &[f32]) -> Result<Vec<f32>, Error> {
     let [_, _, h, w] = dims;
     let fold = |values: &mut dyn Iterator<Item = f32>, [oy, ox]: [usize; 2]| {
         let divisor = pool.divisor(0, oy, h) * pool.divisor(1, ox, w);
@@ -76,7 +76,7 @@ pub fn avg_pool(pool: &AvgPool, dims: [usize; 4], input: &[f32]) -> Result<Vec<f
 }
 
 /// `y = W·x + b` for `x` `[N, features in]` and `W` `[features out, features in]`; returns `[N, features out]`.
-pub fn linear(params: Parameters, features_in: usize, input: &[f32]) -> Result<Vec<f32>, Error> {
+pub fn linear(params: ConvWeights, features_in: usize, input: &[f32]) -> Result<Vec<f32>, Error> {
     let features_out = params.weights.len() / features_in.max(1);
     let batch = input.len() / features_in.max(1);
     let shape = ConvShape::pointwise(features_in, features_out);
@@ -85,7 +85,7 @@ pub fn linear(params: Parameters, features_in: usize, input: &[f32]) -> Result<V
 
 type Fold<'a> = &'a dyn Fn(&mut dyn Iterator<Item = f32>, [usize; 2]) -> f32;
 
-fn windows(window: &Window, dims: [usize; 4], input: &[f32], fold: Fold) -> Result<Vec<f32>, Error> {
+fn windows(window: &PoolSpec, dims: [usize; 4], input: &[f32], fold: Fold) -> Result<Vec<f32>, Error> {
     let [n, c, h, w] = dims;
     let [oh, ow] = window.output_hw([h, w])?;
     check_len("input", input.len(), product("input length", &dims)?)?;

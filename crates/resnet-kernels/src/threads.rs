@@ -1,6 +1,6 @@
 //! The thread pool and the sharing of one output among its threads.
 //!
-//! A layer is one call of [`Pool::run`]: numbered tasks, each thread's share of them in a row, with one barrier at the
+//! A layer is one call of [`ThreadPool::run`]: numbered tasks, each thread's share of them in a row, with one barrier at the
 //! end. Neighbouring tasks compute neighbouring rows, so that a thread mostly finds in its own cache what it wrote in the
 //! layer before; who is done early takes from the end of another's share. Which thread runs a task never changes what the
 //! task computes, so results do not depend on the number of threads.
@@ -33,16 +33,16 @@ const SPIN: Duration = Duration::from_micros(50);
 ///
 /// One pool may be used from several threads at once: whoever finds it busy, a task that uses the pool included, runs
 /// its tasks alone, without waiting.
-pub struct Pool {
+pub struct ThreadPool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
     /// The tasks of the present job; locked by the caller whose job the workers run.
     queue: Mutex<Queue>,
 }
 
-impl std::fmt::Debug for Pool {
+impl std::fmt::Debug for ThreadPool {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-        f.debug_struct("Pool").field("threads", &self.threads()).finish()
+        f.debug_struct("ThreadPool").field("threads", &self.threads()).finish()
     }
 }
 
@@ -71,7 +71,7 @@ const OPEN: u64 = 1 << 31;
 const INSIDE: u64 = OPEN - 1;
 const EPOCH: u32 = 32;
 
-// SAFETY: `job` is the only field that is not already `Sync`. It is written by the holder of `Pool::queue` while the
+// SAFETY: `job` is the only field that is not already `Sync`. It is written by the holder of `ThreadPool::queue` while the
 // state is closed with no worker inside, and read by workers that entered an open state; entering (acquire) follows
 // opening (release), and the next write follows the last worker's leaving (release, read with acquire).
 unsafe impl Sync for Shared {}
@@ -82,7 +82,7 @@ thread_local! {
     static IN_TASK: Cell<bool> = const { Cell::new(false) };
 }
 
-impl Pool {
+impl ThreadPool {
     /// A pool of `threads` threads, the caller's among them. Errors: 0 or more than [`MAX_THREADS`] threads, or a
     /// thread that the operating system does not start.
     pub fn new(threads: usize) -> Result<Self, Error> {
@@ -112,7 +112,7 @@ impl Pool {
     }
 
     /// Runs `task(worker, index)` for every `index` below `tasks`, each once, in any order, on any thread; returns when
-    /// all are done. `worker` is below [`Pool::threads`], and no two running tasks of this call have the same.
+    /// all are done. `worker` is below [`ThreadPool::threads`], and no two running tasks of this call have the same.
     ///
     /// A panic in a task reaches the caller, after the other threads have stopped.
     pub fn run(&self, tasks: usize, task: impl Fn(usize, usize) + Sync) {
@@ -165,7 +165,7 @@ impl Pool {
     }
 }
 
-impl Drop for Pool {
+impl Drop for ThreadPool {
     fn drop(&mut self) {
         self.shared.lock().stop = true;
         self.shared.wake.notify_all();
@@ -196,13 +196,13 @@ impl Shared {
         self.gate.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lets the workers in. The caller holds `Pool::queue` and calls `close` before `job` goes out of scope.
+    /// Lets the workers in. The caller holds `ThreadPool::queue` and calls `close` before `job` goes out of scope.
     fn open(&self, job: &Job) {
         // SAFETY: only the lifetime changes. Workers call the reference only while inside an open state, and `close`,
         // which follows on every path (`run` catches panics), returns after the last of them has left.
         let job: &'static Job<'static> = unsafe { std::mem::transmute(job) };
         // SAFETY: the state is closed and empty (initially, and after every `close`), so nobody reads the cell, and the
-        // holder of `Pool::queue` is the only writer.
+        // holder of `ThreadPool::queue` is the only writer.
         unsafe { *self.job.get() = Some(job) };
         let epoch = (self.state.load(Ordering::Relaxed) >> EPOCH).wrapping_add(1);
         // Sequentially consistent, as is the sleeper's side: either it sees the new state or we see the sleeper.

@@ -7,7 +7,7 @@ use std::fmt;
 
 use divan::Bencher;
 use divan::counter::ItemsCount;
-use resnet_model::engine::{Engine, Options};
+use resnet_model::engine::{Engine, EngineOptions};
 use resnet_model::{synthetic, zoo};
 
 fn main() {
@@ -27,7 +27,7 @@ impl fmt::Display for Case {
 }
 
 fn cases() -> Vec<Case> {
-    let cores = Options::default().threads;
+    let cores = EngineOptions::default().threads;
     let mut cases = Vec::new();
     for model in ["resnet18", "resnet50", "resnext50_32x4d", "resnetv2_50", "vgg16", "inception_v3"] {
         for batch in [1, 8] {
@@ -43,7 +43,8 @@ fn cases() -> Vec<Case> {
 fn run(bencher: Bencher, case: &Case) {
     let &Case { model, batch, threads } = case;
     let checkpoint = synthetic::checkpoint(&zoo::arch(model).unwrap()).unwrap();
-    let engine = Engine::new(&checkpoint, Options { threads, batch, ..Options::default() }).unwrap();
+    let engine =
+        Engine::new(&checkpoint, EngineOptions { threads, batch, ..EngineOptions::default() }).unwrap();
     let [height, width] = checkpoint.meta().preprocess.crop;
     let dims = [batch, 3, height, width];
     let x = synthetic::input(dims.iter().product());

@@ -17,7 +17,7 @@ mod vgg;
 pub(crate) use clip::HEAD_CHANNELS;
 pub use clip::{Clip, ClipHead};
 pub use inception::Inception;
-pub use options::{GlobalPool, Norm, Options};
+pub use options::{ArchOptions, GlobalPool, Norm};
 pub use resnet::{
     AntiAlias, Attention, Block, Padding, PrunedStage, ResNet, Shortcut, Stage, Stem, StemPool, StrideIn,
 };
@@ -171,7 +171,7 @@ impl Arch {
     }
 
     /// The same architecture with other settings. Fails if the family has no such setting.
-    pub fn with(mut self, options: Options) -> Result<Arch> {
+    pub fn with(mut self, options: ArchOptions) -> Result<Arch> {
         let family = self.family();
         let missing = |what| Err(Error::Arch(format!("{family} has no {what}")));
         let settings = self.settings();

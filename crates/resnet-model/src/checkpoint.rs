@@ -8,7 +8,7 @@ use candle_core::{DType, Device, Tensor};
 use crate::file::Existing;
 use crate::graph::Graph;
 use crate::meta::{KEY, Meta};
-use crate::params;
+use crate::param_specs;
 use crate::raw::RawTensor;
 use crate::{Error, Mismatch, Reshaped, Result, safetensors};
 
@@ -83,7 +83,7 @@ impl Checkpoint {
     }
 
     /// The values of a tensor on a device.
-    pub fn candle(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
+    pub fn to_tensor(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
         self.tensor(name)?.to_candle(name, dtype, device)
     }
 
@@ -96,7 +96,7 @@ impl Checkpoint {
 /// Compares a set of tensors with what `graph` needs.
 fn compare(meta: &Meta, graph: &Graph, tensors: &BTreeMap<String, RawTensor>) -> Result<()> {
     let mut mismatch = Mismatch { arch: meta.arch.to_string(), ..Mismatch::default() };
-    let params = params::list(graph);
+    let params = param_specs::list(graph);
     for param in &params {
         match tensors.get(&param.name) {
             Some(tensor) if tensor.shape() == param.shape => {}

@@ -3,7 +3,7 @@
 use candle_core::Device;
 use image::RgbImage;
 
-use crate::engine::Options;
+use crate::engine::EngineOptions;
 use crate::{Checkpoint, Error, Labels, Meta, Preprocess, Result, Runtime};
 
 /// Preprocessing, network and labels of a checkpoint.
@@ -53,11 +53,15 @@ impl Classifier {
     /// Makes `checkpoint` runnable on `device`: by the engine with all cores on the CPU, by candle elsewhere. Its
     /// architecture must have a head.
     pub fn new(checkpoint: &Checkpoint, device: &Device) -> Result<Classifier> {
-        Classifier::with_options(checkpoint, device, Options::default())
+        Classifier::with_options(checkpoint, device, EngineOptions::default())
     }
 
     /// As [`Classifier::new`], with the engine's options.
-    pub fn with_options(checkpoint: &Checkpoint, device: &Device, options: Options) -> Result<Classifier> {
+    pub fn with_options(
+        checkpoint: &Checkpoint,
+        device: &Device,
+        options: EngineOptions,
+    ) -> Result<Classifier> {
         let meta = checkpoint.meta().clone();
         if meta.arch.classes().is_none() {
             return Err(Error::Arch(format!(

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use candle_core::{DType, Device, Tensor};
-use resnet_kernels::Pool;
+use resnet_kernels::ThreadPool;
 pub use resnet_kernels::{Isa, Precision, fma_peak};
 
 use crate::graph::{Graph, NodeId};
@@ -24,7 +24,7 @@ use session::{Session, Wanted};
 
 /// How an engine is compiled.
 #[derive(Debug, Clone)]
-pub struct Options {
+pub struct EngineOptions {
     /// Threads that compute, the caller's included.
     pub threads: usize,
     /// The instruction set.
@@ -37,10 +37,10 @@ pub struct Options {
     pub input: Option<[usize; 2]>,
 }
 
-impl Default for Options {
+impl Default for EngineOptions {
     /// All cores, the best instruction set, Winograd, one image of the checkpoint's size.
-    fn default() -> Options {
-        Options {
+    fn default() -> EngineOptions {
+        EngineOptions {
             threads: std::thread::available_parallelism().map_or(1, usize::from),
             isa: Isa::best(),
             precision: Precision::F32,
@@ -57,11 +57,11 @@ impl Default for Options {
 /// threads at once; results do not depend on the number of threads.
 ///
 /// ```no_run
-/// use resnet_model::engine::{Engine, Options};
+/// use resnet_model::engine::{Engine, EngineOptions};
 /// use resnet_model::Checkpoint;
 ///
 /// let checkpoint = Checkpoint::open("resnet50.safetensors".as_ref())?;
-/// let engine = Engine::new(&checkpoint, Options { threads: 2, ..Options::default() })?;
+/// let engine = Engine::new(&checkpoint, EngineOptions { threads: 2, ..EngineOptions::default() })?;
 /// let logits = engine.run(&vec![0.0; 3 * 224 * 224], [1, 3, 224, 224], &["logits"])?;
 /// assert_eq!(logits[0].shape, [1, 1000]);
 /// # Ok::<(), resnet_model::Error>(())
@@ -69,10 +69,10 @@ impl Default for Options {
 #[derive(Debug)]
 pub struct Engine {
     program: Program,
-    options: Options,
-    pool: Pool,
+    options: EngineOptions,
+    pool: ThreadPool,
     /// For threads that compute an image each.
-    solo: Pool,
+    solo: ThreadPool,
     /// Memory of past calls, to be used again.
     sessions: Mutex<Vec<Session>>,
     plans: Mutex<HashMap<Wanted, Arc<session::Layout>>>,
@@ -112,15 +112,15 @@ pub struct StepInfo {
 
 impl Engine {
     /// Compiles a checkpoint's network.
-    pub fn new(checkpoint: &Checkpoint, options: Options) -> Result<Engine> {
-        let pool = Pool::new(options.threads)?;
+    pub fn new(checkpoint: &Checkpoint, options: EngineOptions) -> Result<Engine> {
+        let pool = ThreadPool::new(options.threads)?;
         let program = Program::new(checkpoint, &options, &pool)?;
-        let solo = Pool::new(1)?;
+        let solo = ThreadPool::new(1)?;
         Ok(Engine { program, options, pool, solo, sessions: Mutex::default(), plans: Mutex::default() })
     }
 
     /// How it was compiled.
-    pub fn options(&self) -> &Options {
+    pub fn options(&self) -> &EngineOptions {
         &self.options
     }
 

@@ -113,7 +113,7 @@ pub enum Error {
     },
     /// Other workers of a training cannot be reached.
     #[error("worker {rank} of {count} lost the others: {why}")]
-    Workers {
+    ProcessGroup {
         /// Which worker says so, counted from 0.
         rank: usize,
         /// How many there are.

@@ -2,14 +2,14 @@
 //!
 //! The one idea: a network is data and everything else interprets it. An [`Arch`] describes which network, its
 //! [`Graph`] lists the operations with the names that PyTorch gives their parameters, and the interpreters are
-//! [`params`](mod@params) (every tensor's name and shape), [`cost`](mod@cost) (output shapes and multiply-adds), [`Network`]
+//! [`param_specs`](mod@param_specs) (every tensor's name and shape), [`cost`](mod@cost) (output shapes and multiply-adds), [`Network`]
 //! (a differentiable candle network) and [`fold`](mod@fold) (batch norm folded into the convolutions).
 //!
 //! ```
-//! use resnet_model::{params, zoo};
+//! use resnet_model::{param_specs, zoo};
 //!
 //! let arch = zoo::arch("resnet50")?;
-//! assert_eq!(params::count(&arch.graph()?), 25_557_032);
+//! assert_eq!(param_specs::count(&arch.graph()?), 25_557_032);
 //! # Ok::<(), resnet_model::Error>(())
 //! ```
 //!
@@ -28,8 +28,8 @@ pub mod engine;
 pub mod fold;
 pub mod network;
 mod ops;
+pub mod param_specs;
 pub mod parameters;
-pub mod params;
 pub mod runtime;
 
 pub mod checkpoint;

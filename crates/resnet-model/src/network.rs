@@ -14,13 +14,13 @@ mod source;
 mod steps;
 mod tape;
 
-pub use dropping::Dropping;
+pub use dropping::DropConfig;
 use dropping::Plan;
 pub use norm::Statistics;
 use norm::{After, Norm};
 pub(crate) use source::var_builder;
 use steps::{Step, steps};
-pub use tape::{Alone, Backward, Workers};
+pub use tape::{ProcessGroup, SingleProcess, Tape};
 
 /// A network of candle tensors, for any device, for training and for evaluation.
 ///
@@ -144,7 +144,7 @@ impl Network {
 
     /// As [`Network::forward_train`], with parts of the network left out at random. Errors also: probabilities that are
     /// none, a network without what is to be left out.
-    pub fn forward_dropping(&self, x: &Tensor, dropping: Dropping) -> Result<Tensor> {
+    pub fn forward_dropping(&self, x: &Tensor, dropping: DropConfig) -> Result<Tensor> {
         let plan = dropping.plan(&self.graph)?;
         let mut results = self.pass(x, &[self.graph.output()], true, plan.as_ref())?;
         results.pop().ok_or_else(|| Error::Missing("output".into()))

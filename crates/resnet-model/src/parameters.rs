@@ -8,7 +8,7 @@ use candle_nn::{Init, VarBuilder};
 
 use crate::graph::{Graph, Node, NodeId, Op};
 use crate::network::Statistics;
-use crate::params::{self, Param, Role};
+use crate::param_specs::{self, ParamSpec, Role};
 use crate::{Arch, Checkpoint, Error, Meta, Network, RawTensor, Result, synthetic};
 
 /// Which part of a network is trained; the rest keeps its parameters and running statistics.
@@ -44,7 +44,7 @@ impl Trained {
 
 /// How a network begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Initialisation {
+pub struct Initialization {
     /// Chooses the random numbers; they depend on nothing else but the tensors' names.
     pub seed: u64,
     /// Whether the last norm of each residual branch begins with factors of 0, so that a block begins as its shortcut
@@ -66,7 +66,7 @@ pub struct Partial {
 pub struct Parameters {
     arch: Arch,
     graph: Graph,
-    params: Vec<Param>,
+    params: Vec<ParamSpec>,
     vars: BTreeMap<String, Var>,
     device: Device,
 }
@@ -74,13 +74,13 @@ pub struct Parameters {
 impl Parameters {
     /// Parameters as torchvision begins: convolutions normal by fan-out (Kaiming), norms 1 and 0, the head uniform in
     /// ±1/√C.
-    pub fn new(arch: &Arch, start: Initialisation, device: &Device) -> Result<Parameters> {
+    pub fn new(arch: &Arch, start: Initialization, device: &Device) -> Result<Parameters> {
         let graph = arch.graph()?;
         let zero: BTreeSet<String> = match start.zero_last_norms {
             true => last_norms(&graph).map(|node| format!("{}.weight", node.name)).collect(),
             false => BTreeSet::new(),
         };
-        let params = params::list(&graph);
+        let params = param_specs::list(&graph);
         let vars = params
             .iter()
             .map(|param| {
@@ -98,7 +98,7 @@ impl Parameters {
     /// The parameters of a checkpoint, in `f32`.
     pub fn of(checkpoint: &Checkpoint, device: &Device) -> Result<Parameters> {
         let classes = checkpoint.meta().arch.classes().unwrap_or(0);
-        Ok(Parameters::transfer(checkpoint, classes, Initialisation::default(), device)?.0)
+        Ok(Parameters::transfer(checkpoint, classes, Initialization::default(), device)?.0)
     }
 
     /// The parameters of a checkpoint, in `f32`, for another number of classes; 0 removes the head. Tensors of equal shape
@@ -106,7 +106,7 @@ impl Parameters {
     pub fn transfer(
         checkpoint: &Checkpoint,
         classes: usize,
-        start: Initialisation,
+        start: Initialization,
         device: &Device,
     ) -> Result<(Parameters, Partial)> {
         let arch = checkpoint.meta().arch.clone().with_classes(classes);
@@ -160,7 +160,7 @@ impl Parameters {
     }
 
     /// All tensors in PyTorch's order, running statistics included.
-    pub fn list(&self) -> &[Param] {
+    pub fn list(&self) -> &[ParamSpec] {
         &self.params
     }
 
@@ -170,9 +170,10 @@ impl Parameters {
     }
 
     /// The trained parameters in PyTorch's order, running statistics left out.
-    pub fn trained(&self, trained: &Trained) -> Result<Vec<(&Param, &Var)>> {
+    pub fn trained(&self, trained: &Trained) -> Result<Vec<(&ParamSpec, &Var)>> {
         let modules = self.modules(trained)?;
-        let is_trained = |param: &&Param| param.role.is_trainable() && modules.contains(module(&param.name));
+        let is_trained =
+            |param: &&ParamSpec| param.role.is_trainable() && modules.contains(module(&param.name));
         self.params.iter().filter(is_trained).map(|param| Ok((param, self.var(&param.name)?))).collect()
     }
 
@@ -239,7 +240,7 @@ fn last_norms(graph: &Graph) -> impl Iterator<Item = &Node> {
 }
 
 /// First values of a parameter.
-fn initial(param: &Param, seed: u64) -> Vec<f32> {
+fn initial(param: &ParamSpec, seed: u64) -> Vec<f32> {
     let elements: usize = param.shape.iter().product();
     let random = synthetic::sequence(&format!("{seed}/{}", param.name));
     let receptive: usize = param.shape.iter().skip(2).product();
@@ -308,8 +309,8 @@ mod tests {
         zoo::arch("resnet20_cifar").unwrap()
     }
 
-    fn start(seed: u64) -> Initialisation {
-        Initialisation { seed, ..Initialisation::default() }
+    fn start(seed: u64) -> Initialization {
+        Initialization { seed, ..Initialization::default() }
     }
 
     #[test]
@@ -368,7 +369,7 @@ mod tests {
 
     #[test]
     fn networks_begin_as_torchvisions() {
-        let values = |start: Initialisation, name: &str| -> Vec<f32> {
+        let values = |start: Initialization, name: &str| -> Vec<f32> {
             let parameters = Parameters::new(&zoo::arch("resnet18").unwrap(), start, &Device::Cpu).unwrap();
             parameters.var(name).unwrap().flatten_all().unwrap().to_vec1().unwrap()
         };
@@ -381,7 +382,7 @@ mod tests {
             "{mean} {deviation}"
         );
         assert_ne!(values(start(2), "layer2.0.conv1.weight"), conv);
-        let zero = Initialisation { zero_last_norms: true, ..start(1) };
+        let zero = Initialization { zero_last_norms: true, ..start(1) };
         for (name, expected) in [
             ("layer2.0.bn2.weight", 0.0),
             ("layer2.0.bn1.weight", 1.0),

@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Tensor};
 
-use crate::engine::{Engine, Options};
+use crate::engine::{Engine, EngineOptions};
 use crate::graph::Graph;
 use crate::{Checkpoint, Network, Result};
 
@@ -17,7 +17,7 @@ pub enum Runtime {
 
 impl Runtime {
     /// The network of `checkpoint` on `device`; `options` are those of the engine, used on the CPU only.
-    pub fn new(checkpoint: &Checkpoint, device: &Device, options: Options) -> Result<Runtime> {
+    pub fn new(checkpoint: &Checkpoint, device: &Device, options: EngineOptions) -> Result<Runtime> {
         Ok(match device {
             Device::Cpu => Runtime::Engine(Box::new(Engine::new(checkpoint, options)?)),
             _ => Runtime::Network(Box::new(Network::load_folded(checkpoint, DType::F32, device)?)),

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::params::{self, Param, Role};
+use crate::param_specs::{self, ParamSpec, Role};
 use crate::raw::{Dtype, RawTensor};
 use crate::{Arch, Checkpoint, Labels, Meta, Preprocess, Result};
 
@@ -37,7 +37,7 @@ fn uniform_of(hash: u64, index: usize) -> f64 {
 
 /// The values of one tensor. Convolutions keep the second moment of what they are given (uniform in
 /// ±√(6 / fan-in)); norm scales lie in [0.4, 0.8), so that deep networks neither vanish nor explode.
-pub fn values(param: &Param) -> Vec<f32> {
+pub fn values(param: &ParamSpec) -> Vec<f32> {
     let elements: usize = param.shape.iter().product();
     let fan_in: usize = param.shape.iter().skip(1).product();
     let (low, high) = match param.role {
@@ -68,7 +68,7 @@ pub fn input(elements: usize) -> Vec<f32> {
 /// A checkpoint of `arch` with weights from the formula.
 pub fn checkpoint(arch: &Arch) -> Result<Checkpoint> {
     let mut tensors = BTreeMap::new();
-    for param in params::list(&arch.graph()?) {
+    for param in param_specs::list(&arch.graph()?) {
         let tensor = match param.role {
             Role::BatchesTracked => Some(RawTensor::scalar_i64(0)),
             _ => {

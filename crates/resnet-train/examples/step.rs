@@ -12,8 +12,8 @@ use std::time::Instant;
 
 use candle_core::{Device, Tensor};
 use resnet_model::file::Existing;
-use resnet_model::network::{Alone, Dropping, Statistics};
-use resnet_model::parameters::{Initialisation, Trained};
+use resnet_model::network::{DropConfig, SingleProcess, Statistics};
+use resnet_model::parameters::{Initialization, Trained};
 use resnet_model::{Parameters, RawTensor, safetensors, synthetic, zoo};
 use resnet_train::loss::{Loss, one_hot};
 use resnet_train::optim::{Moving, Optimizer};
@@ -27,7 +27,7 @@ fn main() {
     rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().unwrap();
     let device = &Device::Cpu;
     let model = args.last().unwrap();
-    let parameters = Parameters::new(&zoo::arch(model).unwrap(), Initialisation::default(), device).unwrap();
+    let parameters = Parameters::new(&zoo::arch(model).unwrap(), Initialization::default(), device).unwrap();
     if let Some(path) = flag("--weights") {
         let contents = safetensors::open(Path::new(path)).unwrap();
         contents.tensors.iter().for_each(|(name, tensor)| parameters.set(name, tensor).unwrap());
@@ -57,7 +57,7 @@ fn main() {
             let classes: Vec<usize> = (0..batch).map(class).collect();
             let targets = Tensor::from_vec(one_hot(&classes, 1000), (batch, 1000), device).unwrap();
             let start = Instant::now();
-            let backward = network.record(&x, Dropping::default(), &Alone).unwrap();
+            let backward = network.train_forward(&x, DropConfig::default(), &SingleProcess).unwrap();
             let loss = Loss::default().of(backward.logits(), &targets).unwrap();
             losses.push(loss.to_scalar::<f32>().unwrap());
             let forward = start.elapsed().as_secs_f64();

@@ -4,7 +4,7 @@ use candle_core::Device;
 use image::RgbImage;
 use rayon::prelude::*;
 use resnet_model::classifier::softmax;
-use resnet_model::engine::Options;
+use resnet_model::engine::EngineOptions;
 use resnet_model::preprocess::Resize;
 use resnet_model::{Checkpoint, Preprocess, Runtime};
 use serde::Serialize;
@@ -34,7 +34,7 @@ pub struct Model {
 impl Model {
     /// The network of `checkpoint` on `device`, for batches of `batch` images. Error: it has no head.
     pub fn new(checkpoint: &Checkpoint, device: &Device, batch: usize) -> Result<Model> {
-        let options = Options { batch, ..Options::default() };
+        let options = EngineOptions { batch, ..EngineOptions::default() };
         let classes =
             checkpoint.meta().arch.classes().ok_or_else(|| {
                 resnet_model::Error::Arch("the network has no head and gives no scores".into())

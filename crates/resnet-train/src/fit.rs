@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Tensor};
-use resnet_model::network::{Alone, Dropping, Workers};
+use resnet_model::network::{DropConfig, ProcessGroup, SingleProcess};
 use resnet_model::{Labels, Meta, Network, Parameters};
 
 use crate::config::{Config, Keep, require};
@@ -83,7 +83,7 @@ pub const CURVES: &str = "curves.svg";
 ///
 /// Errors: settings, images or files that cannot be used; a loss that is no number; a folder with another run or none.
 pub fn fit(run: Run, on: &mut dyn FnMut(Event)) -> Result<Report> {
-    fit_together(run, &Alone, on)
+    fit_together(run, &SingleProcess, on)
 }
 
 /// [`fit`] by several workers, each of which calls this with the same run. A batch is `batch_size` images of each worker;
@@ -95,7 +95,7 @@ pub fn fit(run: Run, on: &mut dyn FnMut(Event)) -> Result<Report> {
 pub fn fit_together(run: Run, team: &dyn Team, on: &mut dyn FnMut(Event)) -> Result<Report> {
     let mut trainer = Trainer::new(run, team, on)?;
     let end = match trainer.run(on) {
-        Err(error @ Error::Model(resnet_model::Error::Workers { .. })) => {
+        Err(error @ Error::Model(resnet_model::Error::ProcessGroup { .. })) => {
             trainer.rescue(on)?;
             return Err(error);
         }
@@ -300,8 +300,8 @@ impl<'a> Trainer<'a> {
         joint: bool,
     ) -> Result<(f64, usize, GradStore)> {
         let (images, targets) = batch.tensors(self.parameters.device())?;
-        let norms: &dyn Workers = if self.config.sync_bn { self.team } else { &Alone };
-        let backward = self.network.record(&images, self.dropping(), norms)?;
+        let norms: &dyn ProcessGroup = if self.config.sync_bn { self.team } else { &SingleProcess };
+        let backward = self.network.train_forward(&images, self.dropping(), norms)?;
         let loss = self.config.loss.of(backward.logits(), &targets)?;
         let value = f64::from(loss.to_dtype(DType::F32)?.to_scalar::<f32>()?);
         let right = right(backward.logits(), &batch.classes)?;
@@ -319,11 +319,11 @@ impl<'a> Trainer<'a> {
     }
 
     /// What this batch leaves out: chosen by its place in the run, so that a resumed one leaves out the same.
-    fn dropping(&self) -> Dropping {
+    fn dropping(&self) -> DropConfig {
         let mut place = vec![purpose::DROP, self.progress.epoch as u64, self.progress.batch as u64];
         // Another part of the batch, other features.
         place.extend((self.team.rank() > 0).then_some(self.team.rank() as u64));
-        Dropping {
+        DropConfig {
             dropout: self.config.dropout,
             drop_path: self.config.drop_path,
             seed: Random::new(self.config.seed, &place).bits(),

@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
-use resnet_model::network::{Alone, Dropping, Statistics};
+use resnet_model::network::{DropConfig, SingleProcess, Statistics};
+use resnet_model::param_specs::Role;
 use resnet_model::parameters::Trained;
-use resnet_model::params::Role;
 use resnet_model::{Arch, Meta, Parameters, Preprocess, RawTensor, safetensors, synthetic};
 use serde::Deserialize;
 
@@ -64,7 +64,7 @@ fn check(name: &str) {
         let class = |i: usize| (synthetic::uniform("classes", step * batch + i) * classes as f64) as usize;
         let rows = one_hot(&(0..batch).map(class).collect::<Vec<_>>(), classes);
         let targets = Tensor::from_vec(rows, (batch, classes), &Device::Cpu).unwrap();
-        let backward = network.record(&x, Dropping::default(), &Alone).unwrap();
+        let backward = network.train_forward(&x, DropConfig::default(), &SingleProcess).unwrap();
         let loss = Loss::default().of(backward.logits(), &targets).unwrap();
         losses.push(loss.to_scalar::<f32>().unwrap());
         moving.step(&backward.gradients(&loss).unwrap(), golden.rate, 1.0).unwrap();

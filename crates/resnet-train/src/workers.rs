@@ -6,7 +6,7 @@
 
 use candle_core::Tensor;
 use candle_core::backprop::GradStore;
-use resnet_model::network::{Alone, Backward, Workers};
+use resnet_model::network::{ProcessGroup, SingleProcess, Tape};
 use resnet_model::{Error, Result};
 
 pub mod launch;
@@ -27,8 +27,8 @@ pub use nccl::Nccl;
 pub type Pending<'a> = Box<dyn FnOnce() -> Result<Tensor> + 'a>;
 
 /// The workers of a run. All of them call the same methods in the same order; every method that communicates gives
-/// [`Error::Workers`] when others cannot be reached.
-pub trait Team: Workers {
+/// [`Error::ProcessGroup`] when others cannot be reached.
+pub trait Team: ProcessGroup {
     /// Which of them this one is, from 0. The first one alone writes files.
     fn rank(&self) -> usize;
 
@@ -39,7 +39,7 @@ pub trait Team: Workers {
     fn share(&self, root: usize, bytes: &mut Vec<u8>) -> Result<()>;
 }
 
-impl Team for Alone {
+impl Team for SingleProcess {
     fn rank(&self) -> usize {
         0
     }
@@ -134,7 +134,7 @@ impl<'a> Buckets<'a> {
 
 /// The gradients of `loss`, and `earlier` ones, summed over the workers of `team` while they are computed.
 pub(crate) fn gradients(
-    backward: Backward,
+    backward: Tape,
     loss: &Tensor,
     earlier: Option<&GradStore>,
     team: &dyn Team,

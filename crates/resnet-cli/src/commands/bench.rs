@@ -4,7 +4,7 @@ use std::io::Write;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use resnet_model::engine::{Engine, Isa, Options, Precision, fma_peak};
+use resnet_model::engine::{Engine, EngineOptions, Isa, Precision, fma_peak};
 use resnet_model::{Checkpoint, cost, synthetic, zoo};
 use serde::Serialize;
 
@@ -85,7 +85,7 @@ pub fn run(args: Args, out: &mut dyn Write) -> anyhow::Result<bool> {
     let checkpoint = args.checkpoint()?;
     let isas = args.isas()?;
     let threads = match args.threads.as_slice() {
-        [] => vec![Options::default().threads],
+        [] => vec![EngineOptions::default().threads],
         given => given.to_vec(),
     };
     let mut rows = Vec::new();
@@ -143,7 +143,8 @@ fn measure(
     let size = args.size.map_or(checkpoint.meta().preprocess.crop, |side| [side; 2]);
     let precision = if args.exact { Precision::Exact } else { Precision::F32 };
     let start = Instant::now();
-    let engine = Engine::new(checkpoint, Options { threads, isa, precision, batch, input: Some(size) })?;
+    let engine =
+        Engine::new(checkpoint, EngineOptions { threads, isa, precision, batch, input: Some(size) })?;
     let load = start.elapsed();
 
     let dims = [batch, engine.graph().in_channels(), size[0], size[1]];

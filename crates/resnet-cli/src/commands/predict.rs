@@ -9,7 +9,7 @@ use clap::ValueEnum;
 use indicatif::ProgressBar;
 use rayon::prelude::*;
 use resnet_model::classifier::Score;
-use resnet_model::engine::Options;
+use resnet_model::engine::EngineOptions;
 use resnet_model::{Classifier, Preprocess, decode};
 
 use crate::device::Choice;
@@ -73,7 +73,7 @@ pub fn run(args: Args, out: &mut dyn Write) -> anyhow::Result<bool> {
     let device = args.device.open()?;
     let checkpoint = args.selection.open()?;
     let batch = args.batch_size.min(images.len());
-    let mut options = Options { batch, ..Options::default() };
+    let mut options = EngineOptions { batch, ..EngineOptions::default() };
     options.threads = args.threads.unwrap_or(options.threads);
     let classifier = Classifier::with_options(&checkpoint, &device, options)?;
     let score = match args.output_type {

@@ -8,7 +8,7 @@ use anyhow::Context;
 use resnet_model::cost::{self, Cost};
 use resnet_model::file::{Existing, write_atomically};
 use resnet_model::text::thousands;
-use resnet_model::{Arch, Graph, params};
+use resnet_model::{Arch, Graph, param_specs};
 
 use crate::draw::{self, Picture};
 use crate::{models, terminal};
@@ -199,7 +199,7 @@ impl Table {
 /// Trainable parameters of each operation. Those of parts (`head.q.weight`) are the nearest operation's.
 fn parameters(graph: &Graph) -> BTreeMap<&str, u64> {
     let mut counts: BTreeMap<&str, u64> = graph.nodes().iter().map(|n| (n.name.as_str(), 0)).collect();
-    for param in params::list(graph).iter().filter(|p| p.role.is_trainable()) {
+    for param in param_specs::list(graph).iter().filter(|p| p.role.is_trainable()) {
         let elements = param.shape.iter().map(|&d| d as u64).product::<u64>();
         let mut name = param.name.as_str();
         while let Some((module, _)) = name.rsplit_once('.') {
@@ -248,7 +248,7 @@ mod tests {
                 let sum = |value: &dyn Fn(&Row) -> u64| {
                     table.rows.iter().filter(|row| row.depth == 0).map(value).sum::<u64>()
                 };
-                assert_eq!(sum(&|row| row.params), params::count(&graph), "{model} {depth}");
+                assert_eq!(sum(&|row| row.params), param_specs::count(&graph), "{model} {depth}");
                 assert_eq!(sum(&|row| row.macs), cost::macs(&graph, side, side).unwrap(), "{model} {depth}");
             }
         }

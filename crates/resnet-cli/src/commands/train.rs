@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use candle_core::Device;
 use indicatif::ProgressBar;
-use resnet_model::parameters::Initialisation;
+use resnet_model::parameters::Initialization;
 use resnet_model::preprocess::{Channels, Resize};
 use resnet_model::{Checkpoint, Meta, Parameters, Preprocess, zoo};
 use resnet_train::event::Record;
@@ -185,7 +185,7 @@ impl Args {
         device: &Device,
     ) -> anyhow::Result<(Parameters, Meta, Vec<String>)> {
         let classes = dataset.classes().len();
-        let start = Initialisation { seed, ..Initialisation::default() };
+        let start = Initialization { seed, ..Initialization::default() };
         if let Some(name) = &self.scratch {
             let channels = if self.grey { 1 } else { 3 };
             let arch = zoo::arch(name)?.with_classes(classes).with_in_channels(channels);

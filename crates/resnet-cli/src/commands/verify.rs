@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 use candle_core::{DType, Device, Tensor};
-use resnet_model::engine::{Options, Precision};
+use resnet_model::engine::{EngineOptions, Precision};
 use resnet_model::{RawTensor, Runtime, safetensors};
 use serde::Serialize;
 
@@ -68,7 +68,7 @@ pub fn run(args: Args, out: &mut dyn Write) -> anyhow::Result<bool> {
         _ => None,
     };
     let precision = if args.exact { Precision::Exact } else { Precision::F32 };
-    let options = Options { precision, input: size, ..Options::default() };
+    let options = EngineOptions { precision, input: size, ..EngineOptions::default() };
     let runtime = Runtime::new(&checkpoint, &device, options).with_context(|| format!("`{against}`"))?;
     let results = runtime.features(&input, &names).with_context(|| format!("`{against}`"))?;
 

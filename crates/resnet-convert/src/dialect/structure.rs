@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use resnet_model::arch::Arch;
 use resnet_model::graph::{Graph, Node};
-use resnet_model::params::{self, Param, Role};
+use resnet_model::param_specs::{self, ParamSpec, Role};
 use resnet_model::{RawTensor, escape, zoo};
 
 use super::{MOMENTUM, TRAINING, Translation};
@@ -175,7 +175,7 @@ impl Module<'_> {
     }
 
     /// The module's tensors as those of `needed`, by the words in their names or, if those say nothing, by order.
-    fn assign(&self, needed: &[Param]) -> Option<Vec<(String, String)>> {
+    fn assign(&self, needed: &[ParamSpec]) -> Option<Vec<(String, String)>> {
         let kinds: Option<Vec<Kind>> = self.parts.iter().map(|(leaf, _)| kind_of_leaf(leaf)).collect();
         let told = kinds.filter(|kinds| kinds.iter().collect::<HashSet<_>>().len() == kinds.len());
         let mut pairs = Vec::new();
@@ -232,7 +232,7 @@ enum Match {
 impl Candidate {
     fn new(name: Option<&'static str>, arch: Arch) -> Option<Candidate> {
         let arch = arch.with_classes(1);
-        let modules = by_module(params::list(&arch.graph().ok()?)).len();
+        let modules = by_module(param_specs::list(&arch.graph().ok()?)).len();
         Some(Candidate { name, arch, modules })
     }
 
@@ -250,7 +250,7 @@ impl Candidate {
             return Match::None;
         }
         let Some((arch, graph)) = self.fitted(modules, headless) else { return Match::None };
-        let registered = by_module(params::list(&graph));
+        let registered = by_module(param_specs::list(&graph));
         let executed = in_execution(&graph, &registered);
         for order in [&registered, &executed] {
             let pairs: Option<Vec<_>> = modules.iter().zip(order).map(|(m, p)| m.assign(p)).collect();
@@ -279,7 +279,7 @@ impl Candidate {
     }
 
     /// Whether the shapes fit in another order, and if so which is which, provided that all differ.
-    fn unordered(&self, arch: Arch, modules: &[Module], needed: &[Vec<Param>]) -> Match {
+    fn unordered(&self, arch: Arch, modules: &[Module], needed: &[Vec<ParamSpec>]) -> Match {
         let mut by_key: BTreeMap<Vec<&[usize]>, Vec<&Module>> = BTreeMap::new();
         for module in modules {
             by_key.entry(module.key()).or_default().push(module);
@@ -305,9 +305,9 @@ impl Candidate {
 }
 
 /// Parameters by the module that they are of; counters left out.
-fn by_module(params: Vec<Param>) -> Vec<Vec<Param>> {
-    let mut modules: Vec<Vec<Param>> = Vec::new();
-    let module = |p: &Param| p.name.rsplit_once('.').map(|(m, _)| m.to_owned());
+fn by_module(params: Vec<ParamSpec>) -> Vec<Vec<ParamSpec>> {
+    let mut modules: Vec<Vec<ParamSpec>> = Vec::new();
+    let module = |p: &ParamSpec| p.name.rsplit_once('.').map(|(m, _)| m.to_owned());
     for param in params.into_iter().filter(|p| !p.role.is_optional()) {
         match modules.last_mut() {
             Some(last) if last.first().is_some_and(|p| module(p) == module(&param)) => last.push(param),
@@ -318,10 +318,11 @@ fn by_module(params: Vec<Param>) -> Vec<Vec<Param>> {
 }
 
 /// The same modules in the order in which the network runs them.
-fn in_execution(graph: &Graph, registered: &[Vec<Param>]) -> Vec<Vec<Param>> {
-    let owner =
-        |params: &Vec<Param>| params.first().and_then(|p| p.name.rsplit_once('.')).map(|(m, _)| m.to_owned());
-    let by_name: HashMap<String, &Vec<Param>> =
+fn in_execution(graph: &Graph, registered: &[Vec<ParamSpec>]) -> Vec<Vec<ParamSpec>> {
+    let owner = |params: &Vec<ParamSpec>| {
+        params.first().and_then(|p| p.name.rsplit_once('.')).map(|(m, _)| m.to_owned())
+    };
+    let by_name: HashMap<String, &Vec<ParamSpec>> =
         registered.iter().filter_map(|p| Some((owner(p)?, p))).collect();
     graph.nodes().iter().filter_map(|node: &Node| by_name.get(&node.name).map(|p| (*p).clone())).collect()
 }

@@ -1,5 +1,5 @@
-use resnet_model::arch::{Attention, Block, Options, ResNet, Shortcut, Stage, Stem, StemPool};
-use resnet_model::params;
+use resnet_model::arch::{ArchOptions, Attention, Block, ResNet, Shortcut, Stage, Stem, StemPool};
+use resnet_model::param_specs;
 
 use super::*;
 
@@ -22,8 +22,8 @@ const HIDDEN: &[(&str, &str)] = &[
     ("plain1202_cifar", "resnet1202_cifar"),
 ];
 
-fn list(arch: &Arch) -> Vec<Param> {
-    params::list(&arch.graph().unwrap())
+fn list(arch: &Arch) -> Vec<ParamSpec> {
+    param_specs::list(&arch.graph().unwrap())
 }
 
 #[track_caller]
@@ -107,11 +107,11 @@ fn networks_that_nobody_has_named() {
         let arch = Arch::ResNet(net);
         assert_eq!(found(&arch, &[]).0, arch);
     }
-    let options = Options {
+    let options = ArchOptions {
         num_classes: Some(11),
         in_channels: Some(4),
         pool: Some(GlobalPool::CatAvgMax),
-        ..Options::default()
+        ..ArchOptions::default()
     };
     for name in ["resnet26", "resnetv2_18d", "resnetv2_50x1_bit", "inception_v4", "preresnet164_cifar"] {
         let arch = zoo::arch(name).unwrap().with(options).unwrap();

@@ -1,6 +1,6 @@
 //! Cells that exporters split are joined again: paddings, slices, scales and shifts.
 
-use resnet_model::graph::{Blur, Conv, Op, Pool, Subsample};
+use resnet_model::graph::{Blur, Conv, Op, PoolSpec, Subsample};
 use resnet_model::{Preprocess, RawTensor};
 
 use super::constant::{Constant, arithmetic};
@@ -116,7 +116,7 @@ fn join(before: &Cell, cell: &Cell, cells: &[Cell]) -> Option<Cell> {
                 && pool.padding == [0; 2]
                 && cells.get(*before.inputs.first()?)?.op() == Some(&Op::Relu) =>
         {
-            Op::MaxPool(Pool { padding: pad.before, ..*pool }).into()
+            Op::MaxPool(PoolSpec { padding: pad.before, ..*pool }).into()
         }
         (Kind::Stripe([a, b]), Kind::Stripe([c, d])) => {
             Kind::Stripe([a.checked_mul(*c)?, b.checked_mul(*d)?])

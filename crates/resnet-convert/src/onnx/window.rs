@@ -1,6 +1,6 @@
 //! Windows that move over an image: sizes, strides and the paddings that ONNX spells in five ways.
 
-use resnet_model::graph::{Conv, Pad, Pool};
+use resnet_model::graph::{Conv, Pad, PoolSpec};
 
 use super::proto::Node;
 use crate::error::Fault;
@@ -64,8 +64,8 @@ impl Window {
         Window { before: [0; 2], after: [0; 2], ..self }
     }
 
-    pub(super) fn pool(&self) -> Pool {
-        Pool { kernel: self.kernel, stride: self.stride, padding: self.before }
+    pub(super) fn pool(&self) -> PoolSpec {
+        PoolSpec { kernel: self.kernel, stride: self.stride, padding: self.before }
     }
 
     pub(super) fn conv(&self, in_channels: usize, out_channels: usize, groups: usize) -> Conv {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use resnet_model::arch::{Arch, Block, ResNet, Stage, Stem};
-use resnet_model::params::{self, Role};
+use resnet_model::param_specs::{self, Role};
 
 use super::legacy::{self, Legacy};
 use super::pickle::{Storage, Tensor, dict, g, i, ordered_dict, program, s, t};
@@ -63,8 +63,8 @@ pub(crate) fn small(block: Block, classes: usize) -> Arch {
 
 /// All tensors of a network, in order, with values that differ everywhere.
 pub(crate) fn tensors(arch: &Arch) -> Vec<Named> {
-    let params = params::list(&arch.graph().unwrap());
-    let named = |(seed, p): (usize, params::Param)| match p.role {
+    let params = param_specs::list(&arch.graph().unwrap());
+    let named = |(seed, p): (usize, param_specs::ParamSpec)| match p.role {
         Role::BatchesTracked => {
             let bytes = (seed as i64 + 1).to_le_bytes().to_vec();
             Named { name: p.name, class: "LongStorage", shape: vec![], bytes }

@@ -1,7 +1,7 @@
 //! Weights in the order in which the register tiles consume them.
 
 use crate::layout::LANES;
-use crate::reference::Parameters;
+use crate::reference::ConvWeights;
 use crate::shape::ConvShape;
 use crate::simd::Aligned;
 use crate::simd::Simd;
@@ -83,7 +83,7 @@ impl Panels {
     }
 
     /// `[input block][kernel height][kernel width][16][blocks × 16]` for each panel.
-    pub(super) fn direct<S: Simd>(shape: &ConvShape, params: Parameters) -> Self {
+    pub(super) fn direct<S: Simd>(shape: &ConvShape, params: ConvWeights) -> Self {
         let taps = shape.kernel[0] * shape.kernel[1];
         let mut panels = Self::cut::<S>(shape, params.bias, taps, false);
         let (ig, og) = (shape.c_in / shape.groups, shape.c_out / shape.groups);
@@ -106,7 +106,7 @@ impl Panels {
     }
 
     /// `[c_in][kernel height][kernel width][blocks × 16]` for each panel.
-    pub(super) fn planar<S: Simd>(shape: &ConvShape, params: Parameters) -> Self {
+    pub(super) fn planar<S: Simd>(shape: &ConvShape, params: ConvWeights) -> Self {
         let taps = shape.kernel[0] * shape.kernel[1];
         let mut panels = Self::cut::<S>(shape, params.bias, taps, true);
         let rows = shape.c_in * taps;
@@ -126,7 +126,7 @@ impl Panels {
     /// `[A × B][c_in][blocks × 16]` for each panel: `P·g·Qᵀ` of every kernel `g`, computed in `f64`.
     pub(super) fn winograd<S: Simd, const A: usize, const B: usize>(
         shape: &ConvShape,
-        params: Parameters,
+        params: ConvWeights,
         p: [[f64; 3]; A],
         q: [[f64; 3]; B],
     ) -> Self {

@@ -49,7 +49,7 @@ impl Algorithm {
 /// What is known about the input when a plan is chosen. It decides what is fast, not what is possible: a packed
 /// convolution takes any batch and any size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Site {
+pub struct InputHint {
     /// Images per call.
     pub batch: usize,
     /// Input `[height, width]` in pixels.
@@ -67,7 +67,7 @@ pub struct Plan {
 
 impl Plan {
     /// The fastest plan for a shape that keeps to `precision`. Pure: the only place that knows which is fastest.
-    pub fn choose(shape: &ConvShape, site: Site, isa: Isa, precision: Precision) -> Self {
+    pub fn choose(shape: &ConvShape, site: InputHint, isa: Isa, precision: Precision) -> Self {
         let algorithm = if shape.groups == 1 && shape.c_in < LANES {
             Algorithm::Planar
         } else if shape.kernel == [1, 1] && shape.padding == [0, 0] && shape.groups == 1 {
@@ -90,7 +90,7 @@ const CACHED_BYTES: f64 = 6e6;
 const ABOUT_EQUAL: f64 = 1.06;
 
 /// The cheapest way to compute a convolution over a blocked input.
-fn cheapest(shape: &ConvShape, site: Site) -> Algorithm {
+fn cheapest(shape: &ConvShape, site: InputHint) -> Algorithm {
     let Ok(output) = shape.output_hw(site.input) else { return Algorithm::Direct };
     let channels = (shape.c_in * shape.c_out) as f64;
     // The transforms cost a constant number of operations per channel, the products one per pair of channels.
@@ -156,7 +156,7 @@ mod tests {
     use super::*;
 
     fn check(shape: ConvShape, size: usize, batch: usize, expected: Algorithm) {
-        let site = Site { batch, input: [size, size] };
+        let site = InputHint { batch, input: [size, size] };
         let plan = Plan::choose(&shape, site, Isa::best(), Precision::F32);
         assert_eq!(plan.algorithm, expected, "{shape:?} {site:?}");
         let exact = Plan::choose(&shape, site, Isa::best(), Precision::Exact).algorithm;

@@ -10,7 +10,7 @@ use super::{Call, PackedConv};
 use crate::epilogue::{Activation, Residual};
 use crate::error::{Error, product};
 use crate::layout::LANES;
-use crate::pool::{MaxRows, Window};
+use crate::pool::{MaxRows, PoolSpec};
 use crate::simd::Simd;
 use crate::simd::tile::{Addend, MAX_PIXELS, Reduction, Tile, next_pixels};
 use crate::threads::{Order, Share, Target};
@@ -238,7 +238,7 @@ impl<S: Simd> Task<'_, S> {
     /// Rows of the max-pooled convolution.
     fn pooled(
         &self,
-        window: &Window,
+        window: &PoolSpec,
         padded: &mut [f32],
         ring: &mut [f32],
         rows: std::ops::Range<usize>,

@@ -14,7 +14,7 @@ struct Case {
     bias: bool,
     residual: Added,
     activation: Activation,
-    max_pool: Option<Window>,
+    max_pool: Option<PoolSpec>,
     /// Halo of input, residual and output beyond what is needed.
     spare: [usize; 3],
     threads: usize,
@@ -52,11 +52,11 @@ impl Case {
     fn run(&self, plan: Plan, input: &[f32]) -> Vec<f32> {
         let Self { shape, batch, size, .. } = *self;
         let input_is_finite = input.iter().all(|x| x.is_finite());
-        let pool = Pool::new(self.threads).unwrap();
+        let pool = ThreadPool::new(self.threads).unwrap();
         let weights = random(shape.weight_len().unwrap(), 1);
         let bias = random(shape.c_out, 2);
-        let params = Parameters { weights: &weights, bias: self.bias.then_some(&bias[..]) };
-        let finish = Finish { activation: self.activation, max_pool: self.max_pool };
+        let params = ConvWeights { weights: &weights, bias: self.bias.then_some(&bias[..]) };
+        let finish = Epilogue { activation: self.activation, max_pool: self.max_pool };
         let conv = PackedConv::new(shape, plan, params, finish).unwrap();
         let conv = if self.parts { conv.in_parts() } else { conv };
         let dims = [batch, shape.c_in, size[0], size[1]];
@@ -121,7 +121,7 @@ impl Case {
         let Self { shape, batch, size, .. } = *self;
         let weights = random(shape.weight_len().unwrap(), 1);
         let bias = random(shape.c_out, 2);
-        let params = Parameters { weights: &weights, bias: self.bias.then_some(&bias[..]) };
+        let params = ConvWeights { weights: &weights, bias: self.bias.then_some(&bias[..]) };
         let mut output =
             reference::conv(&shape, params, [batch, shape.c_in, size[0], size[1]], input).unwrap();
         if self.residual != Added::Nothing {
@@ -214,19 +214,23 @@ fn kernels_strides_paddings_and_dilations() {
 fn stems() {
     for c_in in [1, 3, 4] {
         let shape = ConvShape { c_in, c_out: 64, kernel: [7, 7], stride: [2, 2], padding: [3, 3], ..K1 };
-        let window = Window { kernel: [3, 3], stride: [2, 2], padding: [1, 1], ceil_mode: false };
+        let window = PoolSpec { kernel: [3, 3], stride: [2, 2], padding: [1, 1], ceil_mode: false };
         for size in [[1, 1], [6, 5], [33, 64], [75, 40]] {
             let case = Case { batch: 2, activation: Activation::Relu, ..Case::new(shape, size) };
             case.check();
             Case { max_pool: Some(window), ..case }.check();
             Case {
-                max_pool: Some(Window { ceil_mode: true, padding: [0, 0], ..window }),
+                max_pool: Some(PoolSpec { ceil_mode: true, padding: [0, 0], ..window }),
                 threads: 2,
                 ..case
             }
             .check_if_it_fits();
-            Case { max_pool: Some(Window { stride: [4, 1], kernel: [2, 3], ..window }), threads: 3, ..case }
-                .check_if_it_fits();
+            Case {
+                max_pool: Some(PoolSpec { stride: [4, 1], kernel: [2, 3], ..window }),
+                threads: 3,
+                ..case
+            }
+            .check_if_it_fits();
         }
     }
     let dilated = ConvShape { c_in: 3, c_out: 24, kernel: [3, 3], dilation: [2, 2], padding: [2, 2], ..K1 };
@@ -306,7 +310,8 @@ fn sums_in_parts_lose_less() {
     for shape in [stem, ConvShape { c_in: 512, c_out: 64, ..K3 }, ConvShape { c_in: 2048, ..K1 }] {
         let case = Case::new(shape, [32, 32]);
         let (input, expected) = (case.input(), case.reference(&case.input()));
-        let exact = Plan::choose(&shape, Site { batch: 1, input: [32, 32] }, Isa::best(), Precision::Exact);
+        let exact =
+            Plan::choose(&shape, InputHint { batch: 1, input: [32, 32] }, Isa::best(), Precision::Exact);
         let [whole, parts] = [false, true].map(|parts| {
             let found = Case { parts, ..case }.run(exact, &input);
             found.iter().zip(&expected).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>().sqrt()
@@ -389,10 +394,10 @@ fn nan_and_infinity_spread_as_in_a_direct_sum() {
 fn kernel_names_follow_the_grammar() {
     for isa in Isa::available() {
         let weights = vec![0.0; 64 * 64 * 9];
-        let params = Parameters { weights: &weights, bias: None };
+        let params = ConvWeights { weights: &weights, bias: None };
         let shape = ConvShape { c_in: 64, c_out: 64, ..K3 };
         let plan = Plan { algorithm: Algorithm::Winograd4, isa };
-        let name = PackedConv::new(shape, plan, params, Finish::default()).unwrap().kernel_name();
+        let name = PackedConv::new(shape, plan, params, Epilogue::default()).unwrap().kernel_name();
         let tile = match isa.name() {
             "avx512" => "64x6",
             "portable" => "16x2",
@@ -406,22 +411,22 @@ fn kernel_names_follow_the_grammar() {
 fn bad_calls_are_errors() {
     let plan = Plan { algorithm: Algorithm::Direct, isa: Isa::best() };
     let weights = vec![0.0; 16 * 16 * 9];
-    let params = Parameters { weights: &weights, bias: None };
+    let params = ConvWeights { weights: &weights, bias: None };
     let error = |result: Result<PackedConv, Error>| result.unwrap_err().to_string();
     let new = |shape, plan, params, finish| PackedConv::new(shape, plan, params, finish);
-    let short = Parameters { weights: &weights[1..], bias: None };
-    assert_eq!(error(new(K3, plan, short, Finish::default())), "weights has 2303 elements, expected 2304");
-    let bias = Parameters { bias: Some(&[0.0; 3]), ..params };
-    assert_eq!(error(new(K3, plan, bias, Finish::default())), "bias has 3 elements, expected 16");
-    let window = Window { kernel: [3, 3], stride: [2, 2], padding: [1, 1], ceil_mode: false };
-    let pooled = Finish { max_pool: Some(window), ..Finish::default() };
+    let short = ConvWeights { weights: &weights[1..], bias: None };
+    assert_eq!(error(new(K3, plan, short, Epilogue::default())), "weights has 2303 elements, expected 2304");
+    let bias = ConvWeights { bias: Some(&[0.0; 3]), ..params };
+    assert_eq!(error(new(K3, plan, bias, Epilogue::default())), "bias has 3 elements, expected 16");
+    let window = PoolSpec { kernel: [3, 3], stride: [2, 2], padding: [1, 1], ceil_mode: false };
+    let pooled = Epilogue { max_pool: Some(window), ..Epilogue::default() };
     assert_eq!(
         error(new(K3, plan, params, pooled)),
         "direct cannot compute this convolution: a fused max-pooling"
     );
 
-    let conv = new(K3, plan, params, Finish::default()).unwrap();
-    let pool = Pool::new(1).unwrap();
+    let conv = new(K3, plan, params, Epilogue::default()).unwrap();
+    let pool = ThreadPool::new(1).unwrap();
     let halo = Blocked::new([1, 16, 4, 4]).unwrap().with_halo([1, 1]).unwrap();
     let dense = Blocked::new([1, 16, 4, 4]).unwrap();
     let input = vec![0.0; halo.len()];
@@ -493,7 +498,8 @@ fn packed_weights_fill_whole_vectors() {
     let weights = vec![1.0; 17 * 5 * 9];
     let shape = ConvShape { c_in: 17, c_out: 5, ..K3 };
     let plan = Plan { algorithm: Algorithm::Direct, isa: Isa::best() };
-    let conv = PackedConv::new(shape, plan, Parameters { weights: &weights, bias: None }, Finish::default())
-        .unwrap();
+    let conv =
+        PackedConv::new(shape, plan, ConvWeights { weights: &weights, bias: None }, Epilogue::default())
+            .unwrap();
     assert_eq!(conv.bytes(), (32 * 9 * LANES + LANES) * 4);
 }

@@ -11,7 +11,7 @@ use super::direct::{Split, owned_rows, rows_cut};
 use super::pack::{Panel, Panels};
 use super::{Call, PackedConv};
 use crate::layout::{Blocked, LANES, View};
-use crate::reference::Parameters;
+use crate::reference::ConvWeights;
 use crate::shape::ConvShape;
 use crate::simd::Simd;
 use crate::simd::tile::{Addend, MAX_PIXELS, Reduction, Tile, next_pixels};
@@ -41,7 +41,7 @@ pub(super) fn pack<
     const N: usize,
 >(
     shape: &ConvShape,
-    params: Parameters,
+    params: ConvWeights,
 ) -> Panels {
     Panels::winograd::<S, A, B>(shape, params, P::G, Q::G)
 }

@@ -1,20 +1,20 @@
 //! Convolution for training on blocked tensors: forward and both gradients.
 
-use super::memory::Memory;
+use super::memory::BufferPool;
 use super::pack::{self, Source, Turn};
 use super::phase::{self, Phase};
 use super::{WINOGRAD_PIXELS, outer};
-use crate::conv::{Algorithm, Finish, Input, PackedConv, Plan, Precision};
+use crate::conv::{Algorithm, Epilogue, Input, PackedConv, Plan, Precision};
 use crate::epilogue::Residual;
 use crate::error::{Error, check_at_least, check_len, product};
 use crate::layout::{Blocked, LANES, View, ViewMut};
-use crate::reference::Parameters;
+use crate::reference::ConvWeights;
 use crate::shape::ConvShape;
 use crate::simd::{Aligned, Isa};
-use crate::threads::Pool;
+use crate::threads::ThreadPool;
 
 /// A convolution of blocked tensors without a halo, whose weights `[c_out, c_in / groups, kernel height, kernel width]` are
-/// used once. Memory comes from a [`Memory`]; results are at least as long as their layout.
+/// used once. BufferPool comes from a [`BufferPool`]; results are at least as long as their layout.
 ///
 /// Results do not depend on the number of threads.
 #[derive(Clone, Copy, Debug)]
@@ -26,7 +26,7 @@ pub struct BlockedConv<'a> {
     /// The instruction set.
     pub isa: Isa,
     /// The threads.
-    pub pool: &'a Pool,
+    pub pool: &'a ThreadPool,
 }
 
 impl BlockedConv<'_> {
@@ -36,7 +36,7 @@ impl BlockedConv<'_> {
     }
 
     /// The output. Errors: shapes and lengths that do not fit, a planar input of a convolution with groups.
-    pub fn forward(&self, input: Input, weights: &[f32], memory: &mut Memory) -> Result<Aligned, Error> {
+    pub fn forward(&self, input: Input, weights: &[f32], memory: &mut BufferPool) -> Result<Aligned, Error> {
         let to = self.output()?;
         check_len("weights", weights.len(), self.shape.weight_len()?)?;
         let mut output = memory.take(to.len());
@@ -44,8 +44,8 @@ impl BlockedConv<'_> {
         match input {
             Input::Planar { .. } => {
                 let plan = Plan { algorithm: Algorithm::Planar, isa: self.isa };
-                let params = Parameters { weights, bias: None };
-                let conv = PackedConv::new(self.shape, plan, params, Finish::default())?;
+                let params = ConvWeights { weights, bias: None };
+                let conv = PackedConv::new(self.shape, plan, params, Epilogue::default())?;
                 self.run(&conv, self.input, input, Residual::None, target, memory)?;
             }
             Input::Blocked(view) => {
@@ -67,7 +67,7 @@ impl BlockedConv<'_> {
         grad: &[f32],
         weights: &[f32],
         before: Option<Aligned>,
-        memory: &mut Memory,
+        memory: &mut BufferPool,
     ) -> Result<Aligned, Error> {
         let output = self.output()?;
         let grad = view(output, "gradient", grad)?;
@@ -119,7 +119,12 @@ impl BlockedConv<'_> {
     /// The gradient to the weights, in their own order, from the input and the gradient to the output.
     ///
     /// Errors: shapes and lengths that do not fit.
-    pub fn grad_weights(&self, input: Input, grad: &[f32], memory: &mut Memory) -> Result<Vec<f32>, Error> {
+    pub fn grad_weights(
+        &self,
+        input: Input,
+        grad: &[f32],
+        memory: &mut BufferPool,
+    ) -> Result<Vec<f32>, Error> {
         let output = self.output()?;
         let grad = view(output, "gradient", grad)?;
         let planar = super::PlanarConv {
@@ -165,7 +170,7 @@ impl BlockedConv<'_> {
         shape: ConvShape,
         input: [usize; 4],
         source: Source,
-        memory: &mut Memory,
+        memory: &mut BufferPool,
     ) -> Result<PackedConv, Error> {
         let plan = self.plan(&shape, input)?;
         match shape.groups {
@@ -175,7 +180,12 @@ impl BlockedConv<'_> {
                     Turn::Forward => source.weights.to_vec(),
                     Turn::Backward(row, column) => phase::weights(source.of, source.weights, row, column),
                 };
-                PackedConv::new(shape, plan, Parameters { weights: &turned, bias: None }, Finish::default())
+                PackedConv::new(
+                    shape,
+                    plan,
+                    ConvWeights { weights: &turned, bias: None },
+                    Epilogue::default(),
+                )
             }
         }
     }
@@ -186,7 +196,7 @@ impl BlockedConv<'_> {
         output: [usize; 4],
         weights: &[f32],
         (row, column): (&Phase, &Phase),
-        memory: &mut Memory,
+        memory: &mut BufferPool,
     ) -> Result<PackedConv, Error> {
         let source = Source { of: &self.shape, weights, turn: Turn::Backward(row, column) };
         self.packed(shape, output, source, memory)
@@ -199,7 +209,7 @@ impl BlockedConv<'_> {
         from: View,
         residual: Residual,
         to: ViewMut,
-        memory: &mut Memory,
+        memory: &mut BufferPool,
     ) -> Result<(), Error> {
         let halo = conv.input_halo();
         let dims = from.layout.dims();
@@ -234,7 +244,7 @@ impl BlockedConv<'_> {
         input: Input,
         residual: Residual,
         to: ViewMut,
-        memory: &mut Memory,
+        memory: &mut BufferPool,
     ) -> Result<(), Error> {
         let mut scratch = memory.take(conv.scratch_len(dims, self.pool.threads())?);
         conv.run(input, residual, to, &mut scratch, self.pool)?;

@@ -1,4 +1,4 @@
-//! Memory that is used again from one layer and one step to the next.
+//! BufferPool that is used again from one layer and one step to the next.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use crate::simd::Aligned;
 /// A training step needs the same lengths as the one before it; memory fresh from the operating system costs more than
 /// what is computed in it.
 #[derive(Debug, Default)]
-pub struct Memory {
+pub struct BufferPool {
     free: BTreeMap<usize, Vec<Aligned>>,
 }
 
@@ -20,7 +20,7 @@ fn class(len: usize) -> usize {
     len.checked_next_multiple_of(1 << step).unwrap_or(len)
 }
 
-impl Memory {
+impl BufferPool {
     /// At least `len` elements, with any content.
     pub fn take(&mut self, len: usize) -> Aligned {
         let class = class(len);
@@ -56,7 +56,7 @@ mod tests {
 
     #[test]
     fn memory_is_used_again() {
-        let mut memory = Memory::default();
+        let mut memory = BufferPool::default();
         let mut first = memory.take(1000);
         first.fill(1.0);
         let (address, len) = (first.as_ptr(), first.len());

@@ -5,7 +5,7 @@
 use crate::error::{Error, check_at_least, check_len};
 use crate::layout::{Blocked, LANES};
 use crate::simd::{Dispatch, Isa, Kernel, Simd};
-use crate::threads::Pool;
+use crate::threads::ThreadPool;
 
 /// Pixels that are summed up in `f32`.
 pub(super) const RUN: usize = 32;
@@ -24,7 +24,7 @@ pub struct Norm<'a> {
     /// The instruction set.
     pub isa: Isa,
     /// The threads.
-    pub pool: &'a Pool,
+    pub pool: &'a ThreadPool,
 }
 
 /// What the gradients of a normalisation are computed from; vectors are `[C]`.

@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use super::blocked::BlockedConv;
-use super::memory::Memory;
+use super::memory::BufferPool;
 use crate::error::{Error, product};
 use crate::layout::{LANES, View};
 use crate::simd::{Dispatch, Kernel, Simd};
@@ -26,7 +26,7 @@ pub(super) fn gradient(
     conv: &BlockedConv,
     input: View,
     grad: View,
-    memory: &mut Memory,
+    memory: &mut BufferPool,
 ) -> Result<Vec<f32>, Error> {
     let (outputs, inputs) = (grad.layout.blocks(), input.layout.blocks());
     let taps = conv.shape.kernel[0] * conv.shape.kernel[1];

@@ -5,9 +5,9 @@ use crate::conv::{Algorithm, F4, PackedConv, Panels, Plan, Points};
 use crate::layout::LANES;
 use crate::shape::ConvShape;
 use crate::simd::{Dispatch, Kernel, Simd};
-use crate::threads::Pool;
+use crate::threads::ThreadPool;
 
-use super::memory::Memory;
+use super::memory::BufferPool;
 
 /// Which weights a packed convolution has; there are no groups.
 #[derive(Clone, Copy)]
@@ -74,8 +74,8 @@ pub(super) fn pack(
     shape: ConvShape,
     plan: Plan,
     source: Source,
-    memory: &mut Memory,
-    pool: &Pool,
+    memory: &mut BufferPool,
+    pool: &ThreadPool,
 ) -> PackedConv {
     let panels = plan.isa.dispatch(Pack {
         shape: &shape,
@@ -91,8 +91,8 @@ struct Pack<'a> {
     shape: &'a ConvShape,
     winograd: bool,
     source: Source<'a>,
-    memory: &'a mut Memory,
-    pool: &'a Pool,
+    memory: &'a mut BufferPool,
+    pool: &'a ThreadPool,
 }
 
 impl Dispatch for Pack<'_> {

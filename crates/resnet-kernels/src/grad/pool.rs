@@ -2,9 +2,9 @@
 
 use crate::error::{Error, check_at_least, check_len};
 use crate::layout::{Blocked, LANES, View};
-use crate::pool::{AvgPool, Window};
+use crate::pool::{AvgPoolSpec, PoolSpec};
 use crate::simd::{Isa, Kernel, Simd};
-use crate::threads::Pool;
+use crate::threads::ThreadPool;
 
 use super::norm::{RUN, Vectorized};
 
@@ -14,10 +14,10 @@ use super::norm::{RUN, Vectorized};
 /// Errors: a bad window, halos, shapes and lengths that do not fit.
 pub fn grad_max_pool(
     isa: Isa,
-    window: &Window,
+    window: &PoolSpec,
     [x, y, grad]: [View; 3],
     out: &mut [f32],
-    pool: &Pool,
+    pool: &ThreadPool,
 ) -> Result<(), Error> {
     let (from, to) = (x.layout, y.layout);
     let [h, w] = window.output_hw([from.h, from.w])?;
@@ -40,7 +40,7 @@ pub fn grad_max_pool(
 }
 
 struct Max<'a> {
-    window: &'a Window,
+    window: &'a PoolSpec,
     x: &'a [[f32; LANES]],
     y: &'a [[f32; LANES]],
     grad: &'a [[f32; LANES]],
@@ -79,11 +79,11 @@ impl Kernel for Max<'_> {
 /// Errors: a bad window, halos, shapes and lengths that do not fit.
 pub fn grad_avg_pool(
     isa: Isa,
-    avg: &AvgPool,
+    avg: &AvgPoolSpec,
     from: Blocked,
     grad: View,
     out: &mut [f32],
-    pool: &Pool,
+    pool: &ThreadPool,
 ) -> Result<(), Error> {
     let [h, w] = avg.window.output_hw([from.h, from.w])?;
     grad.check("gradient", [from.n, from.c, h, w])?;
@@ -102,7 +102,7 @@ pub fn grad_avg_pool(
 }
 
 struct Average<'a> {
-    avg: &'a AvgPool,
+    avg: &'a AvgPoolSpec,
     grad: &'a [[f32; LANES]],
     size: [usize; 2],
     /// Of the output.
@@ -141,7 +141,7 @@ pub fn scale(
     x: &[f32],
     gate: &[f32],
     out: &mut [f32],
-    pool: &Pool,
+    pool: &ThreadPool,
 ) -> Result<(), Error> {
     check_gate(layout, x, gate.len())?;
     check_at_least("output", out.len(), layout.len())?;
@@ -160,7 +160,13 @@ pub fn scale(
 /// The gradient `[N, C]` to the gate of [`scale`], from `x` and the gradient to the result.
 ///
 /// Errors: a halo, lengths that do not fit.
-pub fn grad_gate(isa: Isa, layout: Blocked, x: &[f32], grad: &[f32], pool: &Pool) -> Result<Vec<f32>, Error> {
+pub fn grad_gate(
+    isa: Isa,
+    layout: Blocked,
+    x: &[f32],
+    grad: &[f32],
+    pool: &ThreadPool,
+) -> Result<Vec<f32>, Error> {
     check_gate(layout, x, layout.n * layout.c)?;
     check_at_least("gradient", grad.len(), layout.len())?;
     let len = layout.plane_len();
@@ -240,7 +246,7 @@ pub fn grad_global_avg_pool(
     layout: Blocked,
     grad: &[f32],
     out: &mut [f32],
-    pool: &Pool,
+    pool: &ThreadPool,
 ) -> Result<(), Error> {
     if layout.halo != [0, 0] {
         return Err(Error::Halo { found: layout.halo, expected: [0, 0] });
@@ -260,7 +266,7 @@ pub fn grad_global_avg_pool(
 }
 
 /// `to += from`, all of the shorter one.
-pub fn add_to(to: &mut [f32], from: &[f32], pool: &Pool) {
+pub fn add_to(to: &mut [f32], from: &[f32], pool: &ThreadPool) {
     const CHUNK: usize = 1 << 14;
     let len = to.len().min(from.len());
     pool.for_each_chunk(&mut to[..len], CHUNK, |index, to| {

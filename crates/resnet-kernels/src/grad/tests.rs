@@ -42,7 +42,7 @@ fn check(shape: ConvShape, batch: usize, size: [usize; 2]) {
     for isa in Isa::available() {
         let mut results = Vec::new();
         for threads in [1, 2] {
-            let pool = Pool::new(threads).unwrap();
+            let pool = ThreadPool::new(threads).unwrap();
             let conv = PlanarConv { shape, input, isa, precision: Precision::F32, pool: &pool };
             let x = random(input.iter().product(), 1);
             let weights = random(shape.weight_len().unwrap(), 2);
@@ -51,7 +51,7 @@ fn check(shape: ConvShape, batch: usize, size: [usize; 2]) {
             let gx = conv.grad_input(&grad, &weights).unwrap();
             let gw = conv.grad_weights(&x, &grad).unwrap();
             let what = |part: &str| format!("{part} of {shape:?} {size:?} {}", isa.name());
-            let params = Parameters { weights: &weights, bias: None };
+            let params = ConvWeights { weights: &weights, bias: None };
             assert_close(&what("output"), &y, &reference::conv(&shape, params, input, &x).unwrap(), 5e-6);
             let [expected_x, expected_w] = naive(&conv, &x, &weights, &grad);
             assert_close(&what("input gradient"), &gx, &expected_x, 5e-6);
@@ -93,7 +93,7 @@ fn wide_layers_and_groups() {
 
 #[test]
 fn lengths_and_shapes_must_fit() {
-    let pool = Pool::new(1).unwrap();
+    let pool = ThreadPool::new(1).unwrap();
     let (isa, precision) = (Isa::best(), Precision::F32);
     let conv = PlanarConv { shape: BASE, input: [1, 5, 4, 4], isa, precision, pool: &pool };
     let message = |result: Result<Vec<f32>, Error>| result.unwrap_err().to_string();
@@ -111,7 +111,7 @@ fn check_blocked(shape: ConvShape, batch: usize, size: [usize; 2]) {
     for isa in Isa::available() {
         let mut results: Vec<[Vec<f32>; 4]> = Vec::new();
         for threads in [1, 2] {
-            let pool = Pool::new(threads).unwrap();
+            let pool = ThreadPool::new(threads).unwrap();
             let planar = PlanarConv { shape, input, isa, precision: Precision::F32, pool: &pool };
             let conv = BlockedConv { shape, input, isa, pool: &pool };
             let (from, to) = (Blocked::new(input).unwrap(), conv.output().unwrap());
@@ -121,7 +121,7 @@ fn check_blocked(shape: ConvShape, batch: usize, size: [usize; 2]) {
             let (mut bx, mut bg) = (vec![0.0; from.len()], vec![0.0; to.len()]);
             from.pack(&x, &mut bx, &pool).unwrap();
             to.pack(&grad, &mut bg, &pool).unwrap();
-            let mut memory = Memory::default();
+            let mut memory = BufferPool::default();
             // Old content must not matter.
             for len in [from.len(), to.len(), shape.weight_len().unwrap() * 4, 100_000] {
                 let mut buffer = memory.take(len);
@@ -180,7 +180,7 @@ fn blocked_gradients_are_those_of_planar_ones() {
 fn norms_and_their_gradients_are_those_of_the_formula() {
     let dims = [3, 20, 5, 7];
     let layout = Blocked::new(dims).unwrap();
-    let pool = Pool::new(2).unwrap();
+    let pool = ThreadPool::new(2).unwrap();
     let pack = |seed: u64, offset: f32| {
         let planar: Vec<f32> = random(dims.iter().product(), seed).iter().map(|v| v + offset).collect();
         let mut blocked = vec![0.0; layout.len()];
@@ -252,8 +252,8 @@ fn norms_and_their_gradients_are_those_of_the_formula() {
 /// Σ `grad` · result is linear in the input, whose gradient is therefore what each of its pixels adds to it.
 #[test]
 fn means_and_gates_hand_gradients_back() {
-    let (pool, more) = (Pool::new(1).unwrap(), Pool::new(2).unwrap());
-    let window = |kernel, stride, padding, ceil_mode| crate::Window {
+    let (pool, more) = (ThreadPool::new(1).unwrap(), ThreadPool::new(2).unwrap());
+    let window = |kernel, stride, padding, ceil_mode| crate::PoolSpec {
         kernel: [kernel; 2],
         stride: [stride; 2],
         padding: [padding; 2],
@@ -274,11 +274,11 @@ fn means_and_gates_hand_gradients_back() {
             (window(3, 2, 1, true), true),
             (window(3, 2, 1, false), false),
         ] {
-            let avg = crate::AvgPool { window, count_include_pad };
+            let avg = crate::AvgPoolSpec { window, count_include_pad };
             let [h, w] = window.output_hw([5, 7]).unwrap();
             let to = Blocked::new([2, 20, h, w]).unwrap();
             let grad = pack(to, 1);
-            let gradient = |pool: &Pool| {
+            let gradient = |pool: &ThreadPool| {
                 let mut out = vec![f32::NAN; layout.len()];
                 let view = View { layout: to, data: &grad };
                 grad_avg_pool(isa, &avg, layout, view, &mut out, pool).unwrap();
@@ -311,8 +311,8 @@ fn means_and_gates_hand_gradients_back() {
 #[test]
 fn the_first_maximum_gets_the_gradient() {
     let layout = Blocked::new([1, 1, 3, 4]).unwrap();
-    let window = crate::Window { kernel: [3, 3], stride: [2, 2], padding: [1, 1], ceil_mode: false };
-    let pool = Pool::new(1).unwrap();
+    let window = crate::PoolSpec { kernel: [3, 3], stride: [2, 2], padding: [1, 1], ceil_mode: false };
+    let pool = ThreadPool::new(1).unwrap();
     let pack = |layout: Blocked, planar: &[f32]| {
         let mut blocked = vec![0.0; layout.len()];
         layout.pack(planar, &mut blocked, &pool).unwrap();

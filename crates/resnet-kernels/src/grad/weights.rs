@@ -6,7 +6,7 @@ use crate::error::{Error, product};
 
 use crate::layout::{LANES, View};
 use crate::simd::{Aligned, Dispatch, Kernel, Simd};
-use crate::threads::Pool;
+use crate::threads::ThreadPool;
 
 /// Bytes of the output's gradient that all taps pass over before the next ones come: they stay in the second-level cache.
 const STRIP_BYTES: usize = 128 << 10;
@@ -231,7 +231,7 @@ fn run<S: Simd>(
 }
 
 /// How many tiles a task computes: all of a panel where there are panels enough.
-fn tiles_per_task(pool: &Pool, panels: usize, tiles: usize) -> usize {
+fn tiles_per_task(pool: &ThreadPool, panels: usize, tiles: usize) -> usize {
     let wanted = TASKS_PER_THREAD * pool.threads();
     if panels >= wanted { tiles } else { tiles.div_ceil(wanted).max(1) }
 }

@@ -4,21 +4,21 @@ use crate::reference;
 use crate::simd::Aligned;
 use crate::testing::{assert_close, random};
 
-fn blocked(dims: [usize; 4], halo: usize, planar: &[f32], pool: &Pool) -> (Blocked, Aligned) {
+fn blocked(dims: [usize; 4], halo: usize, planar: &[f32], pool: &ThreadPool) -> (Blocked, Aligned) {
     let layout = Blocked::new(dims).unwrap().with_halo([halo, halo]).unwrap();
     let mut data = Aligned::zeroed(layout.len());
     layout.pack(planar, &mut data, pool).unwrap();
     (layout, data)
 }
 
-fn check(window: Window, dims: [usize; 4], poison: &[(usize, f32)]) {
+fn check(window: PoolSpec, dims: [usize; 4], poison: &[(usize, f32)]) {
     let mut planar = random(dims.iter().product(), 5);
     poison.iter().for_each(|(index, value)| planar[*index] = *value);
     let [h, w] = window.output_hw([dims[2], dims[3]]).unwrap();
     let out_dims = [dims[0], dims[1], h, w];
     for isa in Isa::available() {
         for (halo, threads) in [(0, 1), (1, 2)] {
-            let pool = Pool::new(threads).unwrap();
+            let pool = ThreadPool::new(threads).unwrap();
             let (layout, data) = blocked(dims, halo, &planar, &pool);
             let run = |pooling: &dyn Fn(View, ViewMut) -> Result<(), Error>| {
                 let layout_out = Blocked::new(out_dims).unwrap().with_halo([halo, 0]).unwrap();
@@ -33,7 +33,7 @@ fn check(window: Window, dims: [usize; 4], poison: &[(usize, f32)]) {
             let max = run(&|input, output| max_pool(isa, &window, input, output, &pool));
             assert_close(&what, &max, &reference::max_pool(&window, dims, &planar).unwrap(), 0.0);
             for count_include_pad in [false, true] {
-                let avg = AvgPool { window, count_include_pad };
+                let avg = AvgPoolSpec { window, count_include_pad };
                 let found = run(&|input, output| avg_pool(isa, &avg, input, output, &pool));
                 assert_close(&what, &found, &reference::avg_pool(&avg, dims, &planar).unwrap(), 1e-6);
             }
@@ -41,21 +41,21 @@ fn check(window: Window, dims: [usize; 4], poison: &[(usize, f32)]) {
     }
 }
 
-const THREE: Window = Window { kernel: [3, 3], stride: [2, 2], padding: [1, 1], ceil_mode: false };
+const THREE: PoolSpec = PoolSpec { kernel: [3, 3], stride: [2, 2], padding: [1, 1], ceil_mode: false };
 
 #[test]
 fn windows_match_the_reference() {
     for size in [1, 2, 7, 8, 15, 56] {
         check(THREE, [2, 20, size, size + 1], &[]);
-        check(Window { ceil_mode: true, ..THREE }, [1, 16, size, size + 1], &[]);
+        check(PoolSpec { ceil_mode: true, ..THREE }, [1, 16, size, size + 1], &[]);
     }
-    let two = Window { kernel: [2, 2], stride: [2, 2], padding: [0, 0], ceil_mode: false };
+    let two = PoolSpec { kernel: [2, 2], stride: [2, 2], padding: [0, 0], ceil_mode: false };
     check(two, [1, 5, 7, 8], &[]);
-    check(Window { ceil_mode: true, ..two }, [1, 5, 7, 8], &[]);
-    check(Window { stride: [1, 1], ..THREE }, [1, 33, 5, 6], &[]);
-    check(Window { padding: [0, 0], ceil_mode: true, ..THREE }, [1, 16, 8, 8], &[]);
-    check(Window { kernel: [5, 3], stride: [3, 1], padding: [2, 0], ceil_mode: true }, [1, 16, 9, 8], &[]);
-    check(Window { kernel: [2, 2], stride: [3, 3], padding: [1, 1], ceil_mode: true }, [1, 16, 6, 7], &[]);
+    check(PoolSpec { ceil_mode: true, ..two }, [1, 5, 7, 8], &[]);
+    check(PoolSpec { stride: [1, 1], ..THREE }, [1, 33, 5, 6], &[]);
+    check(PoolSpec { padding: [0, 0], ceil_mode: true, ..THREE }, [1, 16, 8, 8], &[]);
+    check(PoolSpec { kernel: [5, 3], stride: [3, 1], padding: [2, 0], ceil_mode: true }, [1, 16, 9, 8], &[]);
+    check(PoolSpec { kernel: [2, 2], stride: [3, 3], padding: [1, 1], ceil_mode: true }, [1, 16, 6, 7], &[]);
 }
 
 #[test]
@@ -72,15 +72,15 @@ fn nan_wins_and_padding_never_does() {
 fn global_average_is_the_mean() {
     for isa in Isa::available() {
         for (dims, threads) in [([2, 20, 7, 7], 1), ([1, 100, 1, 1], 3), ([3, 64, 5, 2], 2)] {
-            let pool = Pool::new(threads).unwrap();
+            let pool = ThreadPool::new(threads).unwrap();
             let planar = random(dims.iter().product(), 6);
             let (layout, data) = blocked(dims, 1, &planar, &pool);
             let mut out = vec![f32::NAN; dims[0] * dims[1]];
             global_avg_pool(isa, View { layout, data: &data }, &mut out, &pool).unwrap();
             let window =
-                Window { kernel: [dims[2], dims[3]], stride: [1, 1], padding: [0, 0], ceil_mode: false };
+                PoolSpec { kernel: [dims[2], dims[3]], stride: [1, 1], padding: [0, 0], ceil_mode: false };
             let expected =
-                reference::avg_pool(&AvgPool { window, count_include_pad: true }, dims, &planar).unwrap();
+                reference::avg_pool(&AvgPoolSpec { window, count_include_pad: true }, dims, &planar).unwrap();
             assert_close(isa.name(), &out, &expected, 1e-6);
             assert!(global_avg_pool(isa, View { layout, data: &data }, &mut out[1..], &pool).is_err());
         }
@@ -89,13 +89,13 @@ fn global_average_is_the_mean() {
 
 #[test]
 fn bad_windows_are_errors() {
-    let message = |window: Window, size| window.output_hw(size).unwrap_err().to_string();
+    let message = |window: PoolSpec, size| window.output_hw(size).unwrap_err().to_string();
     assert_eq!(
-        message(Window { stride: [2, 0], ..THREE }, [4, 4]),
+        message(PoolSpec { stride: [2, 0], ..THREE }, [4, 4]),
         "horizontal stride is zero, expected at least 1"
     );
     let padding = "pooling padding 2 is more than half of the kernel 3";
-    assert_eq!(message(Window { padding: [1, 2], ..THREE }, [4, 4]), padding);
+    assert_eq!(message(PoolSpec { padding: [1, 2], ..THREE }, [4, 4]), padding);
     let small = "width of 2 with padding 0 is smaller than the window of 3";
-    assert_eq!(message(Window { padding: [0, 0], ..THREE }, [4, 2]), small);
+    assert_eq!(message(PoolSpec { padding: [0, 0], ..THREE }, [4, 2]), small);
 }

@@ -1,4 +1,4 @@
-//! Memory for activations and packed weights.
+//! BufferPool for activations and packed weights.
 #![allow(unsafe_code)]
 
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};

@@ -3,7 +3,7 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use super::Pool;
+use super::ThreadPool;
 
 /// A pointer that tasks may share; what makes that sound is argued where it is dereferenced.
 pub(super) struct Pointer<T>(pub(super) *mut T);
@@ -139,7 +139,7 @@ impl Cut<'_> {
     }
 }
 
-impl Pool {
+impl ThreadPool {
     /// Runs `task(worker, share)` for every task of `cut`, each with exclusive access to its share of `data`.
     pub(crate) fn run_shares(&self, data: &mut [f32], cut: &Cut, task: impl Fn(usize, Share) + Sync) {
         cut.assert_disjoint(data.len());
@@ -155,7 +155,7 @@ impl Pool {
         });
     }
 
-    /// As [`Pool::run_shares`], with a private piece of `scratch`, `per_worker` long, for each running task.
+    /// As [`ThreadPool::run_shares`], with a private piece of `scratch`, `per_worker` long, for each running task.
     pub(crate) fn run_shares_with(
         &self,
         data: &mut [f32],

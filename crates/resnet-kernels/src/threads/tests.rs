@@ -4,7 +4,7 @@ use std::sync::atomic::AtomicBool;
 #[test]
 fn every_task_runs_once() {
     for threads in [1, 2, 5] {
-        let pool = Pool::new(threads).unwrap();
+        let pool = ThreadPool::new(threads).unwrap();
         for tasks in [0, 1, 2, 7, 1000] {
             let counts: Vec<AtomicUsize> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
             let busy: Vec<AtomicBool> = (0..threads).map(|_| AtomicBool::new(false)).collect();
@@ -20,7 +20,7 @@ fn every_task_runs_once() {
 
 #[test]
 fn sleeping_workers_wake() {
-    let pool = Pool::new(3).unwrap();
+    let pool = ThreadPool::new(3).unwrap();
     for _ in 0..20 {
         std::thread::sleep(SPIN * 4);
         let sum = AtomicUsize::new(0);
@@ -33,7 +33,7 @@ fn sleeping_workers_wake() {
 
 #[test]
 fn a_panic_reaches_the_caller_and_the_pool_goes_on() {
-    let pool = Pool::new(2).unwrap();
+    let pool = ThreadPool::new(2).unwrap();
     for bad in [0, 3, 63] {
         let result = catch_unwind(AssertUnwindSafe(|| {
             pool.run(64, |_, index| assert_ne!(index, bad, "task {bad}"));
@@ -50,7 +50,7 @@ fn a_panic_reaches_the_caller_and_the_pool_goes_on() {
 
 #[test]
 fn callers_and_nested_calls_do_not_deadlock() {
-    let pool = Pool::new(3).unwrap();
+    let pool = ThreadPool::new(3).unwrap();
     let sum = AtomicUsize::new(0);
     std::thread::scope(|scope| {
         for _ in 0..4 {
@@ -71,7 +71,7 @@ fn callers_and_nested_calls_do_not_deadlock() {
 
 #[test]
 fn shares_cover_the_cut_once() {
-    let pool = Pool::new(2).unwrap();
+    let pool = ThreadPool::new(2).unwrap();
     let (outer_stride, inner_stride) = (5 * 12 + 3, 12);
     for (outer_most, inner_group, run_most, order) in
         [(1, 1, 2, Order::Rows), (2, 2, 3, Order::Channels), (3, 9, 100, Order::Rows), (2, 1, 1, Order::Rows)]
@@ -116,7 +116,7 @@ fn pieces_are_even_and_end_on_units() {
 #[test]
 #[should_panic(expected = "assertion failed")]
 fn a_share_gives_nothing_away_that_it_does_not_own() {
-    let pool = Pool::new(1).unwrap();
+    let pool = ThreadPool::new(1).unwrap();
     let cut = Cut {
         order: Order::Rows,
         outer: Axis { len: 1, unit: 1, most: 1 },
@@ -135,6 +135,6 @@ fn a_share_gives_nothing_away_that_it_does_not_own() {
 
 #[test]
 fn thread_counts_are_bounded() {
-    assert_eq!(Pool::new(0).unwrap_err().to_string(), "0 threads asked for, expected 1 to 1024");
-    assert!(Pool::new(MAX_THREADS + 1).is_err());
+    assert_eq!(ThreadPool::new(0).unwrap_err().to_string(), "0 threads asked for, expected 1 to 1024");
+    assert!(ThreadPool::new(MAX_THREADS + 1).is_err());
 }

@@ -59,7 +59,7 @@ pub(crate) const NORM_GROUPS: usize = 32;
 
 /// What a family is asked for beyond its variants; `None` leaves a setting as it is. See [`Arch::with`](crate::Arch::with).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Options {
+pub struct ArchOptions {
     /// Number of classes; 0 removes the head, so that the result is the pooled features.
     pub num_classes: Option<usize>,
     /// Channels of the input.

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use resnet_kernels::Pool;
+use resnet_kernels::ThreadPool;
 
 use super::pack::MOST_IMAGES;
 use super::session::{Layout, Session, Wanted};
@@ -105,7 +105,7 @@ impl Engine {
         let found: Vec<Mutex<Result<Vec<Output>>>> = (0..n).map(|_| Mutex::new(Ok(vec![]))).collect();
         let times = Mutex::new(vec![Duration::ZERO; self.program.steps.len()]);
         let memory = Mutex::new(&mut session.arena[..]);
-        let compute = |index: usize, pool: &Pool| -> Result<Vec<Output>> {
+        let compute = |index: usize, pool: &ThreadPool| -> Result<Vec<Output>> {
             let mut session = self.session(&Wanted { threads: pool.threads(), ..early.clone() })?;
             let from = session.layout().clone();
             let image = &x[index * x.len() / n..][..x.len() / n];

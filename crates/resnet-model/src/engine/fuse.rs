@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use resnet_kernels::LANES;
 
-use crate::graph::{Graph, NodeId, Op, Pool};
+use crate::graph::{Graph, NodeId, Op, PoolSpec};
 
 /// One step of the program. Its result is that of `node`, the last operation it takes in.
 #[derive(Debug, Clone, PartialEq)]
@@ -32,7 +32,7 @@ pub(super) struct Fused {
     pub(super) residual: bool,
     pub(super) relu: bool,
     /// For convolutions that read the network's input only.
-    pub(super) pool: Option<Pool>,
+    pub(super) pool: Option<PoolSpec>,
 }
 
 /// The steps in an order in which every result is there before it is read.

@@ -1,7 +1,7 @@
 //! Everything that computes each value from the value at its place: norms that follow no convolution, attention gates,
 //! sums, ReLU, together in one pass.
 
-use resnet_kernels::{Blocked, LANES, Pool, View, ViewMut};
+use resnet_kernels::{Blocked, LANES, ThreadPool, View, ViewMut};
 
 /// `relu(scale · x + shift + residual)`, each part where it is wanted.
 #[derive(Debug, Clone, PartialEq)]
@@ -35,7 +35,7 @@ pub(super) struct Affine {
 
 impl Map {
     /// Computes `to` from `x` and, where wanted, `gate` `[N, C]` and `residual`, which lie as their layouts say.
-    pub(super) fn run(&self, x: View, gate: &[f32], residual: Option<View>, to: ViewMut, pool: &Pool) {
+    pub(super) fn run(&self, x: View, gate: &[f32], residual: Option<View>, to: ViewMut, pool: &ThreadPool) {
         let (images, c) = (x.layout.n, x.layout.c);
         let coefficients: Vec<Affine> = match &self.first {
             First::Identity => vec![Affine { scale: vec![1.0; c], shift: vec![0.0; c] }],
@@ -105,7 +105,7 @@ fn row_of<'a>(view: &View<'a>, image: usize, block: usize, y: usize) -> &'a [f32
 }
 
 /// The factors and addends that normalise one image's groups of channels, in f64.
-fn group_norm(x: View, image: usize, groups: usize, eps: f64, affine: &Affine, pool: &Pool) -> Affine {
+fn group_norm(x: View, image: usize, groups: usize, eps: f64, affine: &Affine, pool: &ThreadPool) -> Affine {
     let per_group = x.layout.c / groups;
     let mean = group_means(x, image, &vec![0.0; groups], pool, |v, _| v);
     let variance = group_means(x, image, &mean, pool, |v, mean| (v - mean) * (v - mean));
@@ -124,7 +124,7 @@ fn group_means(
     x: View,
     image: usize,
     about: &[f64],
-    pool: &Pool,
+    pool: &ThreadPool,
     f: impl Fn(f64, f64) -> f64 + Sync,
 ) -> Vec<f64> {
     let Blocked { c, h, w, .. } = x.layout;
@@ -149,7 +149,7 @@ fn group_means(
 }
 
 /// Channels of `inputs`, one after the other, in `to`.
-pub(super) fn concat(inputs: &[View], to: ViewMut, pool: &Pool) {
+pub(super) fn concat(inputs: &[View], to: ViewMut, pool: &ThreadPool) {
     let layout = to.layout;
     pool.for_each_chunk(to.data, layout.plane_len(), |plane, data| {
         let (image, block) = (plane / layout.blocks(), plane % layout.blocks());

@@ -4,15 +4,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use candle_core::{DType, Device};
-use resnet_kernels::reference::Parameters;
+use resnet_kernels::reference::ConvWeights;
 use resnet_kernels::{
-    Activation, Algorithm, AvgPool, ConvShape, Finish, LANES, PackedConv, PackedLinear, Plan, Pool,
-    Precision, Site, Window,
+    Activation, Algorithm, AvgPoolSpec, ConvShape, Epilogue, InputHint, LANES, PackedConv, PackedLinear,
+    Plan, PoolSpec, Precision, ThreadPool,
 };
 
 use super::fuse::{Fused, Kind, Step, fuse};
 use super::map::{Affine, First, Map};
-use super::{Options, StepInfo};
+use super::{EngineOptions, StepInfo};
 use crate::cost::{self, Cost};
 use crate::fold::{Folded, fold};
 use crate::graph::{Graph, NodeId, Op};
@@ -45,8 +45,8 @@ pub(super) struct Compiled {
 pub(super) enum Kernel {
     Conv(Box<PackedConv>),
     Linear(Box<PackedLinear>),
-    MaxPool(Window),
-    AvgPool(AvgPool),
+    MaxPool(PoolSpec),
+    AvgPool(AvgPoolSpec),
     GlobalAvgPool,
     Map(Map),
     Concat,
@@ -81,7 +81,11 @@ impl Kernel {
 }
 
 impl Program {
-    pub(super) fn new(checkpoint: &Checkpoint, options: &Options, pool: &Pool) -> Result<Program> {
+    pub(super) fn new(
+        checkpoint: &Checkpoint,
+        options: &EngineOptions,
+        pool: &ThreadPool,
+    ) -> Result<Program> {
         let folded = fold(checkpoint.graph());
         let graph = folded.graph().clone();
         let [height, width] = options.input.unwrap_or(checkpoint.meta().preprocess.crop);
@@ -196,7 +200,7 @@ struct Packer<'a> {
     checkpoint: &'a Checkpoint,
     folded: &'a Folded,
     graph: &'a Graph,
-    options: &'a Options,
+    options: &'a EngineOptions,
     /// At the size that the kernels are chosen for.
     costs: Vec<Cost>,
 }
@@ -211,7 +215,7 @@ impl Packer<'_> {
                 let name = format!("{}.weight", node.name);
                 self.checkpoint.tensor(&name)?.read_f32(&name, memory)?;
                 let bias = self.checkpoint.values(&format!("{}.bias", node.name))?;
-                let params = Parameters { weights: memory, bias: Some(&bias) };
+                let params = ConvWeights { weights: memory, bias: Some(&bias) };
                 let features = [linear.out_features, linear.in_features];
                 Ok(Kernel::Linear(Box::new(PackedLinear::new(self.options.isa, features, params)?)))
             }
@@ -234,12 +238,12 @@ impl Packer<'_> {
         let Op::Conv(conv) = &node.op else { return Err(Error::Missing(node.name.clone())) };
         let shape = shape_of(conv);
         let plan = self.plan(fused.first, &shape, images);
-        let finish = Finish {
+        let finish = Epilogue {
             activation: if fused.relu { Activation::Relu } else { Activation::None },
             max_pool: fused.pool.as_ref().map(window_of),
         };
         let values = self.folded.conv(node, self.checkpoint, std::mem::take(memory))?;
-        let params = Parameters { weights: &values.weight, bias: conv.bias.then_some(&values.bias) };
+        let params = ConvWeights { weights: &values.weight, bias: conv.bias.then_some(&values.bias) };
         let packed = PackedConv::new(shape, plan, params, finish)?;
         *memory = values.weight;
         let packed = if self.folded.standardizes(node) { packed.in_parts() } else { packed };
@@ -275,7 +279,7 @@ impl Packer<'_> {
     fn plan(&self, conv: NodeId, shape: &ConvShape, images: usize) -> Plan {
         let input = self.graph.node(conv).inputs[0];
         let size = &self.costs[input.index()].shape;
-        let site = Site { batch: images, input: [size[1], size[2]] };
+        let site = InputHint { batch: images, input: [size[1], size[2]] };
         // BiT's networks make rounding errors some forty times larger on their way, those of the stem most of all.
         let precision = match self.folded.standardizes(self.graph.node(conv)) {
             true => Precision::Exact,

@@ -4,7 +4,9 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use candle_core::{Device, Tensor};
-use resnet_kernels::{Blocked, Input, Pool, Residual, View, ViewMut, avg_pool, global_avg_pool, max_pool};
+use resnet_kernels::{
+    Blocked, Input, Residual, ThreadPool, View, ViewMut, avg_pool, global_avg_pool, max_pool,
+};
 
 use super::Output;
 use super::map::{First, concat};
@@ -18,7 +20,7 @@ pub(super) fn run(
     program: &Program,
     session: &mut Session,
     x: &[f32],
-    pool: &Pool,
+    pool: &ThreadPool,
     on: &mut dyn FnMut(usize, Duration),
 ) -> Result<()> {
     let layout = session.layout().clone();
@@ -43,7 +45,7 @@ struct Call<'a> {
     program: &'a Program,
     layout: &'a Layout,
     x: &'a [f32],
-    pool: &'a Pool,
+    pool: &'a ThreadPool,
 }
 
 /// Parts of the arena that the memory plan keeps apart.
@@ -192,7 +194,7 @@ impl Call<'_> {
 }
 
 /// A result in row-major order.
-pub(super) fn output(layout: &Layout, node: NodeId, arena: &[f32], pool: &Pool) -> Result<Output> {
+pub(super) fn output(layout: &Layout, node: NodeId, arena: &[f32], pool: &ThreadPool) -> Result<Output> {
     let (form, range) = layout.place(node)?;
     match form {
         Form::Dense { n, c } => Ok(Output { shape: vec![n, c], values: arena[range].to_vec() }),

@@ -6,8 +6,8 @@ fn input(dims: [usize; 4]) -> Vec<f32> {
     synthetic::input(dims.iter().product())
 }
 
-fn options(threads: usize, isa: Isa, precision: Precision) -> Options {
-    Options { threads, isa, precision, input: Some([64, 64]), ..Options::default() }
+fn options(threads: usize, isa: Isa, precision: Precision) -> EngineOptions {
+    EngineOptions { threads, isa, precision, input: Some([64, 64]), ..EngineOptions::default() }
 }
 
 /// The largest difference over the largest magnitude.

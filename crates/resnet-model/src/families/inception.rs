@@ -1,6 +1,6 @@
 //! What the Inception networks are made of: convolutions with norm and ReLU, in branches beside each other.
 
-use crate::graph::{AvgPool, Builder, Conv, Divisor, NodeId, Pool, Rounding};
+use crate::graph::{AvgPool, Builder, Conv, Divisor, NodeId, PoolSpec, Rounding};
 
 pub(crate) mod resnet_v2;
 pub(crate) mod v3;
@@ -65,12 +65,12 @@ impl Net {
 
     /// A 3×3 max-pool with stride 2, without padding.
     fn max_pool(&mut self, name: &str, x: NodeId) -> NodeId {
-        self.g.max_pool(name, x, Pool::square(3, 2))
+        self.g.max_pool(name, x, PoolSpec::square(3, 2))
     }
 
     /// A 3×3 mean at every pixel.
     fn mean(&mut self, name: &str, x: NodeId, divisor: Divisor) -> NodeId {
-        let window = Pool { padding: [1; 2], ..Pool::square(3, 1) };
+        let window = PoolSpec { padding: [1; 2], ..PoolSpec::square(3, 1) };
         self.g.avg_pool(name, x, AvgPool { window, rounding: Rounding::Floor, divisor })
     }
 

@@ -3,7 +3,7 @@
 use crate::arch::options::NORM_GROUPS;
 use crate::arch::{Attention, Norm};
 use crate::graph::{
-    AvgPool, Builder, Divisor, EvoNorm, FilterResponseNorm, GroupNorm, NodeId, Op, Pad, Pool, Rounding,
+    AvgPool, Builder, Divisor, EvoNorm, FilterResponseNorm, GroupNorm, NodeId, Op, Pad, PoolSpec, Rounding,
 };
 
 /// The norm of a network, by PyTorch's name.
@@ -45,17 +45,17 @@ pub(super) fn attention(
 
 /// The mean of 2×2 pixels, odd ones dropped.
 pub(super) const fn mean_2x2() -> AvgPool {
-    AvgPool { window: Pool::square(2, 2), rounding: Rounding::Floor, divisor: Divisor::Window }
+    AvgPool { window: PoolSpec::square(2, 2), rounding: Rounding::Floor, divisor: Divisor::Window }
 }
 
 /// The mean of 2×2 pixels, or of what is left of them at an odd border.
 pub(super) const fn mean_2x2_ceil() -> AvgPool {
-    AvgPool { window: Pool::square(2, 2), rounding: Rounding::Ceil, divisor: Divisor::Pixels }
+    AvgPool { window: PoolSpec::square(2, 2), rounding: Rounding::Ceil, divisor: Divisor::Pixels }
 }
 
 /// The mean of 2×2 pixels at every pixel, one row and column of zeros behind the last (timm's `AvgPool2dSame`).
 pub(super) fn mean_2x2_same(g: &mut Builder, name: &str, x: NodeId) -> NodeId {
     let x = g.pad(format!("{name}.pad"), x, Pad { before: [0; 2], after: [1; 2] });
-    let window = Pool::square(2, 1);
+    let window = PoolSpec::square(2, 1);
     g.avg_pool(name, x, AvgPool { window, rounding: Rounding::Floor, divisor: Divisor::Window })
 }

@@ -5,7 +5,7 @@ use super::head::{Head, head};
 use super::parts::{attention, mean_2x2, mean_2x2_ceil, mean_2x2_same, norm};
 use crate::Result;
 use crate::arch::{AntiAlias, Block, ResNet, Shortcut, Stage, Stem, StemPool, StrideIn};
-use crate::graph::{Builder, Conv, Graph, NodeId, Pad, PadChannels, Pool};
+use crate::graph::{Builder, Conv, Graph, NodeId, Pad, PadChannels, PoolSpec};
 
 /// Stem, stages of blocks, mean over the pixels, linear head. Taps: `stem`, `layer1` …, `pooled` and, with a head,
 /// `logits`.
@@ -82,14 +82,14 @@ fn stem(g: &mut Builder, net: &ResNet, x: NodeId) -> NodeId {
         (_, StemPool::Max, AntiAlias::None) if net.padding.of_pool() => {
             // What is pooled has passed a ReLU, so that zeros never win.
             let x = g.pad("maxpool.pad", x, Pad { before: [0; 2], after: [1; 2] });
-            g.max_pool("maxpool", x, Pool::square(3, 2))
+            g.max_pool("maxpool", x, PoolSpec::square(3, 2))
         }
         (_, StemPool::Max, AntiAlias::None) => {
-            g.max_pool("maxpool", x, Pool { padding: [1; 2], ..Pool::square(3, 2) })
+            g.max_pool("maxpool", x, PoolSpec { padding: [1; 2], ..PoolSpec::square(3, 2) })
         }
         (_, StemPool::Max, AntiAlias::Avg) => smooth(g, "maxpool", x, AntiAlias::Avg, 2),
         (_, StemPool::Max, AntiAlias::Blur) => {
-            let x = g.max_pool("maxpool.0", x, Pool { padding: [1; 2], ..Pool::square(3, 1) });
+            let x = g.max_pool("maxpool.0", x, PoolSpec { padding: [1; 2], ..PoolSpec::square(3, 1) });
             smooth(g, "maxpool.1", x, AntiAlias::Blur, 2)
         }
     }

@@ -5,7 +5,7 @@ use super::head::{Head, head};
 use super::parts::{mean_2x2_ceil, mean_2x2_same, norm};
 use crate::Result;
 use crate::arch::{Block, ProjectionV2, ResNetV2, StageV2, StemV2, StrideIn};
-use crate::graph::{Builder, Conv, Graph, LinearForm, NodeId, Op, Pad, Pool, StdConv};
+use crate::graph::{Builder, Conv, Graph, LinearForm, NodeId, Op, Pad, PoolSpec, StdConv};
 
 /// Stem, stages of blocks, norm, mean over the pixels, head. Taps: `stem`, `stages.0` …, `pooled` and, with a head,
 /// `logits`.
@@ -90,10 +90,10 @@ fn stem(g: &mut Builder, net: &ResNetV2, x: NodeId) -> NodeId {
         StemV2::Conv3 { .. } => x,
         StemV2::Conv7ZeroPadded { .. } => {
             let x = g.pad("stem.pad", x, Pad { before: [1; 2], after: [1; 2] });
-            g.max_pool("stem.pool", x, Pool::square(3, 2))
+            g.max_pool("stem.pool", x, PoolSpec::square(3, 2))
         }
         StemV2::Conv7 { .. } | StemV2::NormConv7 { .. } | StemV2::Deep { .. } => {
-            g.max_pool("stem.pool", x, Pool { padding: [1; 2], ..Pool::square(3, 2) })
+            g.max_pool("stem.pool", x, PoolSpec { padding: [1; 2], ..PoolSpec::square(3, 2) })
         }
     }
 }

@@ -3,7 +3,7 @@
 use crate::Result;
 use crate::arch::options::EPS;
 use crate::arch::{Vgg, VggNorm};
-use crate::graph::{AdaptiveAvgPool, Builder, Conv, Graph, Pool};
+use crate::graph::{AdaptiveAvgPool, Builder, Conv, Graph, PoolSpec};
 
 /// Rows and columns that the head sees, and features of its hidden layers.
 const GRID: [usize; 2] = [7; 2];
@@ -29,7 +29,7 @@ pub(crate) fn graph(net: &Vgg) -> Result<Graph> {
             }
             x = g.relu(next(), x);
         }
-        x = g.max_pool(next(), x, Pool::square(2, 2));
+        x = g.max_pool(next(), x, PoolSpec::square(2, 2));
         g.tap(format!("stages.{i}"), x);
     }
     x = g.adaptive_avg_pool("avgpool", x, AdaptiveAvgPool { output: GRID });

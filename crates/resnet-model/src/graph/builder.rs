@@ -2,7 +2,7 @@
 
 use super::{
     AdaptiveAvgPool, AvgPool, BatchNorm, Blur, ChannelConv, Conv, Flatten, Graph, GroupNorm, Linear,
-    LinearForm, Multiply, Node, NodeId, Op, Pad, PadChannels, Pool, StdConv, Subsample, Tap,
+    LinearForm, Multiply, Node, NodeId, Op, Pad, PadChannels, PoolSpec, StdConv, Subsample, Tap,
 };
 
 /// Builds a [`Graph`] node by node.
@@ -102,7 +102,7 @@ impl Builder {
         self.push(name, Op::Sigmoid, &[x])
     }
 
-    pub(crate) fn max_pool(&mut self, name: impl Into<String>, x: NodeId, pool: Pool) -> NodeId {
+    pub(crate) fn max_pool(&mut self, name: impl Into<String>, x: NodeId, pool: PoolSpec) -> NodeId {
         self.push(name, Op::MaxPool(pool), &[x])
     }
 

@@ -23,7 +23,7 @@ pub enum Op {
     /// `1 / (1 + e^-x)`; any shape.
     Sigmoid,
     /// Maximum over windows; padding never wins (it counts as minus infinity).
-    MaxPool(Pool),
+    MaxPool(PoolSpec),
     /// Mean over windows.
     AvgPool(AvgPool),
     /// Mean over windows that divide the input into a given number of rows and columns.
@@ -153,7 +153,7 @@ pub struct FilterResponseNorm {
 
 /// A pooling window. Pairs are `[height, width]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Pool {
+pub struct PoolSpec {
     /// Window size in pixels.
     pub kernel: [usize; 2],
     /// Input pixels between neighbouring windows.
@@ -162,10 +162,10 @@ pub struct Pool {
     pub padding: [usize; 2],
 }
 
-impl Pool {
+impl PoolSpec {
     /// A square window without padding.
-    pub const fn square(kernel: usize, stride: usize) -> Pool {
-        Pool { kernel: [kernel; 2], stride: [stride; 2], padding: [0; 2] }
+    pub const fn square(kernel: usize, stride: usize) -> PoolSpec {
+        PoolSpec { kernel: [kernel; 2], stride: [stride; 2], padding: [0; 2] }
     }
 
     /// Output size for an input of `size` pixels along `axis` (0 = height), or `None` if no window fits.
@@ -178,7 +178,7 @@ impl Pool {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AvgPool {
     /// The windows; padding is zeros.
-    pub window: Pool,
+    pub window: PoolSpec,
     /// What happens to input pixels that fill no whole window.
     pub rounding: Rounding,
     /// What the sum over a window is divided by.
@@ -206,7 +206,7 @@ pub enum Divisor {
 impl AvgPool {
     /// Output size for an input of `size` pixels along `axis` (0 = height), or `None` if no window fits.
     pub fn output(&self, axis: usize, size: usize) -> Option<usize> {
-        let Pool { kernel, stride, padding } = self.window;
+        let PoolSpec { kernel, stride, padding } = self.window;
         match self.rounding {
             Rounding::Floor => self.window.output(axis, size),
             Rounding::Ceil => {
@@ -222,7 +222,7 @@ impl AvgPool {
     /// What the sum of the window at `position` along `axis` is divided by, for an input of `size` pixels there; the
     /// divisor of a window is the product of both axes'.
     pub fn count(&self, axis: usize, size: usize, position: usize) -> usize {
-        let Pool { kernel, stride, padding } = self.window;
+        let PoolSpec { kernel, stride, padding } = self.window;
         let pad = padding[axis];
         let start = position * stride[axis];
         let end = (start + kernel[axis]).min(size + 2 * pad);
@@ -366,7 +366,7 @@ mod tests {
     #[test]
     fn windows_of_a_mean_are_pytorchs() {
         let check = |rounding, divisor, [k, s, p, size]: [usize; 4], expected: &[usize]| {
-            let window = Pool { padding: [p; 2], ..Pool::square(k, s) };
+            let window = PoolSpec { padding: [p; 2], ..PoolSpec::square(k, s) };
             let pool = AvgPool { window, rounding, divisor };
             let n = pool.output(0, size).unwrap_or(0);
             let counts: Vec<usize> = (0..n).map(|i| pool.count(0, size, i)).collect();

@@ -7,7 +7,7 @@ use crate::{Error, Result, synthetic};
 
 /// What is left out at random in training; see [`Network::forward_dropping`](super::Network::forward_dropping).
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Dropping {
+pub struct DropConfig {
     /// The probability that a feature that the last layer sees is 0 (dropout, arXiv 1207.0580).
     pub dropout: f64,
     /// The probability that the last block's sum is its shortcut alone, for each image by itself; that of blocks before
@@ -17,7 +17,7 @@ pub struct Dropping {
     pub seed: u64,
 }
 
-/// [`Dropping`] for one graph.
+/// [`DropConfig`] for one graph.
 #[derive(Debug)]
 pub(super) struct Plan {
     /// By operation: the probability that a sum's branch is left out.
@@ -27,7 +27,7 @@ pub(super) struct Plan {
     seed: u64,
 }
 
-impl Dropping {
+impl DropConfig {
     /// Whether anything is left out.
     fn is_any(&self) -> bool {
         self.dropout != 0.0 || self.drop_path != 0.0
@@ -132,21 +132,21 @@ mod tests {
         x.flatten_all().unwrap().to_vec1().unwrap()
     }
 
-    fn forward(network: &Network, x: &Tensor, dropping: Dropping) -> Vec<f32> {
+    fn forward(network: &Network, x: &Tensor, dropping: DropConfig) -> Vec<f32> {
         values(&network.forward_dropping(x, dropping).unwrap())
     }
 
-    const SOME: Dropping = Dropping { dropout: 0.3, drop_path: 0.5, seed: 1 };
+    const SOME: DropConfig = DropConfig { dropout: 0.3, drop_path: 0.5, seed: 1 };
 
     #[test]
     fn seeds_choose_and_nothing_else_does() {
         let network = network(&zoo::arch("resnet20_cifar").unwrap());
         let x = input(4);
-        let with = |seed| forward(&network, &x, Dropping { seed, ..SOME });
+        let with = |seed| forward(&network, &x, DropConfig { seed, ..SOME });
         assert_eq!(with(1), with(1));
         assert_ne!(with(1), with(2));
         let whole = values(&network.forward(&x).unwrap());
-        assert_eq!(forward(&network, &x, Dropping { seed: 1, ..Dropping::default() }), whole);
+        assert_eq!(forward(&network, &x, DropConfig { seed: 1, ..DropConfig::default() }), whole);
         assert_ne!(with(1), whole);
         // In evaluation mode nothing is left out.
         assert_eq!(values(&network.forward(&x).unwrap()), whole);
@@ -160,7 +160,8 @@ mod tests {
             let network = network(&zoo::arch(name).unwrap());
             let graph = network.graph();
             let sums: Vec<NodeId> = graph.residual_sums().collect();
-            let mut plan = Dropping { drop_path: 0.5, ..Dropping::default() }.plan(graph).unwrap().unwrap();
+            let mut plan =
+                DropConfig { drop_path: 0.5, ..DropConfig::default() }.plan(graph).unwrap().unwrap();
             assert_eq!((plan.branch(sums[0]), plan.branch(*sums.last().unwrap())), (0.0, 0.5), "{name}");
             for &sum in [&sums[1], &sums[sums.len() / 2], sums.last().unwrap()] {
                 plan.branches.fill(0.0);
@@ -213,15 +214,15 @@ mod tests {
 
     #[test]
     fn what_a_network_lacks_cannot_be_left_out() {
-        let check = |arch: &str, classes: usize, dropping: Dropping, message: &str| {
+        let check = |arch: &str, classes: usize, dropping: DropConfig, message: &str| {
             let graph = zoo::arch(arch).unwrap().with_classes(classes).graph().unwrap();
             let error = dropping.plan(&graph).unwrap_err().to_string();
             assert!(error.contains(message), "{error}");
         };
         check("plain20_cifar", 10, SOME, "drop_path is 0.5, but the network has no residual branches");
         check("seresnet18", 0, SOME, "dropout is 0.3, but the network has no last layer");
-        check("resnet18", 10, Dropping { dropout: 1.0, ..SOME }, "dropout is 1, expected 0 to less than 1");
-        check("resnet18", 10, Dropping { drop_path: f64::NAN, ..SOME }, "drop_path is NaN");
+        check("resnet18", 10, DropConfig { dropout: 1.0, ..SOME }, "dropout is 1, expected 0 to less than 1");
+        check("resnet18", 10, DropConfig { drop_path: f64::NAN, ..SOME }, "drop_path is NaN");
         // Every family has a last layer, and those with shortcuts have branches.
         for (name, branches) in [
             ("test_resnet", true),
@@ -235,9 +236,9 @@ mod tests {
             ("resnet50_clip_gap", true),
         ] {
             let graph = zoo::arch(name).unwrap().with_classes(5).graph().unwrap();
-            let plan = |dropping: Dropping| dropping.plan(&graph).map(|plan| plan.is_some());
-            assert!(plan(Dropping { drop_path: 0.0, ..SOME }).unwrap(), "{name}");
-            assert_eq!(plan(Dropping { dropout: 0.0, ..SOME }).is_ok(), branches, "{name}");
+            let plan = |dropping: DropConfig| dropping.plan(&graph).map(|plan| plan.is_some());
+            assert!(plan(DropConfig { drop_path: 0.0, ..SOME }).unwrap(), "{name}");
+            assert_eq!(plan(DropConfig { dropout: 0.0, ..SOME }).is_ok(), branches, "{name}");
         }
         // One block alone is never left out.
         let stage = Stage { block: Block::Basic, depth: 1, width: 8 };

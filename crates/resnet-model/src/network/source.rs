@@ -39,7 +39,7 @@ impl Source {
             if dtype == DType::I64 && tensor.dtype() == crate::raw::Dtype::I64 && tensor.shape().is_empty() {
                 return Ok(Tensor::new(tensor.scalar().unwrap_or(0), device)?);
             }
-            return self.checkpoint.candle(name, dtype, device);
+            return self.checkpoint.to_tensor(name, dtype, device);
         };
         let tensor = match part {
             "bias" => Tensor::from_vec(folded.bias(node, &self.checkpoint)?, conv.out_channels, device)?,

@@ -9,10 +9,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Tensor, Var};
-use resnet_kernels::{Aligned, Blocked, Memory, View};
+use resnet_kernels::{Aligned, Blocked, BufferPool, View};
 
 use super::steps::Step;
-use super::{Dropping, Layer, Network, Statistics};
+use super::{DropConfig, Layer, Network, Statistics};
 use crate::graph::NodeId;
 use crate::{Error, Result, ops};
 
@@ -20,35 +20,35 @@ mod backward;
 mod forward;
 
 /// Memory that the steps of a network share.
-pub(super) type Shared = Arc<Mutex<Memory>>;
+pub(super) type Shared = Arc<Mutex<BufferPool>>;
 
 /// The workers that train one network together, each on its own part of a batch. What each differentiates is its part of
 /// a loss that is the sum of these parts.
-pub trait Workers {
+pub trait ProcessGroup {
     /// How many there are.
     fn count(&self) -> usize {
         1
     }
 
     /// Replaces `values` by their sums over all workers, the same on each; called by all of them in the same order.
-    /// Error: [`Error::Workers`] where others cannot be reached.
+    /// Error: [`Error::ProcessGroup`] where others cannot be reached.
     fn sum(&self, values: &mut [f64]) -> Result<()>;
 }
 
 /// A process that trains by itself.
 #[derive(Debug, Clone, Copy)]
-pub struct Alone;
+pub struct SingleProcess;
 
-impl Workers for Alone {
+impl ProcessGroup for SingleProcess {
     fn sum(&self, _: &mut [f64]) -> Result<()> {
         Ok(())
     }
 }
 
-/// What a forward pass left for the backward pass; made by [`Network::record`].
-pub struct Backward<'a> {
+/// What a forward pass left for the backward pass; made by [`Network::train_forward`].
+pub struct Tape<'a> {
     network: &'a Network,
-    workers: &'a dyn Workers,
+    workers: &'a dyn ProcessGroup,
     logits: Var,
     kind: Kind,
 }
@@ -61,33 +61,28 @@ enum Kind {
 
 impl Network {
     /// [`Network::forward_train`] for a step of training: the logits `[N, K]`, as a variable that a loss is computed from,
-    /// are [`Backward::logits`]. Batch norms take their statistics over all `workers`.
+    /// are [`Tape::logits`]. Batch norms take their statistics over all `workers`.
     ///
     /// On the CPU in `f32` this is faster and takes less memory than candle's graph, whose results it has up to rounding.
     /// Errors: those of [`Network::forward_dropping`].
-    pub fn record<'a>(
+    pub fn train_forward<'a>(
         &'a self,
         x: &Tensor,
-        dropping: Dropping,
-        workers: &'a dyn Workers,
-    ) -> Result<Backward<'a>> {
+        dropping: DropConfig,
+        workers: &'a dyn ProcessGroup,
+    ) -> Result<Tape<'a>> {
         if !ops::is_ours(x) || x.dtype() != DType::F32 || self.dtype != DType::F32 {
             if workers.count() > 1 {
                 return Err(Error::Arch("batch norms are synchronised on the CPU in f32 only".into()));
             }
             let logits = self.forward_dropping(x, dropping)?;
             let kind = Kind::Candle(logits.clone());
-            return Ok(Backward {
-                network: self,
-                workers,
-                logits: Var::from_tensor(&logits.detach())?,
-                kind,
-            });
+            return Ok(Tape { network: self, workers, logits: Var::from_tensor(&logits.detach())?, kind });
         }
         self.check(x)?;
         let plan = dropping.plan(&self.graph)?;
         let (logits, saved) = forward::run(self, x, plan.as_ref(), workers)?;
-        Ok(Backward { network: self, workers, logits: Var::from_tensor(&logits)?, kind: Kind::Tape(saved) })
+        Ok(Tape { network: self, workers, logits: Var::from_tensor(&logits)?, kind: Kind::Tape(saved) })
     }
 
     /// Every tensor that has gradients.
@@ -114,7 +109,7 @@ fn tensors(layer: &Layer) -> Vec<&Tensor> {
     }
 }
 
-impl Backward<'_> {
+impl Tape<'_> {
     /// The logits `[N, K]`; what they came from is not candle's to know.
     pub fn logits(&self) -> &Tensor {
         &self.logits
@@ -138,7 +133,7 @@ impl Backward<'_> {
         }
     }
 
-    /// [`Backward::run`] for a loss computed from [`Backward::logits`], into a store.
+    /// [`Tape::run`] for a loss computed from [`Tape::logits`], into a store.
     pub fn gradients(self, loss: &Tensor) -> Result<GradStore> {
         let mut store = loss.backward()?;
         let grad = match store.remove(&self.logits) {
@@ -153,9 +148,9 @@ impl Backward<'_> {
     }
 }
 
-impl std::fmt::Debug for Backward<'_> {
+impl std::fmt::Debug for Tape<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-        f.debug_struct("Backward").field("logits", &self.logits).finish_non_exhaustive()
+        f.debug_struct("Tape").field("logits", &self.logits).finish_non_exhaustive()
     }
 }
 
@@ -229,7 +224,7 @@ impl Drop for Act {
     }
 }
 
-fn lock(memory: &Shared) -> MutexGuard<'_, Memory> {
+fn lock(memory: &Shared) -> MutexGuard<'_, BufferPool> {
     memory.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -85,11 +85,11 @@ fn trimmed(x: &Tensor, conv: &Conv, padding: usize, stride: usize) -> Result<Ten
 }
 
 /// The threads that all convolutions of the process share; as many as rayon has.
-pub(crate) fn threads() -> Result<&'static resnet_kernels::Pool> {
-    static POOL: OnceLock<std::result::Result<resnet_kernels::Pool, String>> = OnceLock::new();
+pub(crate) fn threads() -> Result<&'static resnet_kernels::ThreadPool> {
+    static POOL: OnceLock<std::result::Result<resnet_kernels::ThreadPool, String>> = OnceLock::new();
     let made = POOL.get_or_init(|| {
         let threads = rayon::current_num_threads().clamp(1, resnet_kernels::MAX_THREADS);
-        resnet_kernels::Pool::new(threads).map_err(|e| e.to_string())
+        resnet_kernels::ThreadPool::new(threads).map_err(|e| e.to_string())
     });
     made.as_ref().map_err(|e| candle_core::Error::Msg(e.clone()))
 }

@@ -5,11 +5,11 @@ use rayon::prelude::*;
 
 use super::real::{Real, contiguous, dispatch, with};
 use super::{every, real};
-use crate::graph::{AdaptiveAvgPool, AvgPool, Blur, Divisor, Pool};
+use crate::graph::{AdaptiveAvgPool, AvgPool, Blur, Divisor, PoolSpec};
 
 /// The maximum over windows; padding counts as minus infinity. The gradient goes to the first of equal maxima, as in
 /// PyTorch, and a NaN in the window is the maximum.
-pub(crate) fn max_pool(x: &Tensor, pool: &Pool) -> Result<Tensor> {
+pub(crate) fn max_pool(x: &Tensor, pool: &PoolSpec) -> Result<Tensor> {
     let (_, _, h, w) = x.dims4()?;
     let (Some(_), Some(_)) = (pool.output(0, h), pool.output(1, w)) else {
         candle_core::bail!("no window of {:?} fits {h}×{w} pixels", pool.kernel)
@@ -43,7 +43,7 @@ pub(crate) fn max_pool(x: &Tensor, pool: &Pool) -> Result<Tensor> {
 }
 
 /// `x` with a border of `value` as wide as the padding.
-fn pad_with(x: &Tensor, pool: &Pool, value: f32) -> Result<Tensor> {
+fn pad_with(x: &Tensor, pool: &PoolSpec, value: f32) -> Result<Tensor> {
     let mut x = x.clone();
     for (axis, dim) in [(0, 2), (1, 3)] {
         let pad = pool.padding[axis];
@@ -58,12 +58,12 @@ fn pad_with(x: &Tensor, pool: &Pool, value: f32) -> Result<Tensor> {
 }
 
 /// [`max_pool`] on the CPU.
-struct MaxPool(Pool);
+struct MaxPool(PoolSpec);
 
 impl MaxPool {
     /// The result and where in its plane it comes from, for the window at `[oy, ox]` of a plane `[h, w]`.
     fn window<T: Real>(&self, plane: &[T], [h, w]: [usize; 2], [oy, ox]: [usize; 2]) -> (T, usize) {
-        let Pool { kernel, stride, padding } = self.0;
+        let PoolSpec { kernel, stride, padding } = self.0;
         let span = |axis: usize, at: usize, size: usize| {
             let start = at * stride[axis];
             let end = (start + kernel[axis]).saturating_sub(padding[axis]).min(size);

@@ -1,11 +1,11 @@
 use super::*;
-use crate::graph::{AdaptiveAvgPool, AvgPool, Blur, Conv, Divisor, Pool, Rounding};
+use crate::graph::{AdaptiveAvgPool, AvgPool, Blur, Conv, Divisor, PoolSpec, Rounding};
 use candle_core::{DType, Device, Var};
 
 #[test]
 fn padding_never_wins_a_max_pool() {
     let x = Tensor::full(-1f32, (1, 1, 3, 3), &Device::Cpu).unwrap();
-    let pool = Pool { padding: [1; 2], ..Pool::square(3, 2) };
+    let pool = PoolSpec { padding: [1; 2], ..PoolSpec::square(3, 2) };
     let y = max_pool(&x, &pool).unwrap();
     assert_eq!(y.dims(), [1, 1, 2, 2]);
     assert_eq!(y.flatten_all().unwrap().to_vec1::<f32>().unwrap(), [-1.0; 4]);
@@ -33,7 +33,7 @@ fn counting(h: usize, w: usize) -> Tensor {
 #[test]
 fn means_divide_by_what_they_are_told() {
     let check = |rounding, divisor, padding, expected: Vec<Vec<f32>>| {
-        let window = Pool { padding: [padding; 2], ..Pool::square(2, 2) };
+        let window = PoolSpec { padding: [padding; 2], ..PoolSpec::square(2, 2) };
         let y = avg_pool(&counting(3, 3), &AvgPool { window, rounding, divisor }).unwrap();
         assert_eq!(rows(&y), expected);
     };
@@ -59,7 +59,7 @@ fn adaptive_means_overlap_where_pixels_are_few() {
 #[test]
 fn means_and_blurs_have_gradients() {
     let x = Var::from_tensor(&counting(4, 4)).unwrap();
-    let window = Pool { padding: [1; 2], ..Pool::square(3, 1) };
+    let window = PoolSpec { padding: [1; 2], ..PoolSpec::square(3, 1) };
     let pool = AvgPool { window, rounding: Rounding::Floor, divisor: Divisor::Window };
     let y = blur(&avg_pool(&x, &pool).unwrap(), &Blur { stride: 2 }).unwrap();
     let gradients = y.sum_all().unwrap().backward().unwrap();
@@ -138,9 +138,9 @@ fn convolutions_have_gradients() {
 
 #[test]
 fn pools_and_rectifiers_have_gradients() {
-    let window = Pool { padding: [1; 2], ..Pool::square(3, 2) };
-    let oblong = Pool { kernel: [2, 3], stride: [1, 2], padding: [1, 0] };
-    for pool in [window, oblong, Pool::square(2, 2)] {
+    let window = PoolSpec { padding: [1; 2], ..PoolSpec::square(3, 2) };
+    let oblong = PoolSpec { kernel: [2, 3], stride: [1, 2], padding: [1, 0] };
+    for pool in [window, oblong, PoolSpec::square(2, 2)] {
         check_gradients(&format!("{pool:?}"), &[some(&[2, 3, 7, 8], "x")], &|t| {
             max_pool(&t[0], &pool).unwrap()
         });
@@ -155,7 +155,7 @@ fn pools_and_rectifiers_have_gradients() {
 #[test]
 fn the_first_of_equal_maxima_has_the_gradient() {
     let x = Var::from_tensor(&Tensor::ones((1, 1, 4, 4), DType::F32, &Device::Cpu).unwrap()).unwrap();
-    let pool = Pool { padding: [1; 2], ..Pool::square(3, 2) };
+    let pool = PoolSpec { padding: [1; 2], ..PoolSpec::square(3, 2) };
     let y = max_pool(x.as_tensor(), &pool).unwrap().sum_all().unwrap();
     let gradient = y.backward().unwrap().get(&x).unwrap().clone();
     // By torch.nn.functional.max_pool2d(x, 3, 2, 1).sum().backward().

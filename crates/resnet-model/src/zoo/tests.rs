@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use candle_core::{DType, Device, Tensor};
 
 use super::*;
-use crate::arch::{GlobalPool, Options};
-use crate::{Checkpoint, Network, Runtime, cost, engine, params, safetensors, synthetic};
+use crate::arch::{ArchOptions, GlobalPool};
+use crate::{Checkpoint, Network, Runtime, cost, engine, param_specs, safetensors, synthetic};
 
 mod options;
 
@@ -34,7 +34,8 @@ fn descriptions_are_short_and_read_back() {
         let unknown = json.replacen('{', r#"{"surprise":1,"#, 1);
         assert!(serde_json::from_str::<Arch>(&unknown).is_err(), "{name}");
     }
-    let options = Options { pool: Some(GlobalPool::AvgMax), output_stride: Some(8), ..Options::default() };
+    let options =
+        ArchOptions { pool: Some(GlobalPool::AvgMax), output_stride: Some(8), ..ArchOptions::default() };
     let net = arch("resnet50d").unwrap().with(options).unwrap();
     let json = serde_json::to_string(&net).unwrap();
     assert_eq!(serde_json::from_str::<Arch>(&json).unwrap(), net);
@@ -71,17 +72,17 @@ fn rows() -> Vec<Row> {
 /// An architecture by the name that the golden script gives it: `resnet50+os8` is one with options.
 fn golden_arch(name: &str) -> Arch {
     let (base, option) = name.split_once('+').unwrap_or((name, ""));
-    let none = Options::default();
+    let none = ArchOptions::default();
     let options = match option {
         "" => none,
-        "os8" => Options { output_stride: Some(8), ..none },
-        "os16" => Options { output_stride: Some(16), ..none },
-        "max" => Options { pool: Some(GlobalPool::Max), ..none },
-        "avgmax" => Options { pool: Some(GlobalPool::AvgMax), ..none },
-        "catavgmax" => Options { pool: Some(GlobalPool::CatAvgMax), ..none },
-        "classes0" => Options { num_classes: Some(0), ..none },
-        "in1" | "adapt1" => Options { in_channels: Some(1), ..none },
-        "adapt4" => Options { in_channels: Some(4), ..none },
+        "os8" => ArchOptions { output_stride: Some(8), ..none },
+        "os16" => ArchOptions { output_stride: Some(16), ..none },
+        "max" => ArchOptions { pool: Some(GlobalPool::Max), ..none },
+        "avgmax" => ArchOptions { pool: Some(GlobalPool::AvgMax), ..none },
+        "catavgmax" => ArchOptions { pool: Some(GlobalPool::CatAvgMax), ..none },
+        "classes0" => ArchOptions { num_classes: Some(0), ..none },
+        "in1" | "adapt1" => ArchOptions { in_channels: Some(1), ..none },
+        "adapt4" => ArchOptions { in_channels: Some(4), ..none },
         other => panic!("{other}"),
     };
     arch(base).unwrap().with(options).unwrap()
@@ -104,10 +105,10 @@ fn names_shapes_order_and_costs_are_pytorchs() {
     }
     for Row { name, tensors, parameters, listing, macs } in rows {
         let graph = golden_arch(name).graph().unwrap();
-        let list = params::list(&graph);
+        let list = param_specs::list(&graph);
         let shape = |s: &[usize]| s.iter().map(usize::to_string).collect::<Vec<_>>().join("x");
         let text: String = list.iter().map(|p| format!("{} {}\n", p.name, shape(&p.shape))).collect();
-        assert_eq!((list.len(), params::count(&graph)), (tensors, parameters), "{name}");
+        assert_eq!((list.len(), param_specs::count(&graph)), (tensors, parameters), "{name}");
         assert_eq!(format!("{:016x}", synthetic::hash(&text)), listing, "{name}:\n{text}");
         assert_eq!(cost::macs(&graph, 224, 224).unwrap(), macs, "{name}");
     }
@@ -188,7 +189,8 @@ fn agree(part: usize, parts: usize) {
             Runtime::Network(Box::new(Network::load(&checkpoint, DType::F32, &Device::Cpu).unwrap()));
         let of_network = distance_from_pytorch(row.name, &network, &golden);
         drop(network);
-        let options = engine::Options { input: Some(size(row.name)), ..engine::Options::default() };
+        let options =
+            engine::EngineOptions { input: Some(size(row.name)), ..engine::EngineOptions::default() };
         let engine = Runtime::new(&checkpoint, &Device::Cpu, options).unwrap();
         let errors = [of_network, distance_from_pytorch(row.name, &engine, &golden)];
         println!(

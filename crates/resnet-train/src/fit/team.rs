@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use candle_core::{Device, Tensor, Var};
-use resnet_model::params::Role;
+use resnet_model::param_specs::Role;
 
 use super::{Begin, Trainer};
 use crate::config::{Config, differences, require};

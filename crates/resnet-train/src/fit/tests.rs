@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use super::*;
 use candle_core::Device;
 use image::RgbImage;
-use resnet_model::parameters::Initialisation;
+use resnet_model::parameters::Initialization;
 use resnet_model::{Arch, Checkpoint, Classifier, Preprocess};
 
 use crate::augment::{Augment, Crop};
@@ -70,7 +70,7 @@ fn run(
     begin: Begin,
     stop_after: Option<u64>,
 ) -> Result<Outcome> {
-    let start = Initialisation { seed: config.seed, ..Initialisation::default() };
+    let start = Initialization { seed: config.seed, ..Initialization::default() };
     let parameters = Parameters::new(&arch(2), start, &Device::Cpu)?;
     let stop = AtomicBool::new(false);
     let mut events = Vec::new();
@@ -192,7 +192,7 @@ fn divergence_after_good_epochs_leaves_their_network_and_state() {
         let mut wild = Config { epochs: 60, batch_size, keep, clip: None, ema: None, ..config() };
         (wild.optimizer.momentum, wild.optimizer.weight_decay) = (0.0, 30.0);
         (wild.schedule.rate, wild.schedule.warm_up) = (0.02 * 60.0, 1.0);
-        let whole = Parameters::new(&arch(2), Initialisation::default(), &Device::Cpu).unwrap();
+        let whole = Parameters::new(&arch(2), Initialization::default(), &Device::Cpu).unwrap();
         let stop = AtomicBool::new(false);
         let (steps, written) = (Cell::new(0), RefCell::new(BTreeMap::new()));
         let train = |begin| {

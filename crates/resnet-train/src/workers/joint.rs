@@ -6,7 +6,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use candle_core::{Device, Tensor};
-use resnet_model::network::Workers;
+use resnet_model::network::ProcessGroup;
 use resnet_model::{Error, Result};
 
 use super::{Part, Pending, Team};
@@ -149,7 +149,7 @@ impl Joint {
     }
 
     fn error(&self, why: String) -> Error {
-        Error::Workers { rank: self.rank, count: self.count, why }
+        Error::ProcessGroup { rank: self.rank, count: self.count, why }
     }
 }
 
@@ -178,7 +178,7 @@ fn serve(mut wire: impl Wire, requests: &Receiver<Request>, closed: &Sender<()>)
     std::mem::forget(wire);
 }
 
-impl Workers for Joint {
+impl ProcessGroup for Joint {
     fn count(&self) -> usize {
         self.count
     }

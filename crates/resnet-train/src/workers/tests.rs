@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use candle_core::{DType, Device};
 use image::RgbImage;
-use resnet_model::parameters::Initialisation;
+use resnet_model::parameters::Initialization;
 use resnet_model::{Arch, Meta, Parameters, Preprocess, safetensors};
 
 use super::*;
@@ -186,7 +186,7 @@ struct Outcome {
 fn train(folder: &Path, config: &Config, data: &Arc<Dataset>, begin: Begin, team: &dyn Team) -> Outcome {
     let mut preprocess = Preprocess::torchvision(12, 12);
     (preprocess.mean, preprocess.std) = (vec![0.5; 3], vec![0.25; 3]);
-    let parameters = Parameters::new(&arch(), Initialisation::default(), &Device::Cpu).unwrap();
+    let parameters = Parameters::new(&arch(), Initialization::default(), &Device::Cpu).unwrap();
     let (meta, stop) = (Meta::new(arch(), preprocess), AtomicBool::new(false));
     let (dataset, mut losses) = (data.clone(), Vec::new());
     let run = Run { config, dataset, parameters, meta, folder, begin, stop: &stop };
@@ -226,7 +226,7 @@ fn check(what: &str, count: usize, config: &Config) {
     let data = dataset(41);
     let (one, many) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let large = Config { batch_size: config.batch_size * count, ..config.clone() };
-    let expected = train(one.path(), &large, &data, Begin::New, &Alone);
+    let expected = train(one.path(), &large, &data, Begin::New, &SingleProcess);
     let runs = together(count, &limits(), |team| {
         let run = train(many.path(), config, &data, Begin::New, &team);
         team.close(Duration::from_secs(10));

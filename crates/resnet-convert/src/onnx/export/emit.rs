@@ -4,7 +4,7 @@ mod attention;
 
 use resnet_model::Checkpoint;
 use resnet_model::cost::Cost;
-use resnet_model::graph::{AvgPool, Conv, Divisor, Graph, GroupNorm, Node, Op, Pool, Rounding};
+use resnet_model::graph::{AvgPool, Conv, Divisor, Graph, GroupNorm, Node, Op, PoolSpec, Rounding};
 
 use super::message::{self, Attribute, Ends, Nodes, value_info};
 use crate::error::{Error, Result};
@@ -304,7 +304,7 @@ impl Emitter<'_> {
                 }
             }
         }
-        let window = Pool { kernel, stride: kernel, padding: [0; 2] };
+        let window = PoolSpec { kernel, stride: kernel, padding: [0; 2] };
         let pool = AvgPool { window, rounding: Rounding::Floor, divisor: Divisor::Pixels };
         Ok(self.push(&node.name, "AveragePool", &[x], mean(&pool)))
     }
@@ -340,7 +340,7 @@ impl Emitter<'_> {
     }
 }
 
-fn window(pool: &Pool) -> Vec<Attribute> {
+fn window(pool: &PoolSpec) -> Vec<Attribute> {
     vec![
         Attribute::ints("kernel_shape", &ints(pool.kernel)),
         Attribute::ints("strides", &ints(pool.stride)),

@@ -9,7 +9,7 @@ type Sink<'a> = &'a mut dyn FnMut(&Tensor, Tensor) -> Result<()>;
 
 pub(super) fn run(
     network: &Network,
-    workers: &dyn Workers,
+    workers: &dyn ProcessGroup,
     mut saved: Vec<Saved>,
     grad: &Tensor,
     sink: Sink,
@@ -41,7 +41,7 @@ fn rectify(grad: &mut Act, y: &Act) -> Result<()> {
 
 struct Pass<'a> {
     network: &'a Network,
-    workers: &'a dyn Workers,
+    workers: &'a dyn ProcessGroup,
     /// To each node's result, as far as known.
     gradients: Vec<Option<Value>>,
     sink: Sink<'a>,

@@ -12,7 +12,7 @@ pub(super) fn run(
     network: &Network,
     x: &Tensor,
     plan: Option<&Plan>,
-    workers: &dyn Workers,
+    workers: &dyn ProcessGroup,
 ) -> Result<(Tensor, Vec<Saved>)> {
     let mut pass = Pass { network, workers, plan, tracked: vec![false; network.layers.len()] };
     let mut uses = network.uses.clone();
@@ -48,7 +48,7 @@ pub(super) fn run(
 
 struct Pass<'a> {
     network: &'a Network,
-    workers: &'a dyn Workers,
+    workers: &'a dyn ProcessGroup,
     /// What is left out.
     plan: Option<&'a Plan>,
     /// Whether a parameter before each node is trained.

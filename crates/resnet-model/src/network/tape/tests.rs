@@ -1,6 +1,6 @@
 use super::*;
 use crate::arch::{Block, Padding, ResNet};
-use crate::parameters::{Initialisation, Trained};
+use crate::parameters::{Initialization, Trained};
 use crate::{Arch, Parameters, synthetic, zoo};
 
 /// A loss of some logits.
@@ -16,7 +16,7 @@ fn both(
     parameters: &Parameters,
     trained: &Trained,
     statistics: Statistics,
-    dropping: Dropping,
+    dropping: DropConfig,
     x: &Tensor,
 ) -> [Vec<(String, Vec<f32>)>; 2] {
     [false, true].map(|tape| {
@@ -28,7 +28,7 @@ fn both(
                 (loss.clone(), loss.backward().unwrap())
             }
             true => {
-                let backward = network.record(x, dropping, &Alone).unwrap();
+                let backward = network.train_forward(x, dropping, &SingleProcess).unwrap();
                 assert!(matches!(backward.kind, Kind::Tape(_)));
                 let loss = weigh(backward.logits());
                 (loss.clone(), backward.gradients(&loss).unwrap())
@@ -51,7 +51,7 @@ fn both(
 }
 
 fn check(name: &str, size: [usize; 3], trained: Trained, statistics: Statistics) {
-    check_dropping(name, size, trained, statistics, Dropping::default());
+    check_dropping(name, size, trained, statistics, DropConfig::default());
 }
 
 fn check_dropping(
@@ -59,7 +59,7 @@ fn check_dropping(
     size: [usize; 3],
     trained: Trained,
     statistics: Statistics,
-    dropping: Dropping,
+    dropping: DropConfig,
 ) {
     check_arch(name, zoo::arch(name).unwrap(), size, trained, statistics, dropping);
 }
@@ -70,10 +70,10 @@ fn check_arch(
     size: [usize; 3],
     trained: Trained,
     statistics: Statistics,
-    dropping: Dropping,
+    dropping: DropConfig,
 ) {
     let arch = arch.with_classes(5);
-    let parameters = Parameters::new(&arch, Initialisation::default(), &Device::Cpu).unwrap();
+    let parameters = Parameters::new(&arch, Initialization::default(), &Device::Cpu).unwrap();
     let [n, h, w] = size;
     let x = Tensor::from_vec(synthetic::input(n * 3 * h * w), (n, 3, h, w), &Device::Cpu).unwrap();
     let [expected, found] = both(&parameters, &trained, statistics, dropping, &x);
@@ -108,11 +108,11 @@ fn gates_and_means_have_kernels_and_other_operations_are_candles() {
     check("resnetv2_50x1_bit", [2, 64, 64], Trained::From("stages.3".into()), Statistics::Running);
     // Padding on one side.
     let net = ResNet { padding: Padding::OneSided, ..ResNet::imagenet(Block::Basic, &[1, 1]) };
-    let (batch, none) = (Statistics::default(), Dropping::default());
+    let (batch, none) = (Statistics::default(), DropConfig::default());
     check_arch("one-sided", Arch::ResNet(net), [2, 64, 48], Trained::All, batch, none);
 }
 
-const SOME: Dropping = Dropping { dropout: 0.3, drop_path: 0.5, seed: 7 };
+const SOME: DropConfig = DropConfig { dropout: 0.3, drop_path: 0.5, seed: 7 };
 
 /// Sums behind norms, also of a shortcut; sums alone, behind gates and before the next block's norm.
 #[test]
@@ -133,11 +133,11 @@ fn what_is_left_out_is_what_candles_graph_leaves_out() {
 #[test]
 fn gradients_of_what_is_not_left_out_are_slopes() {
     let arch = zoo::arch("resnet20_cifar").unwrap();
-    let parameters = Parameters::new(&arch, Initialisation::default(), &Device::Cpu).unwrap();
+    let parameters = Parameters::new(&arch, Initialization::default(), &Device::Cpu).unwrap();
     let x = Tensor::from_vec(synthetic::input(4 * 3 * 16 * 16), (4, 3, 16, 16), &Device::Cpu).unwrap();
     let at = |parameters: &Parameters| {
         let network = parameters.network(&Trained::All, Statistics::Running).unwrap();
-        let backward = network.record(&x, SOME, &Alone).unwrap();
+        let backward = network.train_forward(&x, SOME, &SingleProcess).unwrap();
         let loss = weigh(backward.logits());
         (f64::from(loss.to_scalar::<f32>().unwrap()), backward.gradients(&loss).unwrap())
     };
@@ -164,13 +164,13 @@ fn gradients_of_what_is_not_left_out_are_slopes() {
 #[test]
 fn memory_is_used_again_from_step_to_step() {
     let parameters =
-        Parameters::new(&zoo::arch("resnet20_cifar").unwrap(), Initialisation::default(), &Device::Cpu)
+        Parameters::new(&zoo::arch("resnet20_cifar").unwrap(), Initialization::default(), &Device::Cpu)
             .unwrap();
     let network = parameters.network(&Trained::All, Statistics::default()).unwrap();
     let x = Tensor::from_vec(synthetic::input(4 * 3 * 32 * 32), (4, 3, 32, 32), &Device::Cpu).unwrap();
     let held: Vec<usize> = (0..3)
         .map(|_| {
-            let backward = network.record(&x, Dropping::default(), &Alone).unwrap();
+            let backward = network.train_forward(&x, DropConfig::default(), &SingleProcess).unwrap();
             let loss = backward.logits().sqr().unwrap().sum_all().unwrap();
             backward.gradients(&loss).unwrap();
             lock(&network.memory).bytes()

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use super::{golden_arch, rows};
-use crate::arch::{GlobalPool, Options};
+use crate::arch::{ArchOptions, GlobalPool};
 use crate::graph::{Graph, Op};
 use crate::zoo;
 
@@ -35,13 +35,13 @@ fn options_are_compared_or_refused() {
         for option in ["classes0", "adapt1"] {
             assert!(is_compared(name, option), "{name} {option}");
         }
-        let refused = |options: Options, option: &str| {
+        let refused = |options: ArchOptions, option: &str| {
             let message = zoo::arch(name).unwrap().with(options).unwrap_err().to_string();
             assert!(message.contains(&format!("{family} has no")), "{message}");
             assert!(!is_compared(name, option), "{name} {option}");
         };
         for (option, pool) in POOLS {
-            let options = Options { pool: Some(pool), ..Options::default() };
+            let options = ArchOptions { pool: Some(pool), ..ArchOptions::default() };
             if lacks.contains(&"pool") {
                 refused(options, option);
                 continue;
@@ -52,7 +52,7 @@ fn options_are_compared_or_refused() {
             assert!(is_compared(name, option) || shared, "{name} {option}");
         }
         for (option, stride) in [("os8", 8), ("os16", 16)] {
-            let options = Options { output_stride: Some(stride), ..Options::default() };
+            let options = ArchOptions { output_stride: Some(stride), ..ArchOptions::default() };
             if lacks.contains(&"stride") {
                 refused(options, option);
                 continue;

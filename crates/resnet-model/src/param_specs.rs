@@ -4,7 +4,7 @@ use crate::graph::{Graph, Op, StdConv};
 
 /// One tensor that a network needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Param {
+pub struct ParamSpec {
     /// The name, e.g. `layer1.0.bn1.running_mean`.
     pub name: String,
     /// The shape; empty for a scalar.
@@ -52,11 +52,11 @@ impl Role {
 }
 
 /// All tensors of a graph, in the order of `state_dict()`.
-pub fn list(graph: &Graph) -> Vec<Param> {
+pub fn list(graph: &Graph) -> Vec<ParamSpec> {
     let mut params = Vec::new();
     for node in graph.registered() {
         let mut push = |suffix: &str, shape: &[usize], role| {
-            params.push(Param { name: format!("{}.{suffix}", node.name), shape: shape.to_vec(), role });
+            params.push(ParamSpec { name: format!("{}.{suffix}", node.name), shape: shape.to_vec(), role });
         };
         let channels = [node.channels];
         match &node.op {
