@@ -6,7 +6,7 @@ GOLDEN := target/golden-env
 # The registry's own names only; see tests/golden/requirements.txt for the pinned versions.
 STAMP := $(GOLDEN)/.installed
 
-.PHONY: demo test test-slow test-aarch64 test-mpi check figures golden peers peers-rust peers-train train-digits fuzz help
+.PHONY: demo test test-slow test-aarch64 test-mpi check figures golden peers peers-rust peers-train train-digits fuzz bench deny publish-check help
 
 help:
 	@echo 'make demo    build and classify the bundled digits, without a network'
@@ -16,6 +16,9 @@ help:
 	@echo 'make test-aarch64  run the tests of the kernels on NEON, emulated (as root on Debian, installs what that needs)'
 	@echo 'make test-mpi  train by two processes under mpirun (as root on Debian, installs what that needs)'
 	@echo 'make check   formatting, clippy, documentation, tidy'
+	@echo 'make bench   time kernels and whole networks (divan)'
+	@echo 'make deny    check licenses, banned crates and sources of all dependencies (installs cargo-deny under target/)'
+	@echo 'make publish-check  package every crate and build it from its package, as crates.io would'
 	@echo 'make peers   time the engine beside ncnn, MNN, OpenVINO, ONNX Runtime and PyTorch (downloads them)'
 	@echo 'make peers-rust  build candle-transformers, tract and rten, for make peers to time too'
 	@echo 'make fuzz    fuzz every parser for SECONDS (60) each; needs cargo-fuzz and a nightly compiler'
@@ -49,6 +52,21 @@ check:
 	$(CARGO) clippy --workspace --all-targets --quiet -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps --quiet
 	$(CARGO) test --package resnet-cli --test e2e --quiet tidy
+
+bench:
+	$(CARGO) bench --workspace --benches
+
+TOOLS := target/tools
+deny: $(TOOLS)/bin/cargo-deny
+	$(TOOLS)/bin/cargo-deny --config .deny.toml check licenses bans sources
+
+$(TOOLS)/bin/cargo-deny:
+	$(CARGO) install --quiet --debug --locked --no-default-features --root $(TOOLS) cargo-deny@0.20.2
+
+# Separate from `check`: it compiles the dependencies once more (4 minutes on two cores). tests/tidy.rs checks on every run
+# that no crate includes files from outside of its folder.
+publish-check:
+	$(CARGO) publish --workspace --dry-run --allow-dirty
 
 golden: $(STAMP)
 	$(GOLDEN)/bin/python -B tests/golden/generate.py
