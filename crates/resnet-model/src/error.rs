@@ -129,12 +129,17 @@ pub enum Error {
         /// The names that exist.
         known: String,
     },
-    /// An image that cannot be decoded.
-    #[error("{0}")]
-    Image(String),
-    /// A preprocessing description that cannot be used.
-    #[error("preprocessing: {0}")]
-    Preprocess(String),
+    /// An image that cannot be decoded or preprocessed, or invalid preprocessing.
+    #[error(transparent)]
+    Image(#[from] resnet_image::Error),
+    /// A checkpoint whose preprocessing returns another number of channels than its network takes.
+    #[error("preprocessing returns {preprocess} channels, the network takes {network}")]
+    InputChannels {
+        /// Channels after preprocessing.
+        preprocess: usize,
+        /// Input channels of the network.
+        network: usize,
+    },
     /// A kernel refused its arguments.
     #[error("{0}")]
     Kernel(#[from] resnet_kernels::Error),
