@@ -13,16 +13,15 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[non_exhaustive]
 pub enum Error {
     /// Something went wrong with the file at `path`.
-    #[error("`{}`: {source}", path.display())]
+    #[error("`{}`: {error}", path.display())]
     At {
         /// The file.
         path: PathBuf,
-        /// What was wrong with it.
-        #[source]
-        source: Box<Error>,
+        /// The error.
+        error: Box<Error>,
     },
     /// The operating system refused to read or write.
-    #[error("{0}")]
+    #[error(transparent)]
     Io(#[from] std::io::Error),
     /// The bytes are no valid safetensors file.
     #[error("not a valid safetensors file: {0}")]
@@ -141,11 +140,11 @@ pub enum Error {
         network: usize,
     },
     /// A kernel refused its arguments.
-    #[error("{0}")]
+    #[error(transparent)]
     Kernel(#[from] resnet_kernels::Error),
     /// candle reported an error.
-    #[error("{0}")]
-    Candle(#[source] candle_core::Error),
+    #[error(transparent)]
+    Candle(candle_core::Error),
     /// The file to be written exists already.
     #[error("`{}` exists already", .0.display())]
     Exists(PathBuf),
@@ -156,7 +155,7 @@ impl Error {
     pub fn at(self, path: &Path) -> Error {
         match self {
             Error::At { .. } | Error::Exists(_) => self,
-            source => Error::At { path: path.to_owned(), source: Box::new(source) },
+            error => Error::At { path: path.to_owned(), error: Box::new(error) },
         }
     }
 }

@@ -217,7 +217,7 @@ impl Args {
         }
         let mut meta = Meta::new(parameters.arch().clone(), preprocess);
         meta.origin = checkpoint.meta().origin.clone();
-        Ok((parameters, meta, partial.initialised))
+        Ok((parameters, meta, partial.initialized))
     }
 }
 
