@@ -4,7 +4,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use candle_core::Device;
-use resnet_model::{Checkpoint, Classifier, decode};
+use resnet_image::decode;
+use resnet_model::{Checkpoint, Classifier};
 
 fn main() -> Result<()> {
     let mut args = std::env::args().skip(1);

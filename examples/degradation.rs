@@ -12,10 +12,10 @@ use std::time::Instant;
 use anyhow::Context;
 use candle_core::Device;
 use image::{DynamicImage, GrayImage};
+use resnet_image::preprocess::Channels;
 use resnet_model::arch::{ResNet, Shortcut};
 use resnet_model::file::{Existing, write_atomically};
 use resnet_model::parameters::Initialization;
-use resnet_model::preprocess::Channels;
 use resnet_model::{Arch, Meta, Parameters, Preprocess, safetensors};
 use resnet_train::augment::{Augment, Crop};
 use resnet_train::event::Record;
@@ -103,7 +103,7 @@ fn train(
         ..Config::default()
     };
     let mut preprocess = Preprocess::torchvision(SEEN, SEEN);
-    (preprocess.channels, preprocess.mean, preprocess.std) = (Channels::Grey, vec![0.5], vec![0.5]);
+    (preprocess.channels, preprocess.mean, preprocess.std) = (Channels::Gray, vec![0.5], vec![0.5]);
     let begin = if folder.exists() { Begin::Resume } else { Begin::New };
     let run = Run {
         config: &config,

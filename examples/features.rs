@@ -4,7 +4,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};
-use resnet_model::{Checkpoint, Network, decode};
+use resnet_image::decode;
+use resnet_model::{Checkpoint, Network};
 
 fn main() -> Result<()> {
     let mut args = std::env::args().skip(1);

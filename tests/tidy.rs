@@ -62,6 +62,7 @@ fn arrows_only_go_down() {
             "crates/resnet-kernels/Cargo.toml",
             vec!["candle", "resnet-model", "resnet-convert", "resnet-cli", "rayon"],
         ),
+        ("crates/resnet-image/Cargo.toml", vec!["candle", "resnet-", "rayon", "anyhow"]),
         (
             "crates/resnet-model/Cargo.toml",
             vec!["resnet-convert", "resnet-cli", "clap", "anyhow", "indicatif"],
@@ -113,7 +114,7 @@ fn the_mean_of_imagenet_has_one_home() {
     let mut homes = sources();
     homes.retain(|(_, text)| text.contains("0.485"));
     let homes: Vec<String> = homes.into_iter().map(|(name, _)| name).collect();
-    assert_eq!(homes, ["crates/resnet-model/src/preprocess.rs"]);
+    assert_eq!(homes, ["crates/resnet-image/src/preprocess.rs"]);
 }
 
 #[test]

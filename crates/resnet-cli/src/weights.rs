@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 
 use anyhow::{Context, bail};
 use indicatif::ProgressBar;
-use resnet_model::preprocess::{CLIP_MEAN, CLIP_STD, Filter};
+use resnet_image::preprocess::{CLIP_MEAN, CLIP_STD, Filter};
 use resnet_model::{Arch, Checkpoint, Labels, Preprocess, param_specs, zoo};
 use serde::{Deserialize, Serialize};
 

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use resnet_image::preprocess::{Channels, Filter, Resize};
 use resnet_model::arch::{Arch, Clip, ClipHead, ResNet, ResNetV2, Stem, StemV2};
 use resnet_model::file::Existing;
 use resnet_model::meta::{KEY, Origin};
 use resnet_model::param_specs::{self, Role};
-use resnet_model::preprocess::{Channels, Filter, Resize};
 use resnet_model::{Checkpoint, Labels, Meta, Preprocess, RawTensor, escape};
 
 use crate::cast::{self, Float};
@@ -153,7 +153,7 @@ fn assemble(
         }
     };
     if let Some(preprocess) = &options.preprocess {
-        preprocess.validate()?;
+        preprocess.validate().map_err(resnet_model::Error::from)?;
         meta.preprocess = preprocess.clone();
     }
     if let Some(labels) = &options.labels {
@@ -285,7 +285,7 @@ fn describe(
     let preprocess = match prelude {
         Some(prelude) => {
             let own = prelude.preprocess(usual, &mut names.notes);
-            own.validate()?;
+            own.validate().map_err(resnet_model::Error::from)?;
             own
         }
         None => names.preprocess(usual, &arch),
@@ -338,7 +338,7 @@ fn usual_preprocess(arch: &Arch) -> Preprocess {
         _ => {}
     }
     if arch.in_channels() == 1 {
-        (usual.channels, usual.mean, usual.std) = (Channels::Grey, vec![0.0], vec![1.0]);
+        (usual.channels, usual.mean, usual.std) = (Channels::Gray, vec![0.0], vec![1.0]);
     }
     usual
 }

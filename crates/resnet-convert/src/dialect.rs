@@ -10,8 +10,8 @@ mod transpose;
 
 use std::collections::{BTreeMap, HashSet};
 
+use resnet_image::preprocess::Channels;
 use resnet_model::arch::{Arch, Block, StrideIn};
-use resnet_model::preprocess::Channels;
 use resnet_model::{Preprocess, RawTensor, escape};
 
 use self::pattern::Pattern;
@@ -89,7 +89,7 @@ impl Translation {
     pub(crate) fn preprocess(&self, usual: Preprocess, arch: &Arch) -> Preprocess {
         let grouped = matches!(arch, Arch::ResNet(net) if net.groups > 1);
         match usual.channels {
-            Channels::Grey => usual,
+            Channels::Gray => usual,
             _ => self.norm.preprocess(usual, grouped),
         }
     }

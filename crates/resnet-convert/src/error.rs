@@ -95,7 +95,7 @@ impl Error {
         Some(match self {
             Error::TooLarge { .. } => "--dtype f16 halves it",
             Error::Leftover { .. } => "--partial leaves them out",
-            Error::Model(resnet_model::Error::At { source, .. }) => match &**source {
+            Error::Model(resnet_model::Error::At { error, .. }) => match &**error {
                 resnet_model::Error::Mismatch(m) if m.missing.is_empty() && m.reshaped.is_empty() => {
                     "--partial leaves them out"
                 }
@@ -115,9 +115,9 @@ impl Error {
     pub(crate) fn from_model(error: resnet_model::Error, path: &Path) -> Error {
         let mut error = error;
         let mut at = None;
-        while let resnet_model::Error::At { path, source } = error {
+        while let resnet_model::Error::At { path, error: inner } = error {
             at.get_or_insert(path);
-            error = *source;
+            error = *inner;
         }
         match error {
             resnet_model::Error::Io(e) => match Fault::of(e) {

@@ -177,10 +177,10 @@ fn onnx(data: &[u8]) {
 
 /// An image, decoded and made ready for a network.
 fn image(data: &[u8]) {
-    let preprocess = resnet_model::Preprocess::torchvision(40, 32);
+    let preprocess = resnet_image::Preprocess::torchvision(40, 32);
     let once = || {
         let start = Instant::now();
-        let result = resnet_model::decode::decode(data).and_then(|image| {
+        let result = resnet_image::decode::decode(data).and_then(|image| {
             let tensor = preprocess.apply(&image)?;
             assert_eq!(tensor.len(), 3 * 32 * 32);
             assert!(tensor.iter().all(|v| v.is_finite()));

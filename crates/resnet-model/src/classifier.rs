@@ -1,7 +1,7 @@
 //! A checkpoint made runnable: images in, named classes out.
 
 use candle_core::Device;
-use image::RgbImage;
+use resnet_image::RgbImage;
 
 use crate::engine::EngineOptions;
 use crate::{Checkpoint, Error, Labels, Meta, Preprocess, Result, Runtime};
@@ -10,7 +10,8 @@ use crate::{Checkpoint, Error, Labels, Meta, Preprocess, Result, Runtime};
 ///
 /// ```no_run
 /// use candle_core::Device;
-/// use resnet_model::{Checkpoint, Classifier, decode};
+/// use resnet_model::image::decode;
+/// use resnet_model::{Checkpoint, Classifier};
 ///
 /// let checkpoint = Checkpoint::open("resnet50.safetensors".as_ref())?;
 /// let classifier = Classifier::new(&checkpoint, &Device::Cpu)?;
@@ -70,11 +71,10 @@ impl Classifier {
             )));
         }
         if meta.preprocess.mean.len() != meta.arch.in_channels() {
-            return Err(Error::Preprocess(format!(
-                "an image has {} channels after preprocessing, the network takes {}",
-                meta.preprocess.mean.len(),
-                meta.arch.in_channels()
-            )));
+            return Err(Error::InputChannels {
+                preprocess: meta.preprocess.mean.len(),
+                network: meta.arch.in_channels(),
+            });
         }
         Ok(Classifier { meta, runtime: Runtime::new(checkpoint, device, options)? })
     }
@@ -91,7 +91,10 @@ impl Classifier {
 
     /// The `k` best classes of each image by probability, best first.
     pub fn classify(&self, images: &[RgbImage], k: usize) -> Result<Vec<Vec<Prediction>>> {
-        let inputs = images.iter().map(|image| self.preprocess().apply(image)).collect::<Result<Vec<_>>>()?;
+        let inputs = images
+            .iter()
+            .map(|image| self.preprocess().apply(image))
+            .collect::<Result<Vec<_>, resnet_image::Error>>()?;
         Ok(self
             .logits(&inputs)?
             .iter()

@@ -13,16 +13,15 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[non_exhaustive]
 pub enum Error {
     /// Something went wrong with the file at `path`.
-    #[error("`{}`: {source}", path.display())]
+    #[error("`{}`: {error}", path.display())]
     At {
         /// The file.
         path: PathBuf,
-        /// What was wrong with it.
-        #[source]
-        source: Box<Error>,
+        /// The error.
+        error: Box<Error>,
     },
     /// The operating system refused to read or write.
-    #[error("{0}")]
+    #[error(transparent)]
     Io(#[from] std::io::Error),
     /// The bytes are no valid safetensors file.
     #[error("not a valid safetensors file: {0}")]
@@ -129,18 +128,23 @@ pub enum Error {
         /// The names that exist.
         known: String,
     },
-    /// An image that cannot be decoded.
-    #[error("{0}")]
-    Image(String),
-    /// A preprocessing description that cannot be used.
-    #[error("preprocessing: {0}")]
-    Preprocess(String),
+    /// An image that cannot be decoded or preprocessed, or invalid preprocessing.
+    #[error(transparent)]
+    Image(#[from] resnet_image::Error),
+    /// A checkpoint whose preprocessing returns another number of channels than its network takes.
+    #[error("preprocessing returns {preprocess} channels, the network takes {network}")]
+    InputChannels {
+        /// Channels after preprocessing.
+        preprocess: usize,
+        /// Input channels of the network.
+        network: usize,
+    },
     /// A kernel refused its arguments.
-    #[error("{0}")]
+    #[error(transparent)]
     Kernel(#[from] resnet_kernels::Error),
     /// candle reported an error.
-    #[error("{0}")]
-    Candle(#[source] candle_core::Error),
+    #[error(transparent)]
+    Candle(candle_core::Error),
     /// The file to be written exists already.
     #[error("`{}` exists already", .0.display())]
     Exists(PathBuf),
@@ -151,7 +155,7 @@ impl Error {
     pub fn at(self, path: &Path) -> Error {
         match self {
             Error::At { .. } | Error::Exists(_) => self,
-            source => Error::At { path: path.to_owned(), source: Box::new(source) },
+            error => Error::At { path: path.to_owned(), error: Box::new(error) },
         }
     }
 }

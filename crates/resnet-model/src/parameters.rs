@@ -13,7 +13,7 @@ use crate::{Arch, Checkpoint, Error, Meta, Network, RawTensor, Result, synthetic
 
 /// Which part of a network is trained; the rest keeps its parameters and running statistics.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Trained {
+pub enum Trainable {
     /// The fully connected layer that gives the logits.
     Head,
     /// Everything behind the tap before this one: `From("layer3")` trains `layer3`, `layer4` and the head.
@@ -22,17 +22,17 @@ pub enum Trained {
     All,
 }
 
-impl Trained {
+impl Trainable {
     /// Whether each node of `graph` is trained. Errors: no head, an unknown tap.
     fn nodes(&self, graph: &Graph) -> Result<Vec<bool>> {
         let first = match self {
-            Trained::All => 0,
-            Trained::Head => {
+            Trainable::All => 0,
+            Trainable::Head => {
                 let is_linear = |id: &NodeId| matches!(graph.node(*id).op, Op::Linear(_));
                 let head = graph.ids().filter(is_linear).last();
                 head.ok_or_else(|| Error::Arch("the network has no head to train".into()))?.index()
             }
-            Trained::From(tap) => {
+            Trainable::From(tap) => {
                 let node = graph.tap(tap)?.node;
                 let before = graph.taps().iter().map(|tap| tap.node).filter(|other| *other < node).max();
                 before.map_or(0, |before| before.index() + 1)
@@ -54,9 +54,9 @@ pub struct Initialization {
 
 /// What a network did not get from the checkpoint that it was made from.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Partial {
+pub struct TransferReport {
     /// Tensors that the checkpoint lacks or has in another shape; they begin anew.
-    pub initialised: Vec<String>,
+    pub initialized: Vec<String>,
     /// The checkpoint's tensors that the network does not use.
     pub unused: Vec<String>,
 }
@@ -96,7 +96,7 @@ impl Parameters {
     }
 
     /// The parameters of a checkpoint, in `f32`.
-    pub fn of(checkpoint: &Checkpoint, device: &Device) -> Result<Parameters> {
+    pub fn from_checkpoint(checkpoint: &Checkpoint, device: &Device) -> Result<Parameters> {
         let classes = checkpoint.meta().arch.classes().unwrap_or(0);
         Ok(Parameters::transfer(checkpoint, classes, Initialization::default(), device)?.0)
     }
@@ -108,20 +108,20 @@ impl Parameters {
         classes: usize,
         start: Initialization,
         device: &Device,
-    ) -> Result<(Parameters, Partial)> {
+    ) -> Result<(Parameters, TransferReport)> {
         let arch = checkpoint.meta().arch.clone().with_classes(classes);
         let parameters = Parameters::new(&arch, start, device)?;
-        let mut partial = Partial::default();
+        let mut partial = TransferReport::default();
         for param in &parameters.params {
             match checkpoint.tensors().get(&param.name) {
                 Some(tensor) if tensor.shape() == param.shape => parameters.set(&param.name, tensor)?,
                 None if param.role.is_optional() => {}
-                _ => partial.initialised.push(param.name.clone()),
+                _ => partial.initialized.push(param.name.clone()),
             }
         }
         let unused = |name: &&String| {
             let known = parameters.vars.contains_key(*name);
-            !known || partial.initialised.contains(*name)
+            !known || partial.initialized.contains(*name)
         };
         partial.unused = checkpoint.tensors().keys().filter(unused).cloned().collect();
         Ok((parameters, partial))
@@ -170,7 +170,7 @@ impl Parameters {
     }
 
     /// The trained parameters in PyTorch's order, running statistics left out.
-    pub fn trained(&self, trained: &Trained) -> Result<Vec<(&ParamSpec, &Var)>> {
+    pub fn trained(&self, trained: &Trainable) -> Result<Vec<(&ParamSpec, &Var)>> {
         let modules = self.modules(trained)?;
         let is_trained =
             |param: &&ParamSpec| param.role.is_trainable() && modules.contains(module(&param.name));
@@ -179,7 +179,7 @@ impl Parameters {
 
     /// The network over these variables: changing one changes the network. Only what is trained has gradients; batch
     /// norms that are not trained use their running statistics, the others `statistics`.
-    pub fn network(&self, trained: &Trained, statistics: Statistics) -> Result<Network> {
+    pub fn network(&self, trained: &Trainable, statistics: Statistics) -> Result<Network> {
         let modules = self.modules(trained)?;
         let frozen: BTreeSet<String> = self
             .params
@@ -216,7 +216,7 @@ impl Parameters {
     }
 
     /// The names of the trained modules.
-    fn modules(&self, trained: &Trained) -> Result<BTreeSet<String>> {
+    fn modules(&self, trained: &Trainable) -> Result<BTreeSet<String>> {
         let nodes = trained.nodes(&self.graph)?;
         let names = self.graph.nodes().iter().zip(nodes).filter(|(_, trained)| *trained);
         Ok(names.map(|(node, _)| node.name.clone()).collect())
@@ -317,7 +317,7 @@ mod tests {
     fn only_what_is_trained_has_gradients() {
         let parameters = Parameters::new(&small(), start(1), &Device::Cpu).unwrap();
         let x = Tensor::from_vec(synthetic::input(2 * 3 * 16 * 16), (2, 3, 16, 16), &Device::Cpu).unwrap();
-        let check = |trained: Trained, count: usize, first: &str| {
+        let check = |trained: Trainable, count: usize, first: &str| {
             let before = parameters.copy().unwrap();
             let network = before.network(&trained, Statistics::default()).unwrap();
             let loss = network.forward_train(&x).unwrap().sqr().unwrap().sum_all().unwrap();
@@ -344,10 +344,10 @@ mod tests {
                 );
             }
         };
-        check(Trained::All, 59, "conv1.weight");
-        check(Trained::From("layer3".into()), 20, "layer3.0.conv1.weight");
-        check(Trained::Head, 2, "fc.weight");
-        let error = parameters.network(&Trained::From("layer9".into()), Statistics::Running).unwrap_err();
+        check(Trainable::All, 59, "conv1.weight");
+        check(Trainable::From("layer3".into()), 20, "layer3.0.conv1.weight");
+        check(Trainable::Head, 2, "fc.weight");
+        let error = parameters.network(&Trainable::From("layer9".into()), Statistics::Running).unwrap_err();
         assert!(error.to_string().contains("no tap `layer9`"), "{error}");
     }
 
@@ -356,14 +356,14 @@ mod tests {
         let checkpoint = synthetic::checkpoint(&small()).unwrap();
         let (parameters, partial) = Parameters::transfer(&checkpoint, 3, start(1), &Device::Cpu).unwrap();
         let names = ["fc.weight".to_owned(), "fc.bias".to_owned()];
-        assert_eq!(partial.initialised, names);
+        assert_eq!(partial.initialized, names);
         assert_eq!(partial.unused, ["fc.bias", "fc.weight"]);
         let meta = Meta::new(small().with_classes(3), checkpoint.meta().preprocess.clone());
         let back = parameters.checkpoint(meta).unwrap();
         for name in checkpoint.tensors().keys().filter(|name| !names.contains(name)) {
             assert_eq!(back.values(name).unwrap(), checkpoint.values(name).unwrap(), "{name}");
         }
-        let same = Parameters::of(&checkpoint, &Device::Cpu).unwrap();
+        let same = Parameters::from_checkpoint(&checkpoint, &Device::Cpu).unwrap();
         assert!(same.checkpoint(checkpoint.meta().clone()).is_ok());
     }
 

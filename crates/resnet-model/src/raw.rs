@@ -52,20 +52,20 @@ impl Bytes for SharedFile {
 
 /// `len` bytes of others from `offset` on.
 #[derive(Debug, Clone)]
-pub struct Part {
+pub struct ByteRange {
     bytes: Arc<dyn Bytes>,
     offset: u64,
     len: u64,
 }
 
-impl Part {
+impl ByteRange {
     /// The part; `None` if `bytes` are too few.
-    pub fn new(bytes: Arc<dyn Bytes>, offset: u64, len: u64) -> Option<Part> {
-        (offset.checked_add(len)? <= bytes.len()).then_some(Part { bytes, offset, len })
+    pub fn new(bytes: Arc<dyn Bytes>, offset: u64, len: u64) -> Option<ByteRange> {
+        (offset.checked_add(len)? <= bytes.len()).then_some(ByteRange { bytes, offset, len })
     }
 }
 
-impl Bytes for Part {
+impl Bytes for ByteRange {
     fn len(&self) -> u64 {
         self.len
     }

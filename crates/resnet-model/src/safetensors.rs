@@ -16,7 +16,7 @@ use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 
 use crate::file::{Existing, SharedFile, write_atomically};
-use crate::raw::{Bytes, Part, RawTensor};
+use crate::raw::{ByteRange, Bytes, RawTensor};
 use crate::{Error, Result};
 
 /// The longest header that is read, in bytes; the reference implementation's limit.
@@ -71,7 +71,7 @@ pub fn read(file: Arc<dyn Bytes>) -> Result<Contents> {
             )));
         }
         end = stop;
-        let tensor = Part::new(file.clone(), start + begin as u64, (stop - begin) as u64)
+        let tensor = ByteRange::new(file.clone(), start + begin as u64, (stop - begin) as u64)
             .and_then(|part| RawTensor::new(info.dtype, info.shape.0, Arc::new(part)));
         match tensor {
             Some(tensor) => Ok((name, tensor)),

@@ -13,7 +13,7 @@ use std::time::Instant;
 use candle_core::{Device, Tensor};
 use resnet_model::file::Existing;
 use resnet_model::network::{DropConfig, SingleProcess, Statistics};
-use resnet_model::parameters::{Initialization, Trained};
+use resnet_model::parameters::{Initialization, Trainable};
 use resnet_model::{Parameters, RawTensor, safetensors, synthetic, zoo};
 use resnet_train::loss::{Loss, one_hot};
 use resnet_train::optim::{Moving, Optimizer};
@@ -32,8 +32,8 @@ fn main() {
         let contents = safetensors::open(Path::new(path)).unwrap();
         contents.tensors.iter().for_each(|(name, tensor)| parameters.set(name, tensor).unwrap());
     }
-    let network = parameters.network(&Trained::All, Statistics::default()).unwrap();
-    let mut moving = Moving::new(&Optimizer::default(), &parameters, &Trained::All).unwrap();
+    let network = parameters.network(&Trainable::All, Statistics::default()).unwrap();
+    let mut moving = Moving::new(&Optimizer::default(), &parameters, &Trainable::All).unwrap();
     // Half as many batches as are asked for in all would do; the formula repeats every ten.
     let image = 3 * size * size;
     let images = synthetic::input(10 * batch * image);

@@ -1,7 +1,7 @@
 //! How training images are varied. What is done to an image depends on the seed, the epoch and the image's number alone.
 
+use resnet_image::preprocess::{Channels, Range, Resize};
 use resnet_model::Preprocess;
-use resnet_model::preprocess::{Channels, Range, Resize};
 use serde::{Deserialize, Serialize};
 
 use crate::Result;
@@ -151,7 +151,7 @@ impl Augment {
 
     fn cropped(&self, image: &Source, preprocess: &Preprocess, random: &mut Random) -> Result<Pixels> {
         let channels = match preprocess.channels {
-            Channels::Grey => Channels::Grey,
+            Channels::Gray => Channels::Gray,
             Channels::Rgb | Channels::Bgr => Channels::Rgb,
         };
         let count = channels.count();

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use resnet_model::network::Statistics;
-use resnet_model::parameters::Trained;
+use resnet_model::parameters::Trainable;
 use serde::{Deserialize, Serialize};
 
 use crate::augment::Augment;
@@ -167,11 +167,11 @@ impl Config {
     }
 
     /// The part of the network that is trained.
-    pub fn trained(&self) -> Trained {
+    pub fn trained(&self) -> Trainable {
         match self.train.as_str() {
-            "all" => Trained::All,
-            "head" => Trained::Head,
-            tap => Trained::From(tap.to_owned()),
+            "all" => Trainable::All,
+            "head" => Trainable::Head,
+            tap => Trainable::From(tap.to_owned()),
         }
     }
 

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use image::{RgbImage, imageops};
+use resnet_image::decode;
+use resnet_model::Labels;
 use resnet_model::labels::Label;
-use resnet_model::{Labels, decode};
 
 use crate::random::Random;
 use crate::{Error, Result};
@@ -55,11 +56,15 @@ impl Source {
         choose: impl FnOnce([u32; 2]) -> [u32; 4],
     ) -> Result<RgbImage, resnet_model::Error> {
         match self {
-            Source::File(path) => decode::open_part(path, choose),
+            Source::File(path) => Ok(decode::open_region(path, choose)?),
             Source::Memory(image) => {
                 let (width, height) = image.dimensions();
                 if width == 0 || height == 0 {
-                    return Err(resnet_model::Error::Image("the image has no pixels".into()));
+                    return Err(resnet_image::Error::EmptyImage {
+                        width: width as usize,
+                        height: height as usize,
+                    }
+                    .into());
                 }
                 let [x, y, width, height] = choose([width, height]);
                 Ok(imageops::crop_imm(&**image, x, y, width, height).to_image())

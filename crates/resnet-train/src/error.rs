@@ -12,6 +12,9 @@ pub enum Error {
     /// The model library refused.
     #[error(transparent)]
     Model(#[from] resnet_model::Error),
+    /// An image cannot be decoded or preprocessed.
+    #[error(transparent)]
+    Image(#[from] resnet_image::Error),
     /// The operating system refused to read or write.
     #[error("`{}`: {source}", path.display())]
     Io {

@@ -3,9 +3,9 @@
 use candle_core::Device;
 use image::RgbImage;
 use rayon::prelude::*;
+use resnet_image::preprocess::Resize;
 use resnet_model::classifier::softmax;
 use resnet_model::engine::EngineOptions;
-use resnet_model::preprocess::Resize;
 use resnet_model::{Checkpoint, Preprocess, Runtime};
 use serde::Serialize;
 use std::sync::Arc;

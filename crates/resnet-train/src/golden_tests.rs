@@ -5,7 +5,7 @@ use std::path::Path;
 use candle_core::{Device, Tensor};
 use resnet_model::network::{DropConfig, SingleProcess, Statistics};
 use resnet_model::param_specs::Role;
-use resnet_model::parameters::Trained;
+use resnet_model::parameters::Trainable;
 use resnet_model::{Arch, Meta, Parameters, Preprocess, RawTensor, safetensors, synthetic};
 use serde::Deserialize;
 
@@ -28,7 +28,7 @@ struct Golden {
 /// The formula's weights, running statistics at rest.
 fn begin(arch: &Arch) -> Parameters {
     let checkpoint = synthetic::checkpoint(arch).unwrap();
-    let parameters = Parameters::of(&checkpoint, &Device::Cpu).unwrap();
+    let parameters = Parameters::from_checkpoint(&checkpoint, &Device::Cpu).unwrap();
     for param in parameters.list().to_vec() {
         let rest = match param.role {
             Role::RunningMean => 0.0,
@@ -55,8 +55,8 @@ fn check(name: &str) {
     let parameters = begin(&arch);
     let meta = || Meta::new(arch.clone(), Preprocess::torchvision(256, 224));
     let begun = parameters.checkpoint(meta()).unwrap();
-    let network = parameters.network(&Trained::All, Statistics::default()).unwrap();
-    let mut moving = Moving::new(&config, &parameters, &Trained::All).unwrap();
+    let network = parameters.network(&Trainable::All, Statistics::default()).unwrap();
+    let mut moving = Moving::new(&config, &parameters, &Trainable::All).unwrap();
     let images = synthetic::input(steps * batch * 3 * h * w);
     let mut losses = Vec::new();
     for (step, images) in images.chunks_exact(batch * 3 * h * w).enumerate() {

@@ -4,7 +4,7 @@ use candle_core::backprop::GradStore;
 use candle_core::{CpuStorage, DType, Device, InplaceOp2, InplaceOp3, Layout, Tensor, Var};
 use rayon::prelude::*;
 use resnet_model::Parameters;
-use resnet_model::parameters::Trained;
+use resnet_model::parameters::Trainable;
 use serde::{Deserialize, Serialize};
 
 use crate::Result;
@@ -104,7 +104,7 @@ pub struct Gradient {
 
 impl Moving {
     /// An optimizer of the trained part of `parameters`, at rest.
-    pub fn new(config: &Optimizer, parameters: &Parameters, trained: &Trained) -> Result<Moving> {
+    pub fn new(config: &Optimizer, parameters: &Parameters, trained: &Trainable) -> Result<Moving> {
         let graph = parameters.graph();
         let depth = |name: &str| {
             let module = name.rsplit_once('.').map_or(name, |(module, _)| module);

@@ -146,7 +146,7 @@ impl Folder {
 
 fn read(path: &Path) -> Result<(Progress, BTreeMap<String, RawTensor>), String> {
     let contents = safetensors::open(path).map_err(|e| match e {
-        resnet_model::Error::At { source, .. } => source.to_string(),
+        resnet_model::Error::At { error, .. } => error.to_string(),
         other => other.to_string(),
     })?;
     let json = contents.metadata.get(KEY).ok_or("no state of a run")?;

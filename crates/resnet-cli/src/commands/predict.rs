@@ -8,9 +8,10 @@ use anyhow::{Context, bail};
 use clap::ValueEnum;
 use indicatif::ProgressBar;
 use rayon::prelude::*;
+use resnet_image::{Preprocess, decode};
+use resnet_model::Classifier;
 use resnet_model::classifier::Score;
 use resnet_model::engine::EngineOptions;
-use resnet_model::{Classifier, Preprocess, decode};
 
 use crate::device::Choice;
 use crate::output::{Format, Writer, describe};

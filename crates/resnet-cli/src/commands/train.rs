@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use candle_core::Device;
 use indicatif::ProgressBar;
+use resnet_image::preprocess::{Channels, Resize};
 use resnet_model::parameters::Initialization;
-use resnet_model::preprocess::{Channels, Resize};
 use resnet_model::{Checkpoint, Meta, Parameters, Preprocess, zoo};
 use resnet_train::event::Record;
 use resnet_train::fit::{Begin, End, Report, Run, fit_together};
@@ -194,7 +194,7 @@ impl Args {
             let resize = if size < 64 { size } else { size * 256 / 224 };
             let mut preprocess = Preprocess::torchvision(resize, size);
             if self.grey {
-                preprocess.channels = Channels::Grey;
+                preprocess.channels = Channels::Gray;
                 (preprocess.mean, preprocess.std) = (vec![0.5], vec![0.5]);
             }
             return Ok((Parameters::new(&arch, start, device)?, Meta::new(arch, preprocess), vec![]));
@@ -217,7 +217,7 @@ impl Args {
         }
         let mut meta = Meta::new(parameters.arch().clone(), preprocess);
         meta.origin = checkpoint.meta().origin.clone();
-        Ok((parameters, meta, partial.initialised))
+        Ok((parameters, meta, partial.initialized))
     }
 }
 

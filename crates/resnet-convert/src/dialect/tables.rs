@@ -1,7 +1,7 @@
 //! The tables. A dialect is added by a row.
 
+use resnet_image::preprocess::{CLIP_MEAN, CLIP_STD, Channels, Filter, Range};
 use resnet_model::Preprocess;
-use resnet_model::preprocess::{CLIP_MEAN, CLIP_STD, Channels, Filter, Range};
 
 /// A naming scheme.
 #[derive(Debug)]

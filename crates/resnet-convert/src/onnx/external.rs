@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use resnet_model::escape;
 use resnet_model::file::SharedFile;
-use resnet_model::raw::{Bytes, Part};
+use resnet_model::raw::{ByteRange, Bytes};
 
 use super::proto::Entry;
 use crate::error::{Code, Fault};
@@ -60,7 +60,7 @@ impl External {
             return Err(Fault::new(Code::TensorBytes, detail));
         }
         let size = file.len();
-        match Part::new(file, place.offset, len) {
+        match ByteRange::new(file, place.offset, len) {
             Some(part) => Ok(Arc::new(part)),
             None => Err(bounds(format!("{len} bytes at {} of `{shown}`, which has {size}", place.offset))),
         }

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use resnet_model::escape;
-use resnet_model::raw::{Bytes, Part};
+use resnet_model::raw::{ByteRange, Bytes};
 
 use super::input::Input;
 use super::objects::{self, Storages};
@@ -112,7 +112,7 @@ fn storage(input: &mut Input, bytes: &Arc<dyn Bytes>, specs: &Specs, root: u32) 
         return Err(Fault::new(Code::StorageSize, detail).at(at));
     }
     let eof = || Fault::new(Code::Eof, format!("the file ends in storage `{}`", escape(&root.key))).at(at);
-    let part = Part::new(bytes.clone(), input.pos(), root.bytes).ok_or_else(eof)?;
+    let part = ByteRange::new(bytes.clone(), input.pos(), root.bytes).ok_or_else(eof)?;
     input.skip(root.bytes)?;
     Ok(Blob::Plain(Arc::new(part)))
 }

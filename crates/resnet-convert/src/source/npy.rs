@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use resnet_model::escape;
-use resnet_model::raw::{Bytes, Dtype, Part};
+use resnet_model::raw::{ByteRange, Bytes, Dtype};
 
 use super::lazy::checksum;
 use super::pickle::numpy;
@@ -97,8 +97,8 @@ pub(super) fn read_archive(archive: &Archive, file_len: u64) -> Result<StateDict
 
 fn part(bytes: Arc<dyn Bytes>, start: u64) -> Result<Arc<dyn Bytes>, Fault> {
     let len = bytes.len().saturating_sub(start);
-    let part =
-        Part::new(bytes, start, len).ok_or_else(|| Fault::new(Code::Eof, "the array ends in its header"))?;
+    let part = ByteRange::new(bytes, start, len)
+        .ok_or_else(|| Fault::new(Code::Eof, "the array ends in its header"))?;
     Ok(Arc::new(part))
 }
 

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use resnet_model::escape;
-use resnet_model::raw::{Bytes, Part};
+use resnet_model::raw::{ByteRange, Bytes};
 
 use super::input::Input;
 use super::legacy::{check_machine, simple};
@@ -72,7 +72,7 @@ fn members(bytes: &Arc<dyn Bytes>) -> Result<HashMap<&'static str, Arc<dyn Bytes
         let header =
             Header::parse(&block).ok_or_else(|| fault(Code::TarHeader, "a malformed header".into()))?;
         let data = at.saturating_add(BLOCK);
-        let part = Part::new(bytes.clone(), data, header.size).ok_or_else(|| {
+        let part = ByteRange::new(bytes.clone(), data, header.size).ok_or_else(|| {
             fault(Code::Eof, format!("a member of {} bytes in a file of {}", header.size, bytes.len()))
         })?;
         let name = NAMES.into_iter().find(|n| header.name == n.as_bytes() && !renamed);
@@ -142,7 +142,7 @@ impl Header {
 }
 
 /// The records of a PAX header: the size it gives; `renamed` is set if it gives a name.
-fn pax(part: &Part, renamed: &mut bool) -> Result<Option<u64>, Fault> {
+fn pax(part: &ByteRange, renamed: &mut bool) -> Result<Option<u64>, Fault> {
     let bad = || Fault::new(Code::TarHeader, "a malformed PAX header");
     if part.len() > MAX_PAX {
         return Err(bad());
@@ -199,7 +199,7 @@ impl Tables {
             let storage =
                 self.specs.declare(&id.to_string(), dtype, Value::Int(elements)).map_err(|f| f.at(at))?;
             let eof = || Fault::new(Code::Eof, format!("the file ends in storage {id}")).at(at);
-            let part = Part::new(input.bytes().clone(), input.pos(), storage.bytes).ok_or_else(eof)?;
+            let part = ByteRange::new(input.bytes().clone(), input.pos(), storage.bytes).ok_or_else(eof)?;
             input.skip(storage.bytes)?;
             self.blobs.push(Blob::Plain(Arc::new(part)));
             if self.blobs.len() != self.specs.roots.len() {

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use resnet_model::RawTensor;
-use resnet_model::raw::{Bytes, Dtype, Part};
+use resnet_model::raw::{ByteRange, Bytes, Dtype};
 
 use super::lazy::{Checked, Computed, Swapped, Verified};
 use super::pickle::call::latin1;
@@ -102,8 +102,9 @@ impl Maker {
             Blob::Deflated(entry) => entry.kept(|| self.keep(entry.len()))?,
         };
         let start = if span == 0 { 0 } else { start };
-        let part =
-            |bytes| Part::new(bytes, start, span).map(|p| Arc::new(p) as Arc<dyn Bytes>).ok_or_else(bounds);
+        let part = |bytes| {
+            ByteRange::new(bytes, start, span).map(|p| Arc::new(p) as Arc<dyn Bytes>).ok_or_else(bounds)
+        };
         let mut bytes = if whole { bytes } else { part(bytes)? };
         if big_endian && item > 1 {
             bytes = Arc::new(Swapped { bytes, item });
@@ -130,10 +131,10 @@ impl Maker {
         let bytes: Arc<dyn Bytes> = match data {
             Span::Inline { .. } => Arc::new(arena.inline(data).unwrap_or(&[]).to_vec()),
             Span::Input { offset, len } => {
-                Arc::new(Part::new(pickle.clone(), offset, len).ok_or_else(|| size(len))?)
+                Arc::new(ByteRange::new(pickle.clone(), offset, len).ok_or_else(|| size(len))?)
             }
             Span::Latin1 { offset, len: encoded } => {
-                let text = Part::new(pickle.clone(), offset, encoded).ok_or_else(|| size(encoded))?;
+                let text = ByteRange::new(pickle.clone(), offset, encoded).ok_or_else(|| size(encoded))?;
                 // Every byte takes one or two in UTF-8.
                 if len > encoded || encoded > len.saturating_mul(2) {
                     return Err(size(encoded));

@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use resnet_model::escape;
-use resnet_model::raw::{Bytes, Part};
+use resnet_model::raw::{ByteRange, Bytes};
 
 use super::lazy::{Checked, checksum};
 use super::tensors::Blob;
@@ -138,7 +138,7 @@ impl Archive {
 
     /// As [`Archive::blob`]; entries of at most `small` bytes may be deflated to nothing.
     fn judged(&self, entry: &Entry, small: u64) -> Result<Blob, Fault> {
-        let part = Part::new(self.bytes.clone(), entry.data, entry.compressed).ok_or_else(cut)?;
+        let part = ByteRange::new(self.bytes.clone(), entry.data, entry.compressed).ok_or_else(cut)?;
         if entry.method == 0 {
             return Ok(match entry.has_checksum() {
                 true => Blob::Checked(Arc::new(Checked::new(Arc::new(part), entry.crc, entry.shown()))),
@@ -156,7 +156,7 @@ impl Archive {
 
     fn deflated(&self, entry: &Entry) -> Result<inflate::Entry, Fault> {
         Ok(inflate::Entry {
-            part: Part::new(self.bytes.clone(), entry.data, entry.compressed).ok_or_else(cut)?,
+            part: ByteRange::new(self.bytes.clone(), entry.data, entry.compressed).ok_or_else(cut)?,
             size: entry.size,
             crc: entry.has_checksum().then_some(entry.crc),
             shown: entry.shown(),

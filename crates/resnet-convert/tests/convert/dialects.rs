@@ -1,6 +1,6 @@
 use resnet_convert::{Error, Options};
+use resnet_image::Preprocess;
 use resnet_model::arch::{Arch, Block, ResNet, Stem};
-use resnet_model::preprocess::Preprocess;
 
 use super::{check, convert};
 use crate::build::network::{Named, legacy, renamed, small, tensors, zip};

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use crate::graph::{Op, StdConv};
-use crate::preprocess::Channels;
 use crate::raw::{Dtype, RawTensor};
 use crate::{Checkpoint, Error, Result};
+use resnet_image::preprocess::Channels;
 
 impl Checkpoint {
     /// The checkpoint with a stem for `channels` input channels, adapted as timm does: the weights of one channel are
@@ -56,7 +56,7 @@ impl Checkpoint {
             let mean = |values: &[f32]| vec![values.iter().sum::<f32>() / values.len().max(1) as f32];
             (meta.preprocess.mean, meta.preprocess.std) =
                 (mean(&meta.preprocess.mean), mean(&meta.preprocess.std));
-            meta.preprocess.channels = Channels::Grey;
+            meta.preprocess.channels = Channels::Gray;
         }
         Checkpoint::new(meta, self.tensors)
     }

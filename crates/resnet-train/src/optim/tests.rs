@@ -75,7 +75,7 @@ fn decay_and_rates_depend_on_the_layer() {
     let arch = resnet_model::zoo::arch("resnet20_cifar").unwrap();
     let parameters = Parameters::new(&arch, Default::default(), &Device::Cpu).unwrap();
     let config = Optimizer { layer_decay: 0.5, weight_decay: 0.1, ..Optimizer::default() };
-    let moving = Moving::new(&config, &parameters, &Trained::All).unwrap();
+    let moving = Moving::new(&config, &parameters, &Trainable::All).unwrap();
     let check = |name: &str, scale: f64, decay: f64| {
         let slot = moving.slots.iter().find(|slot| slot.name == name).unwrap();
         assert_eq!((slot.scale, slot.decay), (scale, decay), "{name}");

@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use flate2::read::DeflateDecoder;
-use resnet_model::raw::{Bytes, Part};
+use resnet_model::raw::{ByteRange, Bytes};
 
 use crate::error::{Code, Fault};
 use crate::source::lazy::Computed;
@@ -16,7 +16,7 @@ const STEP: usize = 1 << 16;
 /// What the directory says of a deflated entry.
 #[derive(Debug, Clone)]
 pub(super) struct Entry {
-    pub(super) part: Part,
+    pub(super) part: ByteRange,
     pub(super) size: u64,
     /// `None` if it was saved without one.
     pub(super) crc: Option<u32>,
@@ -192,7 +192,7 @@ impl Bytes for Inflated {
 }
 
 struct Sequential {
-    bytes: Part,
+    bytes: ByteRange,
     offset: u64,
 }
 
@@ -217,7 +217,7 @@ mod tests {
         encoder.write_all(&content()).unwrap();
         let packed = encoder.finish().unwrap();
         let len = packed.len() as u64;
-        let part = Part::new(Arc::new(packed), 0, len).unwrap();
+        let part = ByteRange::new(Arc::new(packed), 0, len).unwrap();
         Inflated::new(Entry { part, size, crc, shown: "entry".into() })
     }
 

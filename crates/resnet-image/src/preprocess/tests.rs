@@ -11,7 +11,7 @@ fn golden(name: &str) -> Vec<u8> {
     std::fs::read(format!("{GOLDEN}{name}")).unwrap()
 }
 
-/// FNV-1a in 64 bits, as the generator writes it.
+/// 64-bit FNV-1a, as in `golden/generate.py`.
 fn fnv(bytes: impl IntoIterator<Item = u8>) -> String {
     let step = |h: u64, byte: u8| (h ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
     format!("{:016x}", bytes.into_iter().fold(0xcbf2_9ce4_8422_2325, step))
@@ -22,7 +22,7 @@ fn cases() -> Vec<Value> {
 }
 
 #[test]
-fn decoding_equals_pillow_in_every_form() {
+fn decoding_equals_pillow() {
     let cases = cases();
     assert!(cases.len() > 50);
     let mut wrong = vec![];
@@ -68,7 +68,7 @@ fn transforms_equal_torchvision_and_timm() {
 }
 
 #[test]
-fn blue_comes_first_where_asked() {
+fn bgr_reverses_the_channels() {
     let mut preprocess = Preprocess::torchvision(4, 2);
     preprocess.range = Range::Byte;
     preprocess.std = vec![1.0; 3];
@@ -77,7 +77,7 @@ fn blue_comes_first_where_asked() {
     assert_eq!(preprocess.apply(&image).unwrap(), [[9.0; 4], [18.0; 4], [27.0; 4]].concat());
     preprocess.channels = Channels::Bgr;
     assert_eq!(preprocess.apply(&image).unwrap(), [[29.0; 4], [18.0; 4], [7.0; 4]].concat());
-    // The border has the mean of its own channel, wherever that stands.
+    // The border has the mean of its channel in either order.
     preprocess.resize = Resize::Contain([4, 4]);
     preprocess.crop = [4, 4];
     let framed = preprocess.apply(&image).unwrap();
@@ -86,20 +86,20 @@ fn blue_comes_first_where_asked() {
 }
 
 #[test]
-fn a_batch_is_filled_image_by_image() {
+fn apply_into_fills_one_image_of_a_batch() {
     let preprocess = Preprocess::torchvision(8, 8);
     let image = RgbImage::from_fn(20, 10, |x, y| Rgb([x as u8, y as u8, 0]));
     let mut batch = vec![0.0; 2 * 3 * 64];
     preprocess.apply_into(&image, &mut batch[192..]).unwrap();
     assert_eq!(batch[192..], preprocess.apply(&image).unwrap());
     let error = preprocess.apply_into(&image, &mut batch).unwrap_err().to_string();
-    assert!(error.contains("room for 384 values, expected 3×8×8"), "{error}");
+    assert!(error.contains("has 384 elements, expected 3×8×8"), "{error}");
 }
 
 #[test]
-fn long_strips_cost_no_more_than_their_crop() {
+fn long_strips_are_fast() {
     let strip = RgbImage::from_fn(16_384, 1, |x, _| Rgb([(x / 64) as u8; 3]));
-    // The whole would be 256 × 4,194,304 pixels. The machine may be busy: one of three has to be quick.
+    // The whole resized image would have 256 × 4,194,304 pixels. The machine may be busy: the fastest of three counts.
     let quick = (0..3).any(|_| {
         let start = std::time::Instant::now();
         let out = Preprocess::torchvision(256, 224).apply(&strip).unwrap();
@@ -114,7 +114,7 @@ fn long_strips_cost_no_more_than_their_crop() {
 }
 
 #[test]
-fn unusable_descriptions_are_refused() {
+fn invalid_preprocessing_is_an_error() {
     let image = RgbImage::new(4, 4);
     let check = |change: fn(&mut Preprocess), expected: &str| {
         let mut preprocess = Preprocess::torchvision(256, 224);
@@ -122,14 +122,14 @@ fn unusable_descriptions_are_refused() {
         let error = preprocess.apply(&image).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
     };
-    check(|p| p.crop = [0, 224], "a size of 0 pixels");
-    check(|p| p.crop = [224, 1 << 20], "a size of 1048576 pixels");
+    check(|p| p.crop = [0, 224], "is 0 pixels");
+    check(|p| p.crop = [224, 1 << 20], "`crop` is 1048576 pixels");
     check(|p| p.resize = Resize::ShorterSide(usize::MAX), "pixels, expected 1 to");
-    check(|p| p.resize = Resize::Cover([5, 0]), "a size of 0 pixels");
-    check(|p| p.std[1] = 0.0, "std is 0");
-    check(|p| p.std[1] = -1.0, "std is -1");
-    check(|p| p.mean[0] = f32::NAN, "mean is [NaN");
-    check(|p| p.channels = Channels::Grey, "expected 1 finite numbers");
+    check(|p| p.resize = Resize::Cover([5, 0]), "is 0 pixels");
+    check(|p| p.std[1] = 0.0, "`std` is 0");
+    check(|p| p.std[1] = -1.0, "`std` is -1");
+    check(|p| p.mean[0] = f32::NAN, "`mean` is [NaN");
+    check(|p| p.channels = Channels::Gray, "expected 1 finite numbers");
     let empty = Preprocess::torchvision(256, 224).apply(&RgbImage::new(0, 7)).unwrap_err().to_string();
     assert!(empty.contains("0×7 pixels"), "{empty}");
 }
@@ -138,7 +138,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn any_image_fills_any_crop(
+    fn every_size_is_preprocessed(
         (width, height) in (1u32..600, 1u32..600),
         crop in [1usize..80, 1usize..80],
         resize in prop_oneof![
@@ -157,7 +157,7 @@ proptest! {
         let out = preprocess.apply(&image).unwrap();
         prop_assert_eq!(out.len(), preprocess.shape().iter().product::<usize>());
         prop_assert!(out.iter().all(|v| v.is_finite()));
-        // A plain image stays plain: weights sum to one.
+        // Weights sum to one, so a uniform image stays uniform.
         let pixels = preprocess.pixels(&image).unwrap();
         prop_assert!(pixels.iter().all(|&p| p == level || p == 0));
     }

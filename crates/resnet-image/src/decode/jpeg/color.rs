@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{Part, Plane};
+use super::{Plane, Region};
 
 /// What the components are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,7 +29,7 @@ struct Upsampling {
 
 /// The pixels of a part of the image, three bytes each. `max` is the largest sampling factor of the components, across
 /// and down, and a multiple of each.
-pub(super) fn to_rgb(planes: &[Plane], space: Space, part: &Part, max: (usize, usize)) -> Vec<u8> {
+pub(super) fn to_rgb(planes: &[Plane], space: Space, part: &Region, max: (usize, usize)) -> Vec<u8> {
     let ways: Vec<Upsampling> = planes
         .iter()
         .map(|plane| {

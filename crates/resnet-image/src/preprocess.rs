@@ -1,10 +1,9 @@
-//! How an image becomes a network's input: the evaluation transforms of torchvision and timm on Pillow images, equal
-//! to the last bit.
+//! The evaluation transforms of torchvision and timm, bit-identical to theirs on Pillow images.
 
 mod config;
 mod resample;
 
-use std::ops::Range as Span;
+use std::ops;
 
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
@@ -14,63 +13,63 @@ use resample::{Source, Target, resample};
 
 /// ImageNet's channel means of R, G and B, for values from 0 to 1.
 const IMAGENET_MEAN: [f32; 3] = [0.485, 0.456, 0.406];
-/// ImageNet's channel deviations.
+/// ImageNet's channel stds.
 const IMAGENET_STD: [f32; 3] = [0.229, 0.224, 0.225];
 
 /// CLIP's channel means of R, G and B, for values from 0 to 1.
 pub const CLIP_MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
-/// CLIP's channel deviations.
+/// CLIP's channel stds.
 pub const CLIP_STD: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
 
-/// How an image becomes a network's input: resize, crop, scale, normalise. It belongs to the weights.
+/// An evaluation transform: resize, center crop, scale and normalize. It belongs to the weights.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Preprocess {
-    /// What the image is resized to before the crop.
+    /// Size before the crop.
     pub resize: Resize,
-    /// Height and width in pixels of the centre crop: the network's input.
+    /// Height and width in pixels of the center crop, which is the network's input.
     pub crop: [usize; 2],
-    /// The resampling filter.
+    /// Resampling filter.
     pub filter: Filter,
-    /// Which channels, in which order.
+    /// Channels and their order.
     #[serde(default)]
     pub channels: Channels,
-    /// What pixel values are scaled to before normalisation.
+    /// Range that pixel values are scaled to before normalization.
     #[serde(default)]
     pub range: Range,
-    /// Subtracted from each channel, in the order of `channels`.
+    /// Channel means, in the order of `channels`.
     pub mean: Vec<f32>,
-    /// Each channel is divided by it.
+    /// Channel stds, in the order of `channels`.
     pub std: Vec<f32>,
 }
 
-/// What an image is resized to.
+/// The size that an image is resized to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Resize {
     /// The shorter side to this many pixels, keeping the aspect ratio.
     ShorterSide(usize),
-    /// To this height and width, whatever the aspect ratio (timm's `squash`).
+    /// To this height and width, ignoring the aspect ratio (timm's `squash`).
     Exact([usize; 2]),
     /// To the smallest size that covers this height and width, keeping the aspect ratio (timm's `center` for inputs
     /// that are not square).
     Cover([usize; 2]),
-    /// To the largest size within this height and width, keeping the aspect ratio; the crop's rest is filled with the
-    /// mean (timm's `border`).
+    /// To the largest size within this height and width, keeping the aspect ratio; the rest of the crop is filled with
+    /// the mean (timm's `border`).
     Contain([usize; 2]),
 }
 
-/// A resampling filter, antialiased as Pillow's.
+/// A resampling filter, antialiased as in Pillow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Filter {
-    /// Nearest pixel.
+    /// Nearest neighbor.
     Nearest,
-    /// Triangle.
+    /// Bilinear (triangle filter).
     Bilinear,
-    /// Cubic with a = -1/2.
+    /// Bicubic with a = -1/2.
     Bicubic,
-    /// Lanczos with three lobes.
+    /// Lanczos with a = 3.
     Lanczos,
 }
 
@@ -81,13 +80,14 @@ pub enum Channels {
     /// Red, green, blue.
     #[default]
     Rgb,
-    /// Blue, green, red, as Caffe's networks take it.
+    /// Blue, green, red, as in Caffe.
     Bgr,
-    /// One channel of luminance (ITU-R 601), as Pillow's `convert("L")`.
-    Grey,
+    /// Luminance (ITU-R 601-2), as Pillow's `convert("L")`.
+    #[serde(alias = "grey")]
+    Gray,
 }
 
-/// The range of pixel values before normalisation.
+/// The range of pixel values before normalization.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Range {
@@ -99,8 +99,8 @@ pub enum Range {
 }
 
 impl Preprocess {
-    /// torchvision's evaluation transform: shorter side to `resize` pixels with an antialiased bilinear filter, centre
-    /// crop of `crop` pixels, ImageNet's mean and deviation. `IMAGENET1K_V1` weights: 256 and 224; V2: 232 and 224.
+    /// torchvision's `ImageClassification` preset: shorter side to `resize` pixels with an antialiased bilinear filter,
+    /// center crop of `crop` pixels, ImageNet's mean and std. `IMAGENET1K_V1` weights use 256 and 224, `V2` 232 and 224.
     pub fn torchvision(resize: usize, crop: usize) -> Preprocess {
         Preprocess {
             resize: Resize::ShorterSide(resize),
@@ -113,40 +113,46 @@ impl Preprocess {
         }
     }
 
-    /// Refuses sizes of 0 or beyond reason, and means and deviations that are not one finite number per channel.
+    /// Checks sizes, means and stds.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Preprocess`] if a size is 0 or more than 16,384 pixels, or if `mean` or `std` does not hold one finite
+    /// number per channel, positive for `std`.
     pub fn validate(&self) -> Result<()> {
         const MAX_SIDE: usize = 1 << 14;
         let sides = match self.resize {
             Resize::ShorterSide(side) => [side; 2],
             Resize::Exact(sides) | Resize::Cover(sides) | Resize::Contain(sides) => sides,
         };
-        if let Some(side) = sides.iter().chain(&self.crop).find(|&&s| s == 0 || s > MAX_SIDE) {
-            return Err(Error::Preprocess(format!("a size of {side} pixels, expected 1 to {MAX_SIDE}")));
-        }
-        let channels = self.channels.count();
-        for (what, values) in [("mean", &self.mean), ("std", &self.std)] {
-            if values.len() != channels || values.iter().any(|v| !v.is_finite()) {
-                return Err(Error::Preprocess(format!(
-                    "{what} is {values:?}, expected {channels} finite numbers"
-                )));
+        for (field, sides) in [("resize", sides), ("crop", self.crop)] {
+            if let Some(side) = sides.iter().find(|&&s| s == 0 || s > MAX_SIDE) {
+                return invalid(field, format!("{side} pixels"), format!("1 to {MAX_SIDE}"));
             }
         }
-        if let Some(std) = self.std.iter().find(|&&s| s < f32::MIN_POSITIVE) {
-            return Err(Error::Preprocess(format!("std is {std}, expected more than 0")));
+        let channels = self.channels.count();
+        for (field, values) in [("mean", &self.mean), ("std", &self.std)] {
+            if values.len() != channels || values.iter().any(|v| !v.is_finite()) {
+                return invalid(field, format!("{values:?}"), format!("{channels} finite numbers"));
+            }
         }
-        Ok(())
+        match self.std.iter().find(|&&s| s < f32::MIN_POSITIVE) {
+            Some(std) => invalid("std", std.to_string(), "a number above 0"),
+            None => Ok(()),
+        }
     }
 
-    /// Shape of the network's input for one image, `[C, H, W]`.
+    /// Returns the shape of the network's input for one image, `[C, H, W]`.
     pub fn shape(&self) -> [usize; 3] {
         [self.channels.count(), self.crop[0], self.crop[1]]
     }
 
-    /// The network's input, `[C, H, W]`, of an image as [`decode`](crate::decode) returns it.
+    /// Returns the network's input, `[C, H, W]`, for an RGB image.
     ///
     /// # Errors
     ///
-    /// [`Error::Preprocess`] if the description cannot be used, [`Error::Image`] if the image has no pixels.
+    /// The errors of [`validate`](Self::validate), [`Error::EmptyImage`], and [`Error::TooNarrow`] if the shorter side
+    /// would be resized to 0 pixels.
     pub fn apply(&self, image: &RgbImage) -> Result<Vec<f32>> {
         self.validate()?;
         let mut out = vec![0.0; self.shape().iter().product()];
@@ -154,23 +160,21 @@ impl Preprocess {
         Ok(out)
     }
 
-    /// [`apply`](Self::apply) into `out`, one image's part of a batch `[N, C, H, W]`.
+    /// Writes the network's input to `out`, the slice of one image in a batch `[N, C, H, W]`.
     ///
     /// # Errors
     ///
-    /// As [`apply`](Self::apply); [`Error::Preprocess`] if `out` has another length than [`shape`](Self::shape).
+    /// The errors of [`apply`](Self::apply), and [`Error::OutputLength`] if `out` does not have the size of
+    /// [`shape`](Self::shape).
     pub fn apply_into(&self, image: &RgbImage, out: &mut [f32]) -> Result<()> {
         let pixels = self.pixels(image)?;
         let [channels, height, width] = self.shape();
         if out.len() != channels * height * width {
-            return Err(Error::Preprocess(format!(
-                "the output has room for {} values, expected {channels}×{height}×{width}",
-                out.len()
-            )));
+            return Err(Error::OutputLength { found: out.len(), expected: self.shape() });
         }
         for (channel, out) in out.chunks_exact_mut(height * width).enumerate() {
             let (mean, std) = (self.mean[channel], self.std[channel]);
-            // In PyTorch's order of operations, so that they round alike.
+            // PyTorch's order of operations, for the same rounding.
             let value = |level: usize| match self.range {
                 Range::Unit => (level as f32 / 255.0 - mean) / std,
                 Range::Byte => (level as f32 - mean) / std,
@@ -189,31 +193,31 @@ impl Preprocess {
         self.validate()?;
         let (width, height) = (image.width() as usize, image.height() as usize);
         if width == 0 || height == 0 {
-            return Err(Error::Image(format!("the image has {width}×{height} pixels")));
+            return Err(Error::EmptyImage { width, height });
         }
         let size = self.resized(height, width)?;
-        let [rows, columns] = [0, 1].map(|axis| Window::new(size[axis], self.crop[axis]));
+        let [rows, columns] = [0, 1].map(|axis| CropWindow::new(size[axis], self.crop[axis]));
         let target =
-            Target { size, rows: rows.taken.clone(), columns: columns.taken.clone(), filter: self.filter };
-        let window = if self.channels == Channels::Grey {
-            let grey: Vec<u8> = image.pixels().map(|p| luminance(p.0)).collect();
-            resample::<1>(Source { pixels: &grey, width, height }, &target)
+            Target { size, rows: rows.range.clone(), columns: columns.range.clone(), filter: self.filter };
+        let window = if self.channels == Channels::Gray {
+            let gray: Vec<u8> = image.pixels().map(|p| luminance(p.0)).collect();
+            resample::<1>(Source { pixels: &gray, width, height }, &target)
         } else {
             resample::<3>(Source { pixels: image.as_raw(), width, height }, &target)
         };
-        if [rows.taken.len(), columns.taken.len()] == self.crop {
+        if [rows.range.len(), columns.range.len()] == self.crop {
             return Ok(window);
         }
         let channels = self.channels.count();
         let mut padded = self.fill().repeat(self.crop[0] * self.crop[1]);
         let lines = padded.chunks_exact_mut(channels * self.crop[1]).skip(rows.before);
-        for (out, line) in lines.zip(window.chunks_exact(channels * columns.taken.len())) {
+        for (out, line) in lines.zip(window.chunks_exact(channels * columns.range.len())) {
             out[channels * columns.before..][..line.len()].copy_from_slice(line);
         }
         Ok(padded)
     }
 
-    /// Height and width that an image of this height and width is resized to.
+    /// Returns the height and width that an image of this height and width is resized to.
     fn resized(&self, height: usize, width: usize) -> Result<[usize; 2]> {
         let scaled = |target: [usize; 2], choose: fn(f64, f64) -> f64| {
             let ratio = choose(height as f64 / target[0] as f64, width as f64 / target[1] as f64);
@@ -230,14 +234,12 @@ impl Preprocess {
             }
         };
         if size.contains(&0) {
-            return Err(Error::Image(format!(
-                "an image of {width}×{height} pixels is too narrow to be resized"
-            )));
+            return Err(Error::TooNarrow { width, height });
         }
         Ok(size)
     }
 
-    /// The levels beyond the image where the crop is larger, R, G, B or grey.
+    /// The padding color where the crop is larger than the image: R, G, B or gray.
     fn fill(&self) -> Vec<u8> {
         let level = |mean: &f32| {
             let scale = if self.range == Range::Unit { 255.0 } else { 1.0 };
@@ -255,34 +257,38 @@ impl Preprocess {
 }
 
 impl Channels {
-    /// Number of channels.
+    /// Returns the number of channels.
     pub fn count(self) -> usize {
-        if self == Channels::Grey { 1 } else { 3 }
+        if self == Channels::Gray { 1 } else { 3 }
     }
 }
 
-/// ITU-R 601 luminance, as Pillow's `convert("L")`. Of a grey pixel it is its level.
+fn invalid<T>(field: &'static str, found: String, expected: impl Into<String>) -> Result<T> {
+    Err(Error::Preprocess { field, found, expected: expected.into() })
+}
+
+/// ITU-R 601-2 luminance, as Pillow's `convert("L")`. Maps a gray pixel to its level.
 fn luminance([r, g, b]: [u8; 3]) -> u8 {
     ((u32::from(r) * 19_595 + u32::from(g) * 38_470 + u32::from(b) * 7_471 + 0x8000) >> 16) as u8
 }
 
-/// The centre crop along one axis.
-struct Window {
-    /// What is taken of the resized image.
-    taken: Span<usize>,
+/// The center crop along one axis.
+struct CropWindow {
+    /// The pixels of the resized image inside the crop.
+    range: ops::Range<usize>,
     /// Padding before it.
     before: usize,
 }
 
-impl Window {
-    fn new(size: usize, crop: usize) -> Window {
+impl CropWindow {
+    fn new(size: usize, crop: usize) -> CropWindow {
         match size.checked_sub(crop) {
-            // Python's `round`: to the even number if two are equally near.
+            // Python's `round`: ties to even.
             Some(rest) => {
                 let start = (rest as f64 / 2.0).round_ties_even() as usize;
-                Window { taken: start..start + crop, before: 0 }
+                CropWindow { range: start..start + crop, before: 0 }
             }
-            None => Window { taken: 0..size, before: (crop - size) / 2 },
+            None => CropWindow { range: 0..size, before: (crop - size) / 2 },
         }
     }
 }

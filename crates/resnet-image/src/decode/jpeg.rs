@@ -8,12 +8,12 @@
 
 use std::ops::Range;
 
-mod colour;
+mod color;
 mod huffman;
 mod idct;
 mod scan;
 
-use colour::Space;
+use color::Space;
 use huffman::Table;
 use idct::Block;
 use scan::{Member, Scan, ZIGZAG};
@@ -49,7 +49,7 @@ impl Plane {
 
 /// A part of a picture in pixels: the first and one past the last column, likewise rows.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Part {
+pub(super) struct Region {
     pub(super) columns: Range<usize>,
     pub(super) rows: Range<usize>,
 }
@@ -58,7 +58,7 @@ struct Component {
     id: u8,
     plane: Plane,
     /// The blocks whose samples are wanted.
-    wanted: Part,
+    wanted: Region,
     /// Which of the four quantisation tables.
     table: usize,
     /// In natural order; those of the first scan with this component.
@@ -84,7 +84,7 @@ struct Frame {
 
 impl Frame {
     /// Limits the work to `part`.
-    fn want(&mut self, part: &Part) {
+    fn want(&mut self, part: &Region) {
         // Upsampling looks at a sample's neighbours.
         let blocks = |pixels: &Range<usize>, max: usize, sampling: usize| {
             let first = (pixels.start * sampling / max).saturating_sub(1) / 8;
@@ -92,7 +92,7 @@ impl Frame {
         };
         for component in &mut self.components {
             let (across, down) = component.plane.sampling;
-            component.wanted = Part {
+            component.wanted = Region {
                 columns: blocks(&part.columns, self.max.0, across),
                 rows: blocks(&part.rows, self.max.1, down),
             };
@@ -186,7 +186,7 @@ impl<'a> Decoder<'a> {
     }
 
     /// Decodes the rest, or what `part` of the picture needs of it; the part must not be empty.
-    pub(super) fn decode(mut self, part: Option<Part>) -> Result<Picture<'a>, Corrupt> {
+    pub(super) fn decode(mut self, part: Option<Region>) -> Result<Picture<'a>, Corrupt> {
         if let (Some(part), Some(frame)) = (&part, &mut self.frame) {
             frame.want(part);
         }
@@ -204,8 +204,8 @@ impl<'a> Decoder<'a> {
         frame.components.iter_mut().for_each(Component::finish);
         let space = self.space(&frame);
         let planes: Vec<Plane> = frame.components.into_iter().map(|c| c.plane).collect();
-        let whole = Part { columns: 0..frame.width, rows: 0..frame.height };
-        let rgb = colour::to_rgb(&planes, space, &part.unwrap_or(whole), frame.max);
+        let whole = Region { columns: 0..frame.width, rows: 0..frame.height };
+        let rgb = color::to_rgb(&planes, space, &part.unwrap_or(whole), frame.max);
         Ok(Picture { rgb, exif: self.exif, xmp: self.xmp })
     }
 
@@ -382,7 +382,7 @@ impl<'a> Decoder<'a> {
                     height: (height * sampling.1).div_ceil(max.1),
                     sampling,
                 },
-                wanted: Part { columns: 0..usize::MAX, rows: 0..usize::MAX },
+                wanted: Region { columns: 0..usize::MAX, rows: 0..usize::MAX },
                 table: usize::from(table),
                 quantisation: [0; 64],
                 seen: false,

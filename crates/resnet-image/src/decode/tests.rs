@@ -21,7 +21,7 @@ const JPEGS: &[&str] = &[
 ];
 
 #[test]
-fn a_cut_file_is_an_error_never_a_picture() {
+fn truncated_files_are_errors() {
     for name in
         JPEGS.iter().chain(&["rgb-97x31.png", "palette-alpha.png", "alpha-16.png", "palette.gif", "24.bmp"])
     {
@@ -63,17 +63,17 @@ fn changed_jpegs_do_not_panic() {
                 decoded += 1;
             }
             let half = |size: usize| size / 2..size;
-            let part = jpeg::Part { columns: half(header.width), rows: half(header.height) };
+            let part = jpeg::Region { columns: half(header.width), rows: half(header.height) };
             if let Ok(picture) = jpeg::Decoder::new(&changed).and_then(|decoder| decoder.decode(Some(part))) {
                 assert_eq!(picture.rgb.len(), 3 * half(header.width).len() * half(header.height).len());
             }
         }
     }
-    assert!(decoded > 100, "{decoded} were decoded: the changes are too coarse to test anything");
+    assert!(decoded > 100, "{decoded} were decoded: the mutations are too coarse");
 }
 
 #[test]
-fn parts_are_those_of_the_whole() {
+fn regions_equal_crops_of_the_whole_image() {
     for name in JPEGS.iter().chain(&["rgb-97x31.png"]) {
         let bytes = golden(name);
         let whole = decode(&bytes).unwrap();
@@ -91,7 +91,7 @@ fn parts_are_those_of_the_whole() {
         ] {
             let [x, y, w, h] = part;
             let mut size = [0; 2];
-            let found = decode_part(&bytes, |found| {
+            let found = DecodeOptions::default().decode_region(&bytes, |found| {
                 size = found;
                 part
             });
@@ -100,14 +100,14 @@ fn parts_are_those_of_the_whole() {
             assert!(found.unwrap() == expected, "{name} {part:?}");
         }
         for part in [[0, 0, 0, 1], [0, 0, width + 1, 1], [u32::MAX, 0, u32::MAX, 1]] {
-            let error = decode_part(&bytes, |_| part).unwrap_err().to_string();
-            assert!(error.contains("is not in the image of"), "{error}");
+            let error = DecodeOptions::default().decode_region(&bytes, |_| part).unwrap_err().to_string();
+            assert!(error.contains("is not inside the image of"), "{error}");
         }
     }
 }
 
 #[test]
-fn bytes_after_the_end_and_between_segments_do_not_matter() {
+fn bytes_after_the_end_and_between_segments_are_ignored() {
     let whole = golden("420.jpg");
     let expected = decode(&whole).unwrap();
     let mut longer = whole.clone();
@@ -120,14 +120,17 @@ fn bytes_after_the_end_and_between_segments_do_not_matter() {
 }
 
 #[test]
-fn unsupported_jpegs_say_what_they_are() {
+fn unsupported_jpegs_are_named() {
     let whole = golden("grey.jpg");
     let at = whole.windows(2).position(|w| w == b"\xff\xc0").unwrap();
     let check = |offset: usize, byte: u8, expected: &str| {
         let mut changed = whole.clone();
         changed[at + offset] = byte;
         let error = decode(&changed).unwrap_err().to_string();
-        assert!(error.starts_with("a damaged or unusual JPEG file: ") && error.contains(expected), "{error}");
+        assert!(
+            error.starts_with("damaged or unsupported JPEG file: ") && error.contains(expected),
+            "{error}"
+        );
     };
     check(1, 0xc9, "arithmetic coding");
     check(1, 0xc3, "lossless");
@@ -150,7 +153,7 @@ fn only_regular_files_are_read() {
     };
     check(Path::new("/dev/zero"), "not a regular file");
     let dir = tempfile::tempdir().unwrap();
-    check(dir.path(), "folder");
+    check(dir.path(), "directory");
     check(&dir.path().join("missing.png"), "No such file");
     let pipe = dir.path().join("pipe.png");
     let made = std::process::Command::new("mkfifo").arg(&pipe).status();
@@ -161,8 +164,8 @@ fn only_regular_files_are_read() {
     let huge = dir.path().join("huge.png");
     std::fs::File::create(&huge).unwrap().set_len(1 << 40).unwrap();
     check(&huge, "1099511627776 bytes, expected at most 67108864");
-    // What a file is called does not matter.
-    let renamed = dir.path().join("picture.txt");
+    // The file name does not matter.
+    let renamed = dir.path().join("image.txt");
     std::fs::write(&renamed, golden("grey.png")).unwrap();
     assert_eq!(open(&renamed).unwrap().dimensions(), (45, 50));
 }
