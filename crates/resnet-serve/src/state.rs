@@ -1,0 +1,65 @@
+//! State that all requests share.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::config::Config;
+use crate::error::ApiError;
+use crate::executor::Executor;
+use crate::metrics::Metrics;
+use crate::model::{Answer, Input, ServedModel};
+use crate::registry::Registry;
+
+/// State that all requests share. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct App {
+    pub(crate) registry: Registry,
+    pub(crate) executor: Arc<Executor>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) config: Arc<Config>,
+}
+
+impl App {
+    /// Starts the worker threads for the models of `registry`.
+    ///
+    /// # Errors
+    ///
+    /// The system's error if a thread cannot be started.
+    pub fn new(registry: Registry, config: Config) -> std::io::Result<App> {
+        let metrics = Arc::new(Metrics::new());
+        let executor = Arc::new(Executor::new(&config, metrics.clone())?);
+        Ok(App { registry, executor, metrics, config: Arc::new(config) })
+    }
+
+    /// Runs one image to the outputs named `taps`.
+    pub(crate) async fn infer(
+        &self,
+        model: &Arc<ServedModel>,
+        input: Input,
+        taps: &[String],
+    ) -> Result<Answer, ApiError> {
+        let mut answers = self.infer_all(model, vec![input], taps, None).await?;
+        answers.pop().unwrap_or(Err(ApiError::ShuttingDown))
+    }
+
+    /// Runs the images of one request; a bad image fails its own entry only.
+    ///
+    /// # Errors
+    ///
+    /// Those of admission, which concern the request as a whole.
+    pub(crate) async fn infer_all(
+        &self,
+        model: &Arc<ServedModel>,
+        inputs: Vec<Input>,
+        taps: &[String],
+        deadline: Option<Instant>,
+    ) -> Result<Vec<Result<Answer, ApiError>>, ApiError> {
+        let pending = self.executor.submit(model, inputs, taps, deadline);
+        let pending = pending.inspect_err(|error| self.metrics.failed(model.name(), error))?;
+        let mut answers = Vec::with_capacity(pending.len());
+        for one in pending {
+            answers.push(one.await.unwrap_or(Err(ApiError::ShuttingDown)));
+        }
+        Ok(answers)
+    }
+}
