@@ -3,8 +3,9 @@
 use std::time::{Duration, Instant};
 
 use axum::body::Bytes;
+use resnet_image::decode;
 use resnet_model::engine::{Engine, EngineOptions, Output};
-use resnet_model::{Checkpoint, Meta, decode};
+use resnet_model::{Checkpoint, Meta};
 
 use crate::error::ApiError;
 
