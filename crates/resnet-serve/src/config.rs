@@ -18,6 +18,10 @@ pub struct Config {
     pub queue_timeout: Duration,
     /// Default number of classes in a response.
     pub top_k: usize,
+    /// Accepted API keys (`Authorization: Bearer KEY`); empty to accept every request.
+    pub api_keys: Vec<String>,
+    /// Origins whose pages may call the API (CORS); `*` for any. Empty: none.
+    pub cors_origins: Vec<String>,
 }
 
 impl Default for Config {
@@ -30,6 +34,8 @@ impl Default for Config {
             max_in_flight: 64,
             queue_timeout: Duration::from_secs(30),
             top_k: 5,
+            api_keys: Vec::new(),
+            cors_origins: Vec::new(),
         }
     }
 }

@@ -3,7 +3,7 @@
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde_json::json;
+use serde::Serialize;
 
 /// Reason why a request, or one image of it, failed. Texts never contain server paths.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -15,6 +15,12 @@ pub enum ApiError {
     /// The bytes are not an image that can be decoded within the limits.
     #[error("{0}")]
     Image(String),
+    /// The request has no valid API key.
+    #[error("missing or invalid API key; expected `Authorization: Bearer KEY`")]
+    Unauthorized,
+    /// No route for this path.
+    #[error("unknown path; see /docs for the routes")]
+    UnknownRoute,
     /// No model of this name is served.
     #[error("unknown model `{name}`; available: {available}")]
     UnknownModel {
@@ -64,6 +70,15 @@ pub enum ApiError {
     Internal(String),
 }
 
+/// Body of an error response.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub(crate) struct ErrorBody {
+    /// Description for people.
+    error: String,
+    /// Stable name for programs.
+    error_type: &'static str,
+}
+
 impl ApiError {
     /// HTTP status of the error.
     pub fn status(&self) -> StatusCode {
@@ -71,7 +86,8 @@ impl ApiError {
             ApiError::Invalid(_) | ApiError::Image(_) | ApiError::Unsupported { .. } => {
                 StatusCode::BAD_REQUEST
             }
-            ApiError::UnknownModel { .. } => StatusCode::NOT_FOUND,
+            ApiError::Unauthorized => StatusCode::UNAUTHORIZED,
+            ApiError::UnknownRoute | ApiError::UnknownModel { .. } => StatusCode::NOT_FOUND,
             ApiError::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             ApiError::Overloaded { .. } => StatusCode::TOO_MANY_REQUESTS,
             ApiError::NotReady { .. } | ApiError::ShuttingDown | ApiError::Timeout => {
@@ -86,6 +102,8 @@ impl ApiError {
         match self {
             ApiError::Invalid(_) => "validation",
             ApiError::Image(_) => "decode",
+            ApiError::Unauthorized => "unauthorized",
+            ApiError::UnknownRoute => "unknown_route",
             ApiError::UnknownModel { .. } => "unknown_model",
             ApiError::Unsupported { .. } => "unsupported",
             ApiError::NotReady { .. } => "not_ready",
@@ -100,7 +118,7 @@ impl ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let body = Json(json!({"error": self.to_string(), "error_type": self.kind()}));
+        let body = Json(ErrorBody { error: self.to_string(), error_type: self.kind() });
         let mut response = (self.status(), body).into_response();
         if matches!(self.status(), StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));

@@ -13,6 +13,7 @@ mod metrics;
 pub mod model;
 pub mod registry;
 mod routes;
+pub mod server;
 mod state;
 
 pub use config::{Config, ThreadsPerImage};

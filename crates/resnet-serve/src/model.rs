@@ -4,8 +4,9 @@ use std::time::{Duration, Instant};
 
 use axum::body::Bytes;
 use resnet_image::decode;
+use resnet_model::classifier::{self, Score};
 use resnet_model::engine::{Engine, EngineOptions, Output};
-use resnet_model::{Checkpoint, Meta};
+use resnet_model::{Checkpoint, Meta, Prediction};
 
 use crate::error::ApiError;
 
@@ -124,6 +125,18 @@ impl ServedModel {
         let unsupported =
             || ApiError::Unsupported { model: self.name.clone(), what: "classification".into() };
         self.meta.arch.classes().ok_or_else(unsupported)
+    }
+
+    /// The `k` best classes of one image's logits `[K]`, best first.
+    ///
+    /// # Errors
+    ///
+    /// [`ApiError::Internal`] if the network returned NaN.
+    pub fn top_k(&self, logits: &[f32], k: usize, score: Score) -> Result<Vec<Prediction>, ApiError> {
+        if logits.iter().any(|x| x.is_nan()) {
+            return Err(ApiError::Internal("the network returned NaN".into()));
+        }
+        Ok(classifier::top_k(logits, k, score, &self.meta.labels))
     }
 
     /// Decodes and preprocesses one image.
