@@ -219,6 +219,7 @@ impl Shared {
             }
             Err(error) => {
                 self.metrics.failed(model.name(), &error);
+                model.stats().add_failure();
                 // The send fails if the client has disconnected, which is not an error here.
                 let _ = answer.send(Err(error));
                 None
@@ -241,10 +242,12 @@ impl Shared {
         let answer = match outputs {
             Ok(outputs) => {
                 self.metrics.computed(job.model.name(), times.queue, times.compute);
+                job.model.stats().add(&times);
                 Ok(Answer { outputs, times, size: job.item.size })
             }
             Err(error) => {
                 self.metrics.failed(job.model.name(), &error);
+                job.model.stats().add_failure();
                 Err(error)
             }
         };

@@ -9,6 +9,7 @@ use resnet_model::engine::{Engine, EngineOptions, Output};
 use resnet_model::{Checkpoint, Meta, Prediction};
 
 use crate::error::ApiError;
+use crate::routes::oip::Stats;
 
 /// Tap of the pooled features `[N, C]`.
 pub const FEATURES: &str = "pooled";
@@ -21,6 +22,7 @@ pub struct ServedModel {
     name: String,
     meta: Meta,
     engine: Engine,
+    stats: Stats,
 }
 
 /// One image of a request.
@@ -88,7 +90,12 @@ impl ServedModel {
         }
         let options = EngineOptions { threads, ..EngineOptions::default() };
         let engine = Engine::new(checkpoint, options).map_err(|e| ApiError::Internal(e.to_string()))?;
-        Ok(ServedModel { name: name.to_owned(), meta: checkpoint.meta().clone(), engine })
+        Ok(ServedModel {
+            name: name.to_owned(),
+            meta: checkpoint.meta().clone(),
+            engine,
+            stats: Stats::default(),
+        })
     }
 
     /// Name under which the model is served.
@@ -104,6 +111,11 @@ impl ServedModel {
     /// The compiled network.
     pub fn engine(&self) -> &Engine {
         &self.engine
+    }
+
+    /// Counts and durations of the model's inferences.
+    pub(crate) fn stats(&self) -> &Stats {
+        &self.stats
     }
 
     /// Name of the tap that holds the pooled features `[N, C]`.

@@ -3,6 +3,7 @@
 mod body;
 mod hf;
 mod middleware;
+pub(crate) mod oip;
 mod openapi;
 mod ops;
 
@@ -22,7 +23,8 @@ use crate::state::App;
 /// The server's routes over `app`.
 pub fn router(app: App) -> Router {
     let panicked = |_| ApiError::Internal("a handler panicked".into()).into_response();
-    let routes = Router::new().merge(hf::routes()).merge(ops::routes()).fallback(unknown_route);
+    let routes =
+        Router::new().merge(hf::routes()).merge(ops::routes()).merge(oip::routes()).fallback(unknown_route);
     // Outermost first. Bodies are decompressed before their size is checked.
     let layers = ServiceBuilder::new()
         .layer(from_fn_with_state(app.clone(), middleware::observe))
