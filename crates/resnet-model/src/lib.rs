@@ -38,6 +38,8 @@ mod error;
 pub mod file;
 pub mod labels;
 pub mod meta;
+#[doc(hidden)]
+pub mod random;
 pub mod raw;
 pub mod safetensors;
 pub mod synthetic;

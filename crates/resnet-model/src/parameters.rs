@@ -9,7 +9,7 @@ use candle_nn::{Init, VarBuilder};
 use crate::graph::{Graph, Node, NodeId, Op};
 use crate::network::Statistics;
 use crate::param_specs::{self, ParamSpec, Role};
-use crate::{Arch, Checkpoint, Error, Meta, Network, RawTensor, Result, synthetic};
+use crate::{Arch, Checkpoint, Error, Meta, Network, RawTensor, Result, random};
 
 /// Which part of a network is trained; the rest keeps its parameters and running statistics.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -242,7 +242,7 @@ fn last_norms(graph: &Graph) -> impl Iterator<Item = &Node> {
 /// First values of a parameter.
 fn initial(param: &ParamSpec, seed: u64) -> Vec<f32> {
     let elements: usize = param.shape.iter().product();
-    let random = synthetic::sequence(&format!("{seed}/{}", param.name));
+    let random = random::sequence(&format!("{seed}/{}", param.name));
     let receptive: usize = param.shape.iter().skip(2).product();
     match param.role {
         Role::NormScale | Role::RunningVar => vec![1.0; elements],
@@ -303,7 +303,7 @@ impl SimpleBackend for Backend {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::zoo;
+    use crate::{synthetic, zoo};
 
     fn small() -> Arch {
         zoo::arch("resnet20_cifar").unwrap()
