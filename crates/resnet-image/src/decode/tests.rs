@@ -57,14 +57,14 @@ fn changed_jpegs_do_not_panic() {
             if check_size(header.width, header.height).is_err() || header.memory > 16 << 20 {
                 continue;
             }
-            if let Ok(picture) = decoder.decode(None) {
-                assert_eq!(picture.rgb.len(), 3 * header.width * header.height);
+            if let Ok(image) = decoder.decode(None) {
+                assert_eq!(image.rgb.len(), 3 * header.width * header.height);
                 decoded += 1;
             }
             let half = |size: usize| size / 2..size;
-            let part = jpeg::Region { columns: half(header.width), rows: half(header.height) };
-            if let Ok(picture) = jpeg::Decoder::new(&changed).and_then(|decoder| decoder.decode(Some(part))) {
-                assert_eq!(picture.rgb.len(), 3 * half(header.width).len() * half(header.height).len());
+            let region = jpeg::Region { columns: half(header.width), rows: half(header.height) };
+            if let Ok(image) = jpeg::Decoder::new(&changed).and_then(|decoder| decoder.decode(Some(region))) {
+                assert_eq!(image.rgb.len(), 3 * half(header.width).len() * half(header.height).len());
             }
         }
     }
