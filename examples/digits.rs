@@ -8,7 +8,7 @@ use std::path::Path;
 
 use anyhow::{Context, ensure};
 use image::GrayImage;
-use resnet_model::synthetic;
+use resnet_model::random;
 
 const SIDE: usize = 28;
 const HELD_OUT: usize = 2000;
@@ -32,7 +32,7 @@ fn main() -> anyhow::Result<()> {
             digits.push((class, image.iter().map(|level| (level * 255.0).round() as u8).collect()));
         }
     }
-    let key = |i: &usize| synthetic::uniform("digits split", *i);
+    let key = |i: &usize| random::uniform("digits split", *i);
     let mut order: Vec<usize> = (0..digits.len()).collect();
     order.sort_by(|a, b| key(a).total_cmp(&key(b)));
     let mut index = String::from("path,label,split\n");

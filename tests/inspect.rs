@@ -88,7 +88,7 @@ fn inspect_shows_files_of_no_network_and_says_why() {
     assert!(!text.contains('\u{1b}'));
     let (code, _, error) = resnet_cli(&["inspect", &s(dir.path())]);
     assert_eq!(code, 1);
-    assert!(error.contains("is a folder, not a file"), "{error}");
+    assert!(error.contains("is a directory, not a file"), "{error}");
 }
 
 #[test]

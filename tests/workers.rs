@@ -30,7 +30,10 @@ fn variables_of_launchers_are_understood() {
     // What the launcher's own library would have to confirm.
     let two = [("OMPI_COMM_WORLD_RANK", "0"), ("OMPI_COMM_WORLD_SIZE", "2")];
     match cfg!(feature = "mpi") {
-        true => check(&two, &["worker 0 of 2 lost the others: the connection makes it worker 0 of 1"]),
+        true => check(
+            &two,
+            &["rank 0 of 2 lost its connection to the process group: the connection makes it worker 0 of 1"],
+        ),
         false => check(&two, &["mpirun started 2 processes", "lacks the feature mpi", "--features mpi"]),
     }
 }
@@ -172,7 +175,7 @@ mod mpi {
                 _ => fs::read_to_string(dir.path().join("status.0")).unwrap().trim().parse().unwrap(),
             };
             assert!(code != 0 && took < Duration::from_secs(60), "{name}: {code} {ended:?} after {took:?}");
-            let said = format!("error: worker 0 of 2 lost the others: {message}");
+            let said = format!("error: rank 0 of 2 lost its connection to the process group: {message}");
             assert!(ended.stderr.contains(&said), "{name}: {ended:?}");
             assert!(losses(&out).len() < 54, "{name}: it was over");
             let resumed = run(&mut mpirun_with(&["--resume"], START, &[]), &[]);

@@ -47,7 +47,7 @@ fn the_figures_are_what_the_program_draws() {
         let drawn = std::fs::read_to_string(path).unwrap();
         assert!(std::fs::read_to_string(file("docs").join(name)).unwrap() == drawn, "{name}: make figures");
         let again = resnet_cli(&["summary", model, "--svg", path]);
-        again.fails_with(&["exists already"]);
+        again.fails_with(&["already exists"]);
     }
 }
 

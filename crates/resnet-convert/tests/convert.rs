@@ -194,7 +194,7 @@ fn what_shapes_cannot_tell_must_be_told() {
 
     let wrong = Options { arch: Some(zoo::arch("resnet34").unwrap()), ..Options::default() };
     let error = convert(&network::zip(&tensors(&zoo::arch("resnet18").unwrap()), &[]), &wrong).unwrap_err();
-    assert!(error.to_string().contains("not those of resnet34: 80 tensors missing"), "{error}");
+    assert!(error.to_string().contains("do not match resnet34: 80 tensors missing"), "{error}");
 }
 
 #[test]

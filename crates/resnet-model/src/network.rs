@@ -437,7 +437,7 @@ mod tests {
         let shapes: Vec<_> = taps.iter().map(|t| t.dims().to_vec()).collect();
         assert_eq!(shapes, [vec![1, 512, 2, 2], vec![1, 64, 16, 16], vec![1, 512], vec![1, 512, 2, 2]]);
         let error = network.features(&input(1, 3, 64), &["layer5"]).unwrap_err().to_string();
-        assert!(error.contains("no tap `layer5`; this network has stem, layer1"), "{error}");
+        assert!(error.contains("unknown tap `layer5`; this network has stem, layer1"), "{error}");
     }
 
     #[test]

@@ -14,7 +14,7 @@ use candle_core::{Device, Tensor};
 use resnet_model::file::Existing;
 use resnet_model::network::{DropConfig, SingleProcess, Statistics};
 use resnet_model::parameters::{Initialization, Trainable};
-use resnet_model::{Parameters, RawTensor, safetensors, synthetic, zoo};
+use resnet_model::{Parameters, RawTensor, random, safetensors, synthetic, zoo};
 use resnet_train::loss::{Loss, one_hot};
 use resnet_train::optim::{Moving, Optimizer};
 
@@ -53,7 +53,7 @@ fn main() {
             let at = step % 10 * batch;
             let x = images[at * image..][..batch * image].to_vec();
             let x = Tensor::from_vec(x, (batch, 3, size, size), device).unwrap();
-            let class = |i: usize| (synthetic::uniform("classes", at + i) * 1000.0) as usize;
+            let class = |i: usize| (random::uniform("classes", at + i) * 1000.0) as usize;
             let classes: Vec<usize> = (0..batch).map(class).collect();
             let targets = Tensor::from_vec(one_hot(&classes, 1000), (batch, 1000), device).unwrap();
             let start = Instant::now();

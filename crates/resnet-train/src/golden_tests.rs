@@ -6,7 +6,7 @@ use candle_core::{Device, Tensor};
 use resnet_model::network::{DropConfig, SingleProcess, Statistics};
 use resnet_model::param_specs::Role;
 use resnet_model::parameters::Trainable;
-use resnet_model::{Arch, Meta, Parameters, Preprocess, RawTensor, safetensors, synthetic};
+use resnet_model::{Arch, Meta, Parameters, Preprocess, RawTensor, random, safetensors, synthetic};
 use serde::Deserialize;
 
 use crate::loss::{Loss, one_hot};
@@ -61,7 +61,7 @@ fn check(name: &str) {
     let mut losses = Vec::new();
     for (step, images) in images.chunks_exact(batch * 3 * h * w).enumerate() {
         let x = Tensor::from_slice(images, (batch, 3, h, w), &Device::Cpu).unwrap();
-        let class = |i: usize| (synthetic::uniform("classes", step * batch + i) * classes as f64) as usize;
+        let class = |i: usize| (random::uniform("classes", step * batch + i) * classes as f64) as usize;
         let rows = one_hot(&(0..batch).map(class).collect::<Vec<_>>(), classes);
         let targets = Tensor::from_vec(rows, (batch, classes), &Device::Cpu).unwrap();
         let backward = network.train_forward(&x, DropConfig::default(), &SingleProcess).unwrap();

@@ -1,18 +1,11 @@
 //! Random numbers by key: what is drawn depends on the seed and on what it is drawn for, never on what was drawn before
 //! or on which thread.
 
+use resnet_model::random::{STEP, mix};
+
 /// A sequence of random numbers.
 #[derive(Debug, Clone)]
 pub struct Random(u64);
-
-/// The finaliser of splitmix64.
-fn mix(mut z: u64) -> u64 {
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
-}
-
-const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
 
 impl Random {
     /// The sequence for `key`, e.g. purpose, epoch and sample.

@@ -133,7 +133,7 @@ fn pickle(tensors: &[(&str, &RawTensor)]) -> Result<Vec<u8>> {
         let class = storage_class(tensor.dtype()).ok_or_else(|| Error::Dtype {
             name: (*name).to_owned(),
             dtype: format!("{:?}", tensor.dtype()),
-            wanted: "a type of PyTorch's",
+            expected: "a PyTorch dtype",
         })?;
         p.code(&Pickle::text(name));
         p.global("torch._utils", "_rebuild_tensor_v2");

@@ -39,7 +39,7 @@ fn a_checkpoint_is_converted_beside_itself_and_reported() {
 
     let again = run(&["net.pth"], &at);
     assert_eq!((again.status.code(), text(&again.stdout)), (Some(1), ""));
-    assert_eq!(text(&again.stderr), "error: `net.safetensors` exists already\nhint: --force replaces it\n");
+    assert_eq!(text(&again.stderr), "error: `net.safetensors` already exists\nhint: --force replaces it\n");
     assert_eq!(run(&["--force", "net.pth"], &at).status.code(), Some(0));
 }
 
@@ -111,7 +111,7 @@ fn labels_preprocessing_and_wrong_usage() {
         (&["net.pth", "--force", "--preprocess", "p.json"], 1, "--preprocess: `p.json`: missing field"),
         (&["net.pth", "--arch", "resnet19"], 1, "unknown model `resnet19`; did you mean resnet18"),
         (&["gone.pth"], 1, "`gone.pth`: No such file"),
-        (&["."], 1, "is a folder, not a file"),
+        (&["."], 1, "is a directory, not a file"),
         (&[], 2, "required"),
         (&["--dtype", "f8", "net.pth"], 2, "invalid value 'f8'"),
         (&["net.pth", "net.pth", "-o", "x"], 2, "--output-dir takes several"),

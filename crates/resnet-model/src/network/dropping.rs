@@ -3,7 +3,7 @@
 use candle_core::{DType, Tensor};
 
 use crate::graph::{Graph, NodeId, Op};
-use crate::{Error, Result, synthetic};
+use crate::{Error, Result, random};
 
 /// What is left out at random in training; see [`Network::forward_dropping`](super::Network::forward_dropping).
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -97,7 +97,7 @@ impl Plan {
 
     /// Zeros with probability `rate`, else `1 / (1 - rate)`.
     fn random(&self, id: NodeId, rate: f64, count: usize) -> Vec<f32> {
-        let random = synthetic::sequence(&format!("drop/{}/{}", self.seed, id.index()));
+        let random = random::sequence(&format!("drop/{}/{}", self.seed, id.index()));
         let kept = (1.0 / (1.0 - rate)) as f32;
         (0..count).map(|i| if random(i) < rate { 0.0 } else { kept }).collect()
     }
@@ -114,6 +114,7 @@ mod tests {
     use super::*;
     use crate::arch::{Block, ResNet, Shortcut, Stage, Stem};
     use crate::network::Statistics;
+    use crate::synthetic;
     use crate::{Arch, Network, zoo};
     use candle_core::{Device, Var};
 

@@ -70,7 +70,7 @@ fn some(shape: &[usize], seed: &str) -> Tensor {
     let elements = shape.iter().product::<usize>();
     let values: Vec<f64> = (0..elements)
         .map(|i| {
-            let value = crate::synthetic::uniform(seed, i) * 2.0 - 1.0;
+            let value = crate::random::uniform(seed, i) * 2.0 - 1.0;
             value + 0.05 * value.signum()
         })
         .collect();

@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Tensor};
 
 use super::*;
 use crate::arch::{ArchOptions, GlobalPool};
-use crate::{Checkpoint, Network, Runtime, cost, engine, param_specs, safetensors, synthetic};
+use crate::{Checkpoint, Network, Runtime, cost, engine, param_specs, random, safetensors, synthetic};
 
 mod options;
 
@@ -109,7 +109,7 @@ fn names_shapes_order_and_costs_are_pytorchs() {
         let shape = |s: &[usize]| s.iter().map(usize::to_string).collect::<Vec<_>>().join("x");
         let text: String = list.iter().map(|p| format!("{} {}\n", p.name, shape(&p.shape))).collect();
         assert_eq!((list.len(), param_specs::count(&graph)), (tensors, parameters), "{name}");
-        assert_eq!(format!("{:016x}", synthetic::hash(&text)), listing, "{name}:\n{text}");
+        assert_eq!(format!("{:016x}", random::hash(&text)), listing, "{name}:\n{text}");
         assert_eq!(cost::macs(&graph, 224, 224).unwrap(), macs, "{name}");
     }
 }
@@ -161,7 +161,7 @@ fn distance_from_pytorch(name: &str, network: &Runtime, golden: &BTreeMap<String
     let logits = error(&y[1][..expected.len()], expected);
     // All of them, in one number.
     let all = y.concat();
-    let weights: Vec<f64> = (0..all.len()).map(|i| synthetic::uniform("projection", i) - 0.5).collect();
+    let weights: Vec<f64> = (0..all.len()).map(|i| random::uniform("projection", i) - 0.5).collect();
     let norm = weights.iter().map(|w| w * w).sum::<f64>().sqrt();
     let projection = all.iter().zip(&weights).map(|(y, w)| f64::from(*y) * w).sum::<f64>() / norm;
     let scale = expected.iter().fold(0f32, |a, b| a.max(b.abs()));

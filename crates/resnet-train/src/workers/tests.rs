@@ -362,7 +362,9 @@ fn a_lost_worker_ends_the_run_which_is_resumed_to_the_same_end() {
     };
     let steps = run(whole.path(), Begin::New)[0];
     let short = Limits { timeout: Duration::from_secs(1), ..limits() };
-    for (silent, message) in [(false, "worker 0 of 2 lost the others"), (true, "no answer within 1 s")] {
+    for (silent, message) in
+        [(false, "rank 0 of 2 lost its connection to the process group"), (true, "no answer within 1 s")]
+    {
         let parts = tempfile::tempdir().unwrap();
         let (error, took) = lose(parts.path(), &data, silent, &short);
         assert!(error.contains(message) && took < Duration::from_secs(30), "{error} after {took:?}");
