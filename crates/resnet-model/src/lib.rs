@@ -2,14 +2,14 @@
 //!
 //! The one idea: a network is data and everything else interprets it. An [`Arch`] describes which network, its
 //! [`Graph`] lists the operations with the names that PyTorch gives their parameters, and the interpreters are
-//! [`param_specs`](mod@param_specs) (every tensor's name and shape), [`cost`](mod@cost) (output shapes and multiply-adds), [`Network`]
+//! [`Graph::param_specs`] (every tensor's name and shape), [`Graph::costs`] (output shapes and multiply-adds), [`Network`]
 //! (a differentiable candle network) and [`fold`](mod@fold) (batch norm folded into the convolutions).
 //!
 //! ```
-//! use resnet_model::{param_specs, zoo};
+//! use resnet_model::zoo;
 //!
 //! let arch = zoo::arch("resnet50")?;
-//! assert_eq!(param_specs::count(&arch.graph()?), 25_557_032);
+//! assert_eq!(arch.graph()?.param_count(), 25_557_032);
 //! # Ok::<(), resnet_model::Error>(())
 //! ```
 //!

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::param_specs::{self, ParamSpec, Role};
+use crate::param_specs::{ParamSpec, Role};
 use crate::raw::{Dtype, RawTensor};
 use crate::{Arch, Checkpoint, Labels, Meta, Preprocess, Result};
 
@@ -68,7 +68,7 @@ pub fn input(elements: usize) -> Vec<f32> {
 /// A checkpoint of `arch` with weights from the formula.
 pub fn checkpoint(arch: &Arch) -> Result<Checkpoint> {
     let mut tensors = BTreeMap::new();
-    for param in param_specs::list(&arch.graph()?) {
+    for param in arch.graph()?.param_specs() {
         let tensor = match param.role {
             Role::BatchesTracked => Some(RawTensor::scalar_i64(0)),
             _ => {
