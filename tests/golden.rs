@@ -60,11 +60,14 @@ fn formula_input(dims: &[usize]) -> Tensor {
 
 #[test]
 fn the_formula_is_the_same_in_both_languages() {
-    let roles: HashMap<String, param_specs::ParamSpec> =
-        param_specs::list(&zoo::arch("resnet50").unwrap().graph().unwrap())
-            .into_iter()
-            .map(|p| (p.name.clone(), p))
-            .collect();
+    let roles: HashMap<String, param_specs::ParamSpec> = zoo::arch("resnet50")
+        .unwrap()
+        .graph()
+        .unwrap()
+        .param_specs()
+        .into_iter()
+        .map(|p| (p.name.clone(), p))
+        .collect();
     let table = std::fs::read_to_string(folder().join("formula.tsv")).unwrap();
     for row in table.lines().skip(1) {
         let [name, shape, first, hash] = row.split('\t').collect::<Vec<_>>().try_into().unwrap();
@@ -157,9 +160,9 @@ fn names_shapes_and_order_are_those_of_state_dict() {
     for row in table.lines().skip(1) {
         let [model, tensors, parameters, digest] = row.split('\t').collect::<Vec<_>>().try_into().unwrap();
         let graph = zoo::arch(model).unwrap().graph().unwrap();
-        let params = param_specs::list(&graph);
+        let params = graph.param_specs();
         assert_eq!(params.len().to_string(), tensors, "{model}");
-        assert_eq!(param_specs::count(&graph).to_string(), parameters, "{model}");
+        assert_eq!(graph.param_count().to_string(), parameters, "{model}");
         let shape = |shape: &[usize]| match shape {
             [] => "scalar".to_owned(),
             shape => shape.iter().map(usize::to_string).collect::<Vec<_>>().join("x"),

@@ -1,7 +1,7 @@
 //! `list`, `info` and `summary`, and what the README says about the zoo.
 
 use resnet_cli::weights::published;
-use resnet_model::{cost, param_specs, zoo};
+use resnet_model::zoo;
 
 use crate::cli::{command, digits, file, resnet_cli, run, save};
 
@@ -23,8 +23,8 @@ fn the_papers_table_says_what_the_code_computes() {
     for row in rows {
         let [_, name, _, _, weights, accuracy, parameters, gmacs, ""] = row[..] else { panic!("{row:?}") };
         let graph = zoo::arch(name).unwrap().graph().unwrap();
-        assert_eq!(parameters.replace(',', ""), param_specs::count(&graph).to_string(), "{name}");
-        let computed = cost::macs(&graph, 224, 224).unwrap() as f64 / 1e9;
+        assert_eq!(parameters.replace(',', ""), graph.param_count().to_string(), "{name}");
+        let computed = graph.macs(224, 224).unwrap() as f64 / 1e9;
         assert_eq!(gmacs, format!("{computed:.3}"), "{name}");
         let default = published().unwrap().iter().find(|p| p.default && p.arch == name);
         let known = default.map(|p| {

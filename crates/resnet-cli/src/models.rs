@@ -2,7 +2,7 @@
 
 use anyhow::{Context, bail};
 use resnet_model::text::suggestions;
-use resnet_model::{Arch, cost, param_specs, zoo};
+use resnet_model::{Arch, zoo};
 
 use crate::weights::{Published, published};
 
@@ -37,8 +37,8 @@ impl Model {
         // Networks for small images shrink them less.
         let stride = graph.taps().iter().map(|tap| tap.stride).max().unwrap_or(0);
         let size = published.map_or(if stride <= 8 { 32 } else { 224 }, |weights| weights.size);
-        let macs = cost::macs(&graph, size, size)?;
-        Ok(Model { arch_name, arch, published, params: param_specs::count(&graph), macs, size })
+        let macs = graph.macs(size, size)?;
+        Ok(Model { arch_name, arch, published, params: graph.param_count(), macs, size })
     }
 
     /// The name of the weights, else that of the architecture.

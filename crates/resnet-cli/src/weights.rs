@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 use anyhow::{Context, bail};
 use indicatif::ProgressBar;
 use resnet_image::preprocess::{CLIP_MEAN, CLIP_STD, Filter};
-use resnet_model::{Arch, Checkpoint, Labels, Preprocess, param_specs, zoo};
+use resnet_model::{Arch, Checkpoint, Labels, Preprocess, zoo};
 use serde::{Deserialize, Serialize};
 
 use crate::hub::{Client, Config, Event, HubError, Missing, RepoId, Revision};
@@ -213,7 +213,7 @@ impl Selection {
 
 /// In words, the first of the tensors that two architectures do not share.
 fn first_difference(found: &Arch, expected: &Arch) -> anyhow::Result<String> {
-    let (found, expected) = (param_specs::list(&found.graph()?), param_specs::list(&expected.graph()?));
+    let (found, expected) = (found.graph()?.param_specs(), expected.graph()?.param_specs());
     let one = found.iter().zip(&expected).find(|(a, b)| a != b);
     Ok(match one {
         Some((a, b)) if a.name == b.name => {

@@ -8,7 +8,7 @@ use resnet_image::preprocess::{Channels, Filter, Resize};
 use resnet_model::arch::{Arch, Clip, ClipHead, ResNet, ResNetV2, Stem, StemV2};
 use resnet_model::file::Existing;
 use resnet_model::meta::{KEY, Origin};
-use resnet_model::param_specs::{self, Role};
+use resnet_model::param_specs::Role;
 use resnet_model::{Checkpoint, Labels, Meta, Preprocess, RawTensor, escape};
 
 use crate::cast::{self, Float};
@@ -172,7 +172,7 @@ fn assemble(
         model: checkpoint.meta().arch.to_string(),
         arch: checkpoint.meta().arch.clone(),
         identified,
-        parameters: param_specs::count(checkpoint.graph()),
+        parameters: checkpoint.graph().param_count(),
         classes: checkpoint.meta().arch.classes(),
         container: state.container,
         dialect: names.dialect.into(),
@@ -361,7 +361,7 @@ fn check_labels(meta: &Meta) -> Result<()> {
 /// Weights are floating-point numbers; counters may be anything.
 fn check_types(meta: &Meta, tensors: &BTreeMap<String, RawTensor>, path: &Path) -> Result<()> {
     let graph = meta.arch.graph()?;
-    let weights = param_specs::list(&graph).into_iter().filter(|p| p.role != Role::BatchesTracked);
+    let weights = graph.param_specs().into_iter().filter(|p| p.role != Role::BatchesTracked);
     let odd = weights.filter_map(|p| Some((tensors.get(&p.name)?.dtype(), p.name)));
     match odd.into_iter().find(|(dtype, _)| !cast::is_float(*dtype)) {
         Some((dtype, name)) => {

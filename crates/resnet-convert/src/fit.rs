@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 
 use resnet_model::graph::{Graph, Node, Op};
-use resnet_model::param_specs::{self, ParamSpec, Role};
+use resnet_model::param_specs::{ParamSpec, Role};
 use resnet_model::{Arch, RawTensor, Result};
 
 use crate::dialect::Translation;
@@ -19,9 +19,9 @@ pub(crate) fn fit(arch: Arch, names: &mut Translation, partial: bool) -> Result<
         arch = arch.with_classes(0);
         graph = arch.graph()?;
     }
-    reshape(&param_specs::list(&graph), names);
+    reshape(&graph.param_specs(), names);
     norms(&graph, names)?;
-    let params = param_specs::list(&graph);
+    let params = graph.param_specs();
     if partial {
         let known: HashSet<&str> = params.iter().map(|p| p.name.as_str()).collect();
         let odd: Vec<String> =
@@ -41,7 +41,7 @@ fn head_fits(graph: &Graph, names: &Translation) -> bool {
     let Ok(tap) = graph.tap("logits") else { return true };
     let head = &graph.node(tap.node).name;
     let own = |p: &ParamSpec| p.name.strip_prefix(head.as_str()).is_some_and(|rest| rest.starts_with('.'));
-    let mut params = param_specs::list(graph).into_iter().filter(own);
+    let mut params = graph.param_specs().into_iter().filter(own);
     params.all(|p| names.tensors.get(&p.name).is_some_and(|t| same_rows(t.shape(), &p.shape)))
 }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use resnet_convert::{Options, Report, source};
-use resnet_model::param_specs::{self, Role};
+use resnet_model::param_specs::Role;
 use resnet_model::zoo;
 
 use crate::build::safetensors::{st, tensor};
@@ -29,7 +29,7 @@ fn file(shapes: &Shapes) -> Sparse {
 }
 
 fn shapes(name: &str) -> Shapes {
-    let params = param_specs::list(&zoo::arch(name).unwrap().graph().unwrap());
+    let params = zoo::arch(name).unwrap().graph().unwrap().param_specs();
     let dtype = |role| if role == Role::BatchesTracked { "I64" } else { "F32" };
     params.into_iter().map(|p| (p.name, p.shape, dtype(p.role))).collect()
 }

@@ -8,7 +8,6 @@ use candle_core::{DType, Device, Tensor};
 use crate::file::Existing;
 use crate::graph::Graph;
 use crate::meta::{KEY, Meta};
-use crate::param_specs;
 use crate::raw::RawTensor;
 use crate::{Error, Mismatch, Reshaped, Result, safetensors};
 
@@ -126,7 +125,7 @@ impl Checkpoint {
 /// Compares tensors with those of `graph`.
 fn compare(meta: &Meta, graph: &Graph, tensors: &BTreeMap<String, RawTensor>) -> Result<()> {
     let mut mismatch = Mismatch { arch: meta.arch.to_string(), ..Mismatch::default() };
-    let params = param_specs::list(graph);
+    let params = graph.param_specs();
     for param in &params {
         match tensors.get(&param.name) {
             Some(tensor) if tensor.shape() == param.shape => {}

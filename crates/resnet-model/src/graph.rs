@@ -5,9 +5,11 @@ use std::collections::BTreeMap;
 use crate::{Error, Result};
 
 mod builder;
+mod facts;
 mod op;
 
 pub(crate) use builder::Builder;
+pub(crate) use facts::ShapeError;
 pub use op::*;
 
 /// A network as a list of operations; every operation comes after its inputs.

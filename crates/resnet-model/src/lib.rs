@@ -6,11 +6,11 @@
 //!
 //! ```
 //! use candle_core::{DType, Device, Tensor};
-//! use resnet_model::{Network, param_specs, synthetic, zoo};
+//! use resnet_model::{Network, synthetic, zoo};
 //!
 //! let arch = zoo::arch("resnet18")?;
 //! let graph = arch.graph()?;
-//! assert_eq!(param_specs::count(&graph), 11_689_512);
+//! assert_eq!(graph.param_count(), 11_689_512);
 //!
 //! // Real weights: `Checkpoint::open("resnet18.safetensors".as_ref())?`.
 //! let checkpoint = synthetic::checkpoint(&arch)?;

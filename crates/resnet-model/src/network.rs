@@ -1,12 +1,10 @@
 //! A graph with candle tensors: differentiable, on any device.
 
-use candle_core::{DType, Device, Module, ModuleT, Tensor};
-use candle_nn::{GroupNorm, Init, VarBuilder};
-
-use crate::cost;
 use crate::fold::fold;
 use crate::graph::{Graph, Node, NodeId, Op, StdConv};
 use crate::{Arch, Checkpoint, Error, Result, ops};
+use candle_core::{DType, Device, Module, ModuleT, Tensor};
+use candle_nn::{GroupNorm, Init, VarBuilder};
 
 mod dropping;
 mod norm;
@@ -173,7 +171,7 @@ impl Network {
     fn check(&self, x: &Tensor) -> Result<()> {
         let channels = self.graph.in_channels();
         match *x.dims() {
-            [n, c, h, w] if n > 0 && c == channels => cost::list(&self.graph, h, w).map(|_| ()),
+            [n, c, h, w] if n > 0 && c == channels => self.graph.costs(h, w).map(|_| ()),
             _ => Err(Error::Input { found: x.dims().to_vec(), expected: format!("[N, {channels}, H, W]") }),
         }
     }

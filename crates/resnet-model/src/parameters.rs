@@ -8,7 +8,7 @@ use candle_nn::{Init, VarBuilder};
 
 use crate::graph::{Graph, Node, NodeId, Op};
 use crate::network::Statistics;
-use crate::param_specs::{self, ParamSpec, Role};
+use crate::param_specs::{ParamSpec, Role};
 use crate::{Arch, Checkpoint, Error, Meta, Network, RawTensor, Result, random};
 
 /// The part of a network that is trained; the rest keeps its parameters and running statistics.
@@ -87,7 +87,7 @@ impl Parameters {
             true => last_norms(&graph).map(|node| format!("{}.weight", node.name)).collect(),
             false => BTreeSet::new(),
         };
-        let params = param_specs::list(&graph);
+        let params = graph.param_specs();
         let vars = params
             .iter()
             .map(|param| {

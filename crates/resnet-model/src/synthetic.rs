@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::param_specs::{self, ParamSpec, Role};
+use crate::param_specs::{ParamSpec, Role};
 use crate::random::sequence;
 use crate::{Arch, Checkpoint, Labels, Meta, Preprocess, RawTensor, Result};
 
@@ -46,7 +46,7 @@ pub fn input(elements: usize) -> Vec<f32> {
 /// An error if `arch` is invalid.
 pub fn checkpoint(arch: &Arch) -> Result<Checkpoint> {
     let mut tensors = BTreeMap::new();
-    for param in param_specs::list(&arch.graph()?) {
+    for param in arch.graph()?.param_specs() {
         let tensor = match param.role {
             Role::BatchesTracked => Some(RawTensor::scalar_i64(0)),
             _ => RawTensor::from_f32(param.shape.clone(), &values(&param)),

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use resnet_model::engine::{Engine, EngineOptions, Isa, Precision, fma_peak};
-use resnet_model::{Checkpoint, cost, synthetic, zoo};
+use resnet_model::{Checkpoint, synthetic, zoo};
 use serde::Serialize;
 
 use crate::weights::Selection;
@@ -174,7 +174,7 @@ fn measure(
     }
     let peak_gflops = peaks.iter().copied().fold(0.0, f64::max);
     let ms = |q: f64| quantile(&mut times.clone(), q);
-    let macs = cost::macs(engine.graph(), size[0], size[1])? as f64 * batch as f64;
+    let macs = engine.graph().macs(size[0], size[1])? as f64 * batch as f64;
     let rate = |macs: f64, ms: f64| if ms > 0.0 { 2.0 * macs / ms / 1e6 } else { 0.0 };
     let gflops = rate(macs, ms(0.5));
     let layers = match args.layers {

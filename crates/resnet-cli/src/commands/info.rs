@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use resnet_model::text::thousands;
-use resnet_model::{Arch, Preprocess, cost};
+use resnet_model::{Arch, Preprocess};
 use serde::Serialize;
 
 use crate::models::{self, Model};
@@ -92,7 +92,7 @@ fn facts(model: &Model) -> anyhow::Result<Facts<'_>> {
         parameters: model.params,
         gmacs: (model.gmacs() * 1e3).round() / 1e3,
         size: model.size,
-        activation_bytes: cost::list(&graph, model.size, model.size)?.iter().map(|c| c.bytes).sum(),
+        activation_bytes: graph.costs(model.size, model.size)?.iter().map(|c| c.bytes).sum(),
         features: features.collect(),
         weights: model.published.map(weights).transpose()?,
         published: published.iter().map(|p| p.name.as_str()).collect(),

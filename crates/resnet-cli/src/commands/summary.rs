@@ -5,10 +5,10 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use resnet_model::cost::{self, Cost};
+use resnet_model::cost::Cost;
 use resnet_model::file::{Existing, write_atomically};
 use resnet_model::text::thousands;
-use resnet_model::{Arch, Graph, param_specs};
+use resnet_model::{Arch, Graph};
 
 use crate::draw::{self, Picture};
 use crate::{models, terminal};
@@ -47,7 +47,7 @@ pub fn run(args: Args, out: &mut dyn Write) -> anyhow::Result<bool> {
     let (name, arch, size) = named(&args.model)?;
     let side = args.input.unwrap_or(size);
     let graph = arch.graph()?;
-    let costs = cost::list(&graph, side, side).context("--input")?;
+    let costs = graph.costs(side, side).context("--input")?;
     let only = args.only.as_deref();
     if args.svg.is_none() && args.dot.is_none() {
         let table = Table::new(&graph, &costs, args.depth, only)?;
@@ -199,7 +199,7 @@ impl Table {
 /// Trainable parameters of each operation. Those of parts (`head.q.weight`) are the nearest operation's.
 fn parameters(graph: &Graph) -> BTreeMap<&str, u64> {
     let mut counts: BTreeMap<&str, u64> = graph.nodes().iter().map(|n| (n.name.as_str(), 0)).collect();
-    for param in param_specs::list(graph).iter().filter(|p| p.role.is_trainable()) {
+    for param in graph.param_specs().iter().filter(|p| p.role.is_trainable()) {
         let elements = param.shape.iter().map(|&d| d as u64).product::<u64>();
         let mut name = param.name.as_str();
         while let Some((module, _)) = name.rsplit_once('.') {
@@ -233,7 +233,7 @@ mod tests {
     fn table(model: &str, depth: usize, only: Option<&str>) -> Table {
         let (_, arch, side) = named(model).unwrap();
         let graph = arch.graph().unwrap();
-        Table::new(&graph, &cost::list(&graph, side, side).unwrap(), depth, only).unwrap()
+        Table::new(&graph, &graph.costs(side, side).unwrap(), depth, only).unwrap()
     }
 
     #[test]
@@ -248,8 +248,8 @@ mod tests {
                 let sum = |value: &dyn Fn(&Row) -> u64| {
                     table.rows.iter().filter(|row| row.depth == 0).map(value).sum::<u64>()
                 };
-                assert_eq!(sum(&|row| row.params), param_specs::count(&graph), "{model} {depth}");
-                assert_eq!(sum(&|row| row.macs), cost::macs(&graph, side, side).unwrap(), "{model} {depth}");
+                assert_eq!(sum(&|row| row.params), graph.param_count(), "{model} {depth}");
+                assert_eq!(sum(&|row| row.macs), graph.macs(side, side).unwrap(), "{model} {depth}");
             }
         }
     }

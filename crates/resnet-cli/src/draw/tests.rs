@@ -1,9 +1,9 @@
 use super::*;
-use resnet_model::{cost, zoo};
+use resnet_model::zoo;
 
 fn picture(name: &str, only: Option<&str>) -> Picture {
     let graph = zoo::arch(name).unwrap().graph().unwrap();
-    Picture::new(&graph, &cost::list(&graph, 224, 224).unwrap(), only).unwrap()
+    Picture::new(&graph, &graph.costs(224, 224).unwrap(), only).unwrap()
 }
 
 fn labels(picture: &Picture) -> Vec<String> {
@@ -59,5 +59,5 @@ fn files_hold_every_shape_and_line() {
         assert!(dot.starts_with("digraph \"a \\\"title\\\"\" {"));
     }
     let graph = zoo::arch("resnet18").unwrap().graph().unwrap();
-    assert!(Picture::new(&graph, &cost::list(&graph, 224, 224).unwrap(), Some("layer9")).is_none());
+    assert!(Picture::new(&graph, &graph.costs(224, 224).unwrap(), Some("layer9")).is_none());
 }

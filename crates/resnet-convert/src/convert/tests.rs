@@ -32,7 +32,7 @@ fn state(
     rename: impl Fn(&str) -> String,
     reshape: impl Fn(&str, &[usize]) -> Vec<usize>,
 ) -> StateDict {
-    let params = param_specs::list(&arch.graph().unwrap());
+    let params = arch.graph().unwrap().param_specs();
     let named = params.into_iter().map(|p| (rename(&p.name), zeros(&reshape(&p.name, &p.shape))));
     StateDict { tensors: named.collect(), ..StateDict::new(Container::Safetensors) }
 }

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use resnet_model::arch::Arch;
 use resnet_model::graph::{Graph, Node};
-use resnet_model::param_specs::{self, ParamSpec, Role};
+use resnet_model::param_specs::{ParamSpec, Role};
 use resnet_model::{RawTensor, escape, zoo};
 
 use super::{MOMENTUM, TRAINING, Translation};
@@ -232,7 +232,7 @@ enum Match {
 impl Candidate {
     fn new(name: Option<&'static str>, arch: Arch) -> Option<Candidate> {
         let arch = arch.with_classes(1);
-        let modules = by_module(param_specs::list(&arch.graph().ok()?)).len();
+        let modules = by_module(arch.graph().ok()?.param_specs()).len();
         Some(Candidate { name, arch, modules })
     }
 
@@ -250,7 +250,7 @@ impl Candidate {
             return Match::None;
         }
         let Some((arch, graph)) = self.fitted(modules, headless) else { return Match::None };
-        let registered = by_module(param_specs::list(&graph));
+        let registered = by_module(graph.param_specs());
         let executed = in_execution(&graph, &registered);
         for order in [&registered, &executed] {
             let pairs: Option<Vec<_>> = modules.iter().zip(order).map(|(m, p)| m.assign(p)).collect();

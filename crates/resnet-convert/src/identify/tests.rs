@@ -1,5 +1,4 @@
 use resnet_model::arch::{ArchOptions, Attention, Block, ResNet, Shortcut, Stage, Stem, StemPool};
-use resnet_model::param_specs;
 
 use super::*;
 
@@ -23,7 +22,7 @@ const HIDDEN: &[(&str, &str)] = &[
 ];
 
 fn list(arch: &Arch) -> Vec<ParamSpec> {
-    param_specs::list(&arch.graph().unwrap())
+    arch.graph().unwrap().param_specs()
 }
 
 #[track_caller]

@@ -10,7 +10,7 @@ use std::path::Path;
 
 use resnet_model::file::{Existing, write_atomically};
 use resnet_model::raw::Dtype;
-use resnet_model::{Checkpoint, Error, RawTensor, Result, param_specs};
+use resnet_model::{Checkpoint, Error, RawTensor, Result};
 
 use super::zip::Archive;
 use crate::source::META_ENTRY;
@@ -24,7 +24,7 @@ pub(crate) fn write(
     existing: Existing,
     progress: &mut dyn FnMut(u64),
 ) -> Result<()> {
-    let named = param_specs::list(checkpoint.graph());
+    let named = checkpoint.graph().param_specs();
     let named = named.iter().filter_map(|p| Some((p.name.as_str(), checkpoint.tensors().get(&p.name)?)));
     let tensors: Vec<(&str, &RawTensor)> = named.collect();
     let pickle = pickle(&tensors)?;

@@ -13,7 +13,7 @@ use resnet_kernels::{
 use super::fuse::{Fused, Kind, Step, fuse};
 use super::map::{Affine, First, Map};
 use super::{EngineOptions, StepInfo};
-use crate::cost::{self, Cost};
+use crate::cost::Cost;
 use crate::fold::{Folded, fold};
 use crate::graph::{Graph, NodeId, Op};
 use crate::network::{self, Layer};
@@ -89,7 +89,7 @@ impl Program {
         let folded = fold(checkpoint.graph());
         let graph = folded.graph().clone();
         let [height, width] = options.input.unwrap_or(checkpoint.meta().preprocess.crop);
-        let costs = cost::list(&graph, height, width)?;
+        let costs = graph.costs(height, width)?;
         let steps = fuse(&graph);
         let late = late(&steps, &costs);
         let packer = Packer { checkpoint, folded: &folded, graph: &graph, options, costs };
@@ -144,7 +144,7 @@ impl Program {
     }
 
     pub(super) fn steps(&self, height: usize, width: usize) -> Result<Vec<StepInfo>> {
-        let costs = cost::list(&self.graph, height, width)?;
+        let costs = self.graph.costs(height, width)?;
         let info = |Compiled { step, kernel }: &Compiled| {
             let main = match &step.kind {
                 Kind::Conv(fused) | Kind::Map(fused) => fused.first,

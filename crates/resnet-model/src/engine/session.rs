@@ -63,7 +63,7 @@ impl Layout {
     pub(super) fn new(program: &Program, wanted: Wanted) -> Result<Layout> {
         let graph = &program.graph;
         let [n, _, height, width] = wanted.dims;
-        let costs = cost::list(graph, height, width)?;
+        let costs = graph.costs(height, width)?;
         let running = &program.steps[wanted.steps.clone()];
         let end = running.len();
 

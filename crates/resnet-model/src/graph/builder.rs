@@ -2,7 +2,7 @@
 
 use super::{
     AdaptiveAvgPool, AvgPool, BatchNorm, Blur, ChannelConv, Conv, Flatten, Graph, GroupNorm, Linear,
-    LinearForm, Multiply, Node, NodeId, Op, Pad, PadChannels, PoolSpec, StdConv, Subsample, Tap,
+    LinearForm, Multiply, Node, NodeId, Op, Pad, PadChannels, PoolSpec, Subsample, Tap,
 };
 
 /// Builds a [`Graph`] node by node.
@@ -33,36 +33,9 @@ impl Builder {
 
     /// Adds an operation to the graph.
     pub(crate) fn push(&mut self, name: impl Into<String>, op: Op, inputs: &[NodeId]) -> NodeId {
-        let first = inputs[0];
-        let before = self.strides[first.0];
-        let c = self.channels(first);
-        let (channels, stride) = match &op {
-            Op::Conv(conv) | Op::StdConv(StdConv { conv, .. }) => {
-                debug_assert_eq!(conv.in_channels, c);
-                (conv.out_channels, before * conv.stride[0])
-            }
-            Op::MaxPool(p) => (c, before * p.stride[0]),
-            Op::AvgPool(p) => (c, before * p.window.stride[0]),
-            Op::Blur(b) => (c, before * b.stride),
-            Op::Subsample(s) => (c, before * s.stride),
-            Op::PadChannels(p) => (c + p.before + p.after, before),
-            Op::Concat => (inputs.iter().map(|&i| self.channels(i)).sum(), before),
-            Op::Flatten(f) => (c * f.pixels[0] * f.pixels[1], 0),
-            Op::Linear(l) => (l.out_features, 0),
-            Op::GlobalAvgPool | Op::GlobalMaxPool | Op::AdaptiveAvgPool(_) | Op::AttentionPool(_) => (c, 0),
-            Op::Input
-            | Op::BatchNorm(_)
-            | Op::GroupNorm(_)
-            | Op::EvoNorm(_)
-            | Op::FilterResponseNorm(_)
-            | Op::Relu
-            | Op::Sigmoid
-            | Op::Add
-            | Op::Scale
-            | Op::Multiply(_)
-            | Op::Pad(_)
-            | Op::ChannelConv(_) => (c, before),
-        };
+        let in_channels: Vec<usize> = inputs.iter().map(|&id| self.channels(id)).collect();
+        let channels = op.out_channels(&in_channels);
+        let stride = self.strides[inputs[0].0] * op.stride();
         self.nodes.push(Node { name: name.into(), op, inputs: inputs.to_vec(), channels });
         self.strides.push(stride);
         self.places.push(self.next_place);

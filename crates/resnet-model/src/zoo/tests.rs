@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Tensor};
 
 use super::*;
 use crate::arch::{ArchOptions, GlobalPool};
-use crate::{Checkpoint, Network, Runtime, cost, engine, param_specs, random, safetensors, synthetic};
+use crate::{Checkpoint, Network, Runtime, engine, random, safetensors, synthetic};
 
 mod options;
 
@@ -105,12 +105,12 @@ fn names_shapes_order_and_costs_are_pytorchs() {
     }
     for Row { name, tensors, parameters, listing, macs } in rows {
         let graph = golden_arch(name).graph().unwrap();
-        let list = param_specs::list(&graph);
+        let list = graph.param_specs();
         let shape = |s: &[usize]| s.iter().map(usize::to_string).collect::<Vec<_>>().join("x");
         let text: String = list.iter().map(|p| format!("{} {}\n", p.name, shape(&p.shape))).collect();
-        assert_eq!((list.len(), param_specs::count(&graph)), (tensors, parameters), "{name}");
+        assert_eq!((list.len(), graph.param_count()), (tensors, parameters), "{name}");
         assert_eq!(format!("{:016x}", random::hash(&text)), listing, "{name}:\n{text}");
-        assert_eq!(cost::macs(&graph, 224, 224).unwrap(), macs, "{name}");
+        assert_eq!(graph.macs(224, 224).unwrap(), macs, "{name}");
     }
 }
 
