@@ -38,7 +38,7 @@ pub(crate) fn cast(tensor: &RawTensor, to: Float) -> Option<RawTensor> {
     if from == to.dtype() || !is_float(from) {
         return None;
     }
-    let bytes = Cast { bytes: tensor.bytes().clone(), from, to };
+    let bytes = CastBytes { bytes: tensor.bytes().clone(), from, to };
     RawTensor::new(to.dtype(), tensor.shape().to_vec(), Arc::new(bytes))
 }
 
@@ -48,7 +48,7 @@ pub(crate) fn is_float(dtype: Dtype) -> bool {
 }
 
 #[derive(Debug)]
-struct Cast {
+struct CastBytes {
     bytes: Arc<dyn Bytes>,
     from: Dtype,
     to: Float,
@@ -62,7 +62,7 @@ fn size(dtype: Dtype) -> u64 {
     }
 }
 
-impl Bytes for Cast {
+impl Bytes for CastBytes {
     fn len(&self) -> u64 {
         self.bytes.len().div_euclid(size(self.from)).saturating_mul(size(self.to.dtype()))
     }
@@ -85,7 +85,7 @@ impl Bytes for Cast {
     }
 }
 
-impl Cast {
+impl CastBytes {
     fn element(&self, bytes: &[u8], out: &mut Vec<u8>) {
         // f64 is rounded once, straight to its target.
         match (bytes.try_into().map(f64::from_le_bytes), self.to) {

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use clap::{Parser, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
-use resnet_convert::{Error, Export, Float, Job, Options, Report};
+use resnet_convert::{Conversion, ConvertOptions, Error, Export, Float, Report};
 use resnet_model::file::{Existing, SharedFile};
 use resnet_model::{Labels, Preprocess, zoo};
 
@@ -110,7 +110,7 @@ pub(crate) fn run(
 
 /// Converts every input; whether all went well.
 fn convert_all(cli: &Cli, out: &mut dyn Write, err: &mut dyn Write) -> Result<bool> {
-    let options = Options {
+    let options = ConvertOptions {
         arch: cli.arch.as_deref().map(zoo::arch).transpose().context("--arch")?,
         name: None,
         labels: cli.labels.as_deref().map(read_labels).transpose().context("--labels")?,
@@ -171,10 +171,10 @@ fn same_output(cli: &Cli) -> Option<(&PathBuf, &PathBuf)> {
     cli.inputs.iter().find_map(|input| Some((seen.insert(output(cli, input), input)?, input)))
 }
 
-fn convert(cli: &Cli, input: &Path, options: &Options) -> Result<Report> {
+fn convert(cli: &Cli, input: &Path, options: &ConvertOptions) -> Result<Report> {
     let output = output(cli, input);
     let existing = Existing::replace_if(cli.force);
-    let job = Job { input, output: &output, existing, options };
+    let job = Conversion { input, output: &output, existing, options };
     let bar = Bar::default();
     Ok(resnet_convert::convert(job, &mut |progress| bar.show(progress.done, progress.total))?)
 }

@@ -14,17 +14,17 @@ use resnet_model::{Checkpoint, Labels, Meta, Preprocess, RawTensor, escape};
 use crate::cast::{self, Float};
 use crate::dialect::{self, Translation, structure};
 use crate::error::{Code, Error, Fault, Result};
-use crate::fit;
-use crate::identify::{self, Hint, Shapes};
+use crate::identify::{self, NameHint, Shapes};
+use crate::non_finite::NonFiniteCounter;
 use crate::onnx;
-use crate::report::{Cast, Dropped, How, Identified, Report, plural};
+use crate::reconcile;
+use crate::report::{Cast, Dropped, Identified, IdentifiedBy, Report, plural};
 use crate::source::{self, StateDict};
-use crate::watch::Watch;
-use crate::write::{self, Format};
+use crate::write::{self, OutputFormat};
 
 /// What is known about a file beyond its bytes, and what is wanted.
 #[derive(Debug, Clone, Default)]
-pub struct Options {
+pub struct ConvertOptions {
     /// The architecture to insist on, instead of finding it from the shapes. The numbers of classes and input channels
     /// are always the file's.
     pub arch: Option<Arch>,
@@ -45,7 +45,7 @@ pub struct Options {
 
 /// One conversion.
 #[derive(Debug, Clone, Copy)]
-pub struct Job<'a> {
+pub struct Conversion<'a> {
     /// The file to read.
     pub input: &'a Path,
     /// The file to write: ONNX if its name ends in `.onnx`, PyTorch's if it ends in `.pth`, `.pt` or `.bin`, safetensors if
@@ -54,7 +54,7 @@ pub struct Job<'a> {
     /// What to do if there is one already.
     pub existing: Existing,
     /// How to understand the input.
-    pub options: &'a Options,
+    pub options: &'a ConvertOptions,
 }
 
 /// How far a conversion is.
@@ -67,23 +67,27 @@ pub struct Progress {
 }
 
 /// Opens any file that is understood. Tensors are read when they are asked for, and checked then.
-pub fn open(path: &Path, options: &Options) -> Result<(Checkpoint, Report)> {
-    understand(source::read(path)?, path, options)
+pub fn open(path: &Path, options: &ConvertOptions) -> Result<(Checkpoint, Report)> {
+    build_checkpoint(source::read(path)?, path, options)
 }
 
 /// [`open`] for what [`source::read`] gave of the file at `path`.
-pub fn understand(state: StateDict, path: &Path, options: &Options) -> Result<(Checkpoint, Report)> {
+pub fn build_checkpoint(
+    state: StateDict,
+    path: &Path,
+    options: &ConvertOptions,
+) -> Result<(Checkpoint, Report)> {
     assemble(state, path, options, None)
 }
 
 /// Converts a file: reads it, finds out what it is, and writes it whole or not at all.
-pub fn convert(job: Job, progress: &mut dyn FnMut(Progress)) -> Result<Report> {
+pub fn convert(job: Conversion, progress: &mut dyn FnMut(Progress)) -> Result<Report> {
     let same = |a: &Path, b: &Path| matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b);
-    let format = Format::of(job.output).ok_or_else(|| Error::Extension(job.output.to_owned()))?;
-    if format != Format::Onnx && job.options.onnx != onnx::Export::default() {
+    let format = OutputFormat::of(job.output).ok_or_else(|| Error::Extension(job.output.to_owned()))?;
+    if format != OutputFormat::Onnx && job.options.onnx != onnx::Export::default() {
         return Err(Error::OnlyOnnx(job.output.to_owned()));
     }
-    let watch = Arc::new(Watch::default());
+    let watch = Arc::new(NonFiniteCounter::default());
     let (checkpoint, mut report) = assemble(source::read(job.input)?, job.input, job.options, Some(&watch))?;
     if same(job.input, job.output) {
         return Err(Error::SameFile(job.input.to_owned()));
@@ -97,11 +101,13 @@ pub fn convert(job: Job, progress: &mut dyn FnMut(Progress)) -> Result<Report> {
     };
     let below = |e| Error::from_model(e, job.input);
     match format {
-        Format::Onnx => onnx::write(&checkpoint, &job, &mut written)?,
-        Format::Torch => {
+        OutputFormat::Onnx => onnx::write(&checkpoint, &job, &mut written)?,
+        OutputFormat::Torch => {
             write::torch::write(&checkpoint, job.output, job.existing, &mut written).map_err(below)?;
         }
-        Format::Safetensors => checkpoint.save(job.output, job.existing, &mut written).map_err(below)?,
+        OutputFormat::Safetensors => {
+            checkpoint.save(job.output, job.existing, &mut written).map_err(below)?
+        }
     }
     report.non_finite = watch.seen();
     report.output = Some(job.output.display().to_string());
@@ -111,8 +117,8 @@ pub fn convert(job: Job, progress: &mut dyn FnMut(Progress)) -> Result<Report> {
 fn assemble(
     mut state: StateDict,
     path: &Path,
-    options: &Options,
-    watch: Option<&Arc<Watch>>,
+    options: &ConvertOptions,
+    watch: Option<&Arc<NonFiniteCounter>>,
 ) -> Result<(Checkpoint, Report)> {
     let own = state.metadata.get(KEY).map(|json| Meta::from_json(json)).transpose();
     let mut own = own.map_err(|e| Error::from_model(e, path))?;
@@ -123,11 +129,11 @@ fn assemble(
     let (mut names, known) = match (&own, &mut found) {
         (_, Some(found)) => {
             own = found.meta.take();
-            let (how, evidence) = match options.arch {
-                Some(_) => (How::Insisted, INSISTED),
-                None => (How::Graph, "every node of the graph"),
+            let (by, evidence) = match options.arch {
+                Some(_) => (IdentifiedBy::Specified, INSISTED),
+                None => (IdentifiedBy::Graph, "every node of the graph"),
             };
-            let identified = Identified { how, evidence: evidence.into(), ..Identified::default() };
+            let identified = Identified { by, evidence: evidence.into(), ..Identified::default() };
             (Translation::graph(found), Some((found.arch.clone(), identified)))
         }
         (Some(_), None) => (Translation::identity(&state.tensors), None),
@@ -184,7 +190,7 @@ fn assemble(
         dropped: names.dropped,
         reshaped: names.reshaped,
         transposed: names.transposed,
-        synthesised: names.synthesised,
+        synthesized: names.synthesized,
         unset: names.unset,
         non_finite: vec![],
         cast,
@@ -200,11 +206,16 @@ fn assemble(
 }
 
 /// The network that a graph is.
-fn match_graph(graph: onnx::Graph, state: &StateDict, path: &Path, options: &Options) -> Result<onnx::Found> {
+fn match_graph(
+    graph: onnx::Graph,
+    state: &StateDict,
+    path: &Path,
+    options: &ConvertOptions,
+) -> Result<onnx::Found> {
     let path = path.to_owned();
     match onnx::understand(graph, &state.tensors, options.arch.as_ref()) {
         Ok(Ok(found)) => Ok(found),
-        Ok(Err(reason)) => Err(Error::Unrecognised { path, reason }),
+        Ok(Err(reason)) => Err(Error::Unrecognized { path, reason }),
         Err(fault) => Err(Error::Fault { path, fault: Box::new(fault) }),
     }
 }
@@ -213,7 +224,7 @@ fn match_graph(graph: onnx::Graph, state: &StateDict, path: &Path, options: &Opt
 fn translate(
     state: &StateDict,
     path: &Path,
-    options: &Options,
+    options: &ConvertOptions,
 ) -> Result<(Translation, Option<(Arch, Identified)>)> {
     match dialect::translate(&state.tensors) {
         Some(Ok(names)) => return Ok((names, None)),
@@ -234,13 +245,17 @@ fn translate(
                 state.container,
                 identify::some_names(&state.tensors)
             );
-            Err(Error::Unrecognised { path: path.to_owned(), reason })
+            Err(Error::Unrecognized { path: path.to_owned(), reason })
         }
     }
 }
 
 fn described() -> Identified {
-    Identified { how: How::Described, evidence: "the file's own description".into(), ..Identified::default() }
+    Identified {
+        by: IdentifiedBy::Metadata,
+        evidence: "the file's own description".into(),
+        ..Identified::default()
+    }
 }
 
 /// The evidence where the user insists.
@@ -251,7 +266,7 @@ const INSISTED: &str = "the user's word";
 struct Given<'a> {
     state: &'a StateDict,
     path: &'a Path,
-    options: &'a Options,
+    options: &'a ConvertOptions,
 }
 
 /// What foreign tensors are; `known` is what their structure told already.
@@ -262,22 +277,22 @@ fn describe(
     prelude: Option<&onnx::Prelude>,
 ) -> Result<(Meta, Identified)> {
     let Given { state, path, options } = given;
-    let unrecognised = |reason| Error::Unrecognised { path: path.to_owned(), reason };
+    let unrecognized = |reason| Error::Unrecognized { path: path.to_owned(), reason };
     let shapes = Shapes::of_tensors(&names.tensors);
     let (arch, mut identified) = match (known, &options.arch) {
         (Some(known), _) => known,
         (None, Some(arch)) => {
             let evidence = INSISTED.to_owned();
-            let identified = Identified { how: How::Insisted, evidence, ..Identified::default() };
+            let identified = Identified { by: IdentifiedBy::Specified, evidence, ..Identified::default() };
             (identify::adapt(arch, &shapes), identified)
         }
-        (None, None) => identify::identify(&shapes, &hints(state, options)).map_err(unrecognised)?,
+        (None, None) => identify::identify(&shapes, &hints(state, options)).map_err(unrecognized)?,
     };
     if let Some(author) = state.metadata.get(AUTHOR_KEY) {
         names.by_author(author);
     }
     let arch = names.adjust(arch, &mut identified);
-    let arch = fit::fit(arch, names, options.partial).map_err(|e| Error::from_model(e, path))?;
+    let arch = reconcile::reconcile(arch, names, options.partial).map_err(|e| Error::from_model(e, path))?;
     let usual = usual_preprocess(&arch);
     if options.preprocess.is_none() && usual.crop != [224; 2] {
         names.notes.push(format!("preprocessing is a guess: images of {0}×{0} pixels", usual.crop[0]));
@@ -309,12 +324,12 @@ const AUTHOR_KEY: &str = "__author__";
 const NAME_KEYS: [&str; 4] = ["architecture", "arch", "model_name", "model"];
 
 /// The names that the user's source or the file itself gives the architecture.
-fn hints(state: &StateDict, options: &Options) -> Vec<Hint> {
+fn hints(state: &StateDict, options: &ConvertOptions) -> Vec<NameHint> {
     let given =
-        options.name.iter().map(|name| Hint { name: name.clone(), place: "that came with it".into() });
+        options.name.iter().map(|name| NameHint { name: name.clone(), place: "that came with it".into() });
     let kept = NAME_KEYS.iter().filter_map(|key| {
         let name = state.metadata.get(*key)?.clone();
-        Some(Hint { name, place: format!("under `{key}` in the file") })
+        Some(NameHint { name, place: format!("under `{key}` in the file") })
     });
     given.chain(kept).collect()
 }

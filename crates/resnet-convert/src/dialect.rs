@@ -16,9 +16,9 @@ use resnet_model::{Preprocess, RawTensor, escape};
 
 use self::pattern::Pattern;
 pub(crate) use self::tables::Traits;
-use self::tables::{AS_TORCH, DIALECTS, Dialect, Layout, Norm, SIBLINGS, TRAINING, WRAPPERS};
+use self::tables::{AS_TORCH, DIALECTS, Dialect, InputNorm, SIBLINGS, TRAINING, WRAPPERS, WeightLayout};
 use crate::onnx;
-use crate::report::{Dropped, Identified, Renamed, Reshaped, Synthesised};
+use crate::report::{Dropped, Identified, Renamed, Reshaped, Synthesized};
 
 /// A network's tensors under torchvision's names, and how they came to it.
 #[derive(Debug)]
@@ -34,10 +34,10 @@ pub(crate) struct Translation {
     pub(crate) notes: Vec<String>,
     pub(crate) reshaped: Vec<Reshaped>,
     pub(crate) transposed: Vec<String>,
-    pub(crate) synthesised: Vec<Synthesised>,
+    pub(crate) synthesized: Vec<Synthesized>,
     pub(crate) unset: Vec<String>,
     pub(crate) traits: Traits,
-    norm: Norm,
+    norm: InputNorm,
 }
 
 impl Translation {
@@ -53,10 +53,10 @@ impl Translation {
             notes: vec![],
             reshaped: vec![],
             transposed: vec![],
-            synthesised: vec![],
+            synthesized: vec![],
             unset: vec![],
             traits: AS_TORCH,
-            norm: Norm::Usual,
+            norm: InputNorm::Usual,
         }
     }
 
@@ -117,8 +117,8 @@ impl Translation {
 
     /// Detectron2's names on the weights of somebody else, who has torchvision's ways.
     pub(crate) fn by_author(&mut self, author: &str) {
-        if self.norm == Norm::Detectron && author == "torchvision" {
-            (self.norm, self.traits.stride_first) = (Norm::Usual, false);
+        if self.norm == InputNorm::Detectron && author == "torchvision" {
+            (self.norm, self.traits.stride_first) = (InputNorm::Usual, false);
             self.notes.push(
                 "the file names torchvision as its author, whose preprocessing and strides are taken".into(),
             );
@@ -161,8 +161,8 @@ pub(crate) fn translate(tensors: &[(String, RawTensor)]) -> Option<Result<Transl
             out.renamed.push(Renamed { from: name.clone(), to: to.clone() });
         }
         let laid = match dialect.layout {
-            Layout::Torch => None,
-            Layout::Tensorflow => transpose::to_torch(tensor),
+            WeightLayout::Torch => None,
+            WeightLayout::Tensorflow => transpose::to_torch(tensor),
         };
         if laid.is_some() {
             out.transposed.push(to.clone());

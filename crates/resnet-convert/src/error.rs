@@ -30,7 +30,7 @@ pub enum Error {
     },
     /// The tensors are none of a network that is known.
     #[error("`{}`: {reason}", escape(&path.display().to_string()))]
-    Unrecognised {
+    Unrecognized {
         /// The file.
         path: PathBuf,
         /// What was found and what was looked for.
@@ -101,7 +101,7 @@ impl Error {
                 }
                 _ => return None,
             },
-            Error::Unrecognised { .. } => "--arch NAME insists on an architecture",
+            Error::Unrecognized { .. } => "--arch NAME insists on an architecture",
             Error::Model(resnet_model::Error::Exists(_)) => "--force replaces it",
             Error::Fault { fault, .. } if fault.code == Code::UnsafeGlobal => {
                 "a checkpoint has no reason to name this function; get the weights from another source"

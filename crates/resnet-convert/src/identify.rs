@@ -1,11 +1,11 @@
 //! Which architecture tensors belong to, from their names and shapes; what those cannot tell, from what the file says
 //! of itself or by a default that is told.
 
+mod ambiguity;
 mod clip;
 mod inception;
 mod resnet;
 mod resnet_v2;
-mod twins;
 mod vgg;
 
 use std::collections::{BTreeMap, HashMap};
@@ -15,7 +15,7 @@ use resnet_model::graph::{Graph, Op};
 use resnet_model::param_specs::ParamSpec;
 use resnet_model::{RawTensor, escape, zoo};
 
-use crate::report::{How, Identified};
+use crate::report::{Identified, IdentifiedBy};
 
 /// More stages or blocks than any network has; a file's names decide how often we look.
 const MAX_STAGES: usize = 16;
@@ -69,7 +69,7 @@ impl<'a> Shapes<'a> {
 
 /// A name of the architecture that somebody who should know gives, and where.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Hint {
+pub(crate) struct NameHint {
     /// The name, maybe with timm's tag: `resnetblur50.bt_in1k`.
     pub(crate) name: String,
     /// Where it stands, for the report.
@@ -90,15 +90,15 @@ const FAMILIES: &[(&[&str], Identify)] = &[
 ];
 
 /// The architecture of tensors under the zoo's names and how it is known; else why there is none.
-pub(crate) fn identify(shapes: &Shapes, hints: &[Hint]) -> Result<(Arch, Identified), String> {
+pub(crate) fn identify(shapes: &Shapes, hints: &[NameHint]) -> Result<(Arch, Identified), String> {
     let family = FAMILIES.iter().find(|(names, _)| names.iter().all(|n| shapes.has(n)));
     let (_, identify) = family.ok_or("no family of networks has tensors of these names")?;
     Ok(choose(identify(shapes)?, hints))
 }
 
 /// Decides between the architectures that have the same tensors as `arch`.
-fn choose(arch: Arch, hints: &[Hint]) -> (Arch, Identified) {
-    let twins = twins::of(&arch);
+fn choose(arch: Arch, hints: &[NameHint]) -> (Arch, Identified) {
+    let twins = ambiguity::equivalents(&arch);
     for hint in hints {
         // timm's tag tells the training, not the network.
         let name = hint.name.split('.').next().unwrap_or_default();
@@ -106,7 +106,7 @@ fn choose(arch: Arch, hints: &[Hint]) -> (Arch, Identified) {
         if let Some(named) = named {
             let evidence = format!("the shapes and the name `{}` {}", escape(name), hint.place);
             let named = named.clone();
-            return (named, Identified { how: How::Named, evidence, ..Identified::default() });
+            return (named, Identified { by: IdentifiedBy::Named, evidence, ..Identified::default() });
         }
     }
     // A network that is published is likelier than one that nobody has named.
@@ -120,8 +120,8 @@ fn choose(arch: Arch, hints: &[Hint]) -> (Arch, Identified) {
         twins.iter().filter_map(zoo::name_of).filter(|n| Some(*n) != own).map(str::to_owned).collect();
     alternatives.sort();
     alternatives.dedup();
-    let assumed = twins::assumptions(&arch);
-    let how = if assumed.is_empty() { How::Shapes } else { How::Assumed };
+    let assumed = ambiguity::assumptions(&arch);
+    let by = if assumed.is_empty() { IdentifiedBy::Shapes } else { IdentifiedBy::Assumed };
     let mut evidence = "the shapes".to_owned();
     if let Some(hint) = hints.first() {
         evidence.push_str(&format!(
@@ -130,7 +130,7 @@ fn choose(arch: Arch, hints: &[Hint]) -> (Arch, Identified) {
             hint.place
         ));
     }
-    (arch, Identified { how, evidence, assumed, alternatives })
+    (arch, Identified { by, evidence, assumed, alternatives })
 }
 
 /// `arch` with the numbers of classes and input channels and the global pool that the file has.

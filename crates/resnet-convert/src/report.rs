@@ -8,7 +8,7 @@ use resnet_model::{Arch, escape};
 use serde::Serialize;
 
 use crate::cast::Float;
-use crate::source::Container;
+use crate::source::Format;
 
 /// What was read and what became of it. Its `Display` is for people, its serialisation for programs.
 #[derive(Debug, Clone, Serialize)]
@@ -30,7 +30,7 @@ pub struct Report {
     /// Number of classes; `None` without a head.
     pub classes: Option<usize>,
     /// The container.
-    pub container: Container,
+    pub container: Format,
     /// The naming scheme.
     pub dialect: String,
     /// Where in the file the network was, e.g. `state_dict.model.`; empty at the top.
@@ -53,7 +53,7 @@ pub struct Report {
     pub transposed: Vec<String>,
     /// Tensors that the file lacks or has otherwise, and that follow from what it has.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub synthesised: Vec<Synthesised>,
+    pub synthesized: Vec<Synthesized>,
     /// Tensors that the architecture has, the file lacks and no result depends on.
     pub unset: Vec<String>,
     /// Tensors with elements that are no finite numbers, looked for where a file is written.
@@ -68,36 +68,36 @@ pub struct Report {
     pub notes: Vec<String>,
 }
 
-/// How an architecture is known.
+/// The basis on which an architecture was identified.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
-pub enum How {
-    /// The file describes itself.
-    Described,
-    /// The user said so.
-    Insisted,
-    /// The file, or who handed it over, names one of the architectures that have tensors of these names and shapes.
+pub enum IdentifiedBy {
+    /// The file's own metadata.
+    Metadata,
+    /// The user's [`ConvertOptions::arch`](crate::ConvertOptions::arch).
+    Specified,
+    /// A name in the file or from the caller that matches an architecture with these tensors.
     Named,
-    /// The graph in the file is that of the architecture, node by node.
+    /// The ONNX graph, matched node by node.
     Graph,
-    /// Names and shapes of the tensors leave no choice.
+    /// Names and shapes of the tensors, without ambiguity.
     #[default]
     Shapes,
-    /// Names and shapes of the tensors leave a choice, and the usual was taken.
+    /// Names and shapes of the tensors, plus assumptions where they are ambiguous.
     Assumed,
-    /// The names say nothing; shapes and order are those of a known network.
+    /// Shapes and order of tensors with unknown names.
     Guessed,
 }
 
-/// How an architecture is known, and how surely.
+/// Identification of an architecture and its confidence.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 pub struct Identified {
-    /// The kind of knowledge.
-    pub how: How,
-    /// What the knowledge rests on, in words.
+    /// The basis.
+    pub by: IdentifiedBy,
+    /// A description of the evidence.
     pub evidence: String,
-    /// What no tensor shows and is taken for granted.
+    /// Properties that no tensor shows and that are assumed.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub assumed: Vec<String>,
     /// Names of other architectures with the same tensors.
@@ -166,7 +166,7 @@ impl fmt::Display for NonFinite {
 
 /// A tensor that follows from what the file has.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Synthesised {
+pub struct Synthesized {
     /// The name.
     pub name: String,
     /// From what.
@@ -247,7 +247,7 @@ impl fmt::Display for Report {
         for text in by_reason(dropped) {
             line("dropped", text)?;
         }
-        for text in by_reason(self.synthesised.iter().map(|s| (&s.name, &s.reason))) {
+        for text in by_reason(self.synthesized.iter().map(|s| (&s.name, &s.reason))) {
             line("made", text)?;
         }
         if !self.unset.is_empty() {

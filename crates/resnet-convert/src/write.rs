@@ -7,7 +7,7 @@ use std::path::Path;
 
 /// The kind of file that is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Format {
+pub(crate) enum OutputFormat {
     /// Safetensors that describe themselves.
     Safetensors,
     /// A state dict, as `torch.save` writes it.
@@ -16,14 +16,14 @@ pub(crate) enum Format {
     Onnx,
 }
 
-impl Format {
+impl OutputFormat {
     /// What a file of this name is expected to be; `None` for an ending of other files.
-    pub(crate) fn of(path: &Path) -> Option<Format> {
+    pub(crate) fn of(path: &Path) -> Option<OutputFormat> {
         let extension = path.extension().unwrap_or_default().to_ascii_lowercase();
         Some(match extension.to_str()? {
-            "pth" | "pt" | "bin" => Format::Torch,
-            "onnx" => Format::Onnx,
-            "safetensors" | "" => Format::Safetensors,
+            "pth" | "pt" | "bin" => OutputFormat::Torch,
+            "onnx" => OutputFormat::Onnx,
+            "safetensors" | "" => OutputFormat::Safetensors,
             _ => return None,
         })
     }

@@ -12,8 +12,8 @@ use resnet_model::param_specs::{self, ParamSpec, Role};
 use resnet_model::{RawTensor, escape, zoo};
 
 use super::{MOMENTUM, TRAINING, Translation};
-use crate::identify::Hint;
-use crate::report::{How, Identified, Renamed, plural};
+use crate::identify::NameHint;
+use crate::report::{Identified, IdentifiedBy, Renamed, plural};
 
 /// More places for a network than any file has.
 const MAX_ROOTS: usize = 32;
@@ -21,7 +21,7 @@ const MAX_ROOTS: usize = 32;
 const MIN_TENSORS: usize = 10;
 
 /// A network that was found by its structure.
-pub(crate) struct Solved {
+pub(crate) struct StructureMatch {
     pub(crate) names: Translation,
     pub(crate) arch: Arch,
     pub(crate) identified: Identified,
@@ -39,7 +39,7 @@ type Pairs = Vec<(String, String)>;
 
 /// What a tensor is to its module, whatever the network.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-enum Kind {
+enum ParamKind {
     Weight,
     Bias,
     Mean,
@@ -51,8 +51,8 @@ enum Kind {
 pub(crate) fn solve(
     tensors: &[(String, RawTensor)],
     only: Option<&Arch>,
-    hints: &[Hint],
-) -> Result<Solved, Option<String>> {
+    hints: &[NameHint],
+) -> Result<StructureMatch, Option<String>> {
     let candidates = match only {
         Some(arch) => vec![(None, arch.clone())],
         None => zoo::all().into_iter().map(|(name, arch)| (Some(name), arch)).collect(),
@@ -65,14 +65,14 @@ pub(crate) fn solve(
         let mut found: Vec<(&Candidate, Arch, Pairs)> = Vec::new();
         for candidate in &candidates {
             match candidate.matches(&modules) {
-                Match::Found(arch, names) => found.push((candidate, arch, names)),
-                Match::Disordered(equal) => {
+                CandidateMatch::Found(arch, names) => found.push((candidate, arch, names)),
+                CandidateMatch::Disordered(equal) => {
                     near.get_or_insert_with(|| candidate.disordered(equal));
                 }
-                Match::None => {}
+                CandidateMatch::None => {}
             }
         }
-        let named = |hint: &Hint| {
+        let named = |hint: &NameHint| {
             let name = hint.name.split('.').next();
             found.iter().position(|(c, ..)| name.is_some() && c.name == name)
         };
@@ -80,7 +80,7 @@ pub(crate) fn solve(
         let others: Vec<String> = found.iter().filter_map(|(c, ..)| c.name).map(str::to_owned).collect();
         if chosen < found.len() {
             let (candidate, arch, pairs) = found.swap_remove(chosen);
-            let solved = Solved::new(tensors, root, arch, pairs);
+            let solved = StructureMatch::new(tensors, root, arch, pairs);
             let alternatives = others.into_iter().filter(|n| Some(n.as_str()) != candidate.name);
             return Ok(solved.guessed(&modules, alternatives.collect(), only.is_some()));
         }
@@ -88,8 +88,13 @@ pub(crate) fn solve(
     Err(near)
 }
 
-impl Solved {
-    fn new(tensors: &[(String, RawTensor)], root: &str, arch: Arch, pairs: Vec<(String, String)>) -> Solved {
+impl StructureMatch {
+    fn new(
+        tensors: &[(String, RawTensor)],
+        root: &str,
+        arch: Arch,
+        pairs: Vec<(String, String)>,
+    ) -> StructureMatch {
         let to: HashMap<&str, &str> = pairs.iter().map(|(from, to)| (from.as_str(), to.as_str())).collect();
         let mut names =
             Translation { dialect: "unknown", root: root.to_owned(), ..Translation::identity(&[]) };
@@ -103,10 +108,10 @@ impl Solved {
                 None => names.outside(name, &[root]),
             }
         }
-        Solved { names, arch, identified: Identified::default() }
+        StructureMatch { names, arch, identified: Identified::default() }
     }
 
-    fn guessed(mut self, modules: &[Module], alternatives: Vec<String>, insisted: bool) -> Solved {
+    fn guessed(mut self, modules: &[Module], alternatives: Vec<String>, insisted: bool) -> StructureMatch {
         let tensors = modules.iter().map(|m| m.parts.len()).sum::<usize>();
         let evidence = format!(
             "a guess, since no table has these names: {} in {} have the shapes of this network, {}",
@@ -114,8 +119,8 @@ impl Solved {
             plural(modules.len(), "module"),
             if alternatives.is_empty() { "and of no other known one" } else { "and of others" },
         );
-        let how = if insisted { How::Insisted } else { How::Guessed };
-        self.identified = Identified { how, evidence, alternatives, ..Identified::default() };
+        let by = if insisted { IdentifiedBy::Specified } else { IdentifiedBy::Guessed };
+        self.identified = Identified { by, evidence, alternatives, ..Identified::default() };
         self
     }
 }
@@ -176,7 +181,7 @@ impl Module<'_> {
 
     /// The module's tensors as those of `needed`, by the words in their names or, if those say nothing, by order.
     fn assign(&self, needed: &[ParamSpec]) -> Option<Vec<(String, String)>> {
-        let kinds: Option<Vec<Kind>> = self.parts.iter().map(|(leaf, _)| kind_of_leaf(leaf)).collect();
+        let kinds: Option<Vec<ParamKind>> = self.parts.iter().map(|(leaf, _)| kind_of_leaf(leaf)).collect();
         let told = kinds.filter(|kinds| kinds.iter().collect::<HashSet<_>>().len() == kinds.len());
         let mut pairs = Vec::new();
         for (i, param) in needed.iter().enumerate() {
@@ -194,23 +199,23 @@ impl Module<'_> {
     }
 }
 
-fn kind_of_leaf(leaf: &str) -> Option<Kind> {
+fn kind_of_leaf(leaf: &str) -> Option<ParamKind> {
     let word = leaf.trim_start_matches(['.', '/', '_']).trim_end_matches(":0").to_ascii_lowercase();
     Some(match word.as_str() {
-        "weight" | "kernel" | "w" | "gamma" | "scale" | "s" | "g" => Kind::Weight,
-        "bias" | "beta" | "b" | "shift" | "offset" => Kind::Bias,
-        _ if word.contains("mean") => Kind::Mean,
-        _ if word.contains("var") => Kind::Variance,
+        "weight" | "kernel" | "w" | "gamma" | "scale" | "s" | "g" => ParamKind::Weight,
+        "bias" | "beta" | "b" | "shift" | "offset" => ParamKind::Bias,
+        _ if word.contains("mean") => ParamKind::Mean,
+        _ if word.contains("var") => ParamKind::Variance,
         _ => return None,
     })
 }
 
-fn kind_of_role(role: Role) -> Kind {
+fn kind_of_role(role: Role) -> ParamKind {
     match role {
-        Role::ConvBias | Role::NormShift | Role::LinearBias => Kind::Bias,
-        Role::RunningMean => Kind::Mean,
-        Role::RunningVar => Kind::Variance,
-        _ => Kind::Weight,
+        Role::ConvBias | Role::NormShift | Role::LinearBias => ParamKind::Bias,
+        Role::RunningMean => ParamKind::Mean,
+        Role::RunningVar => ParamKind::Variance,
+        _ => ParamKind::Weight,
     }
 }
 
@@ -222,7 +227,7 @@ struct Candidate {
     modules: usize,
 }
 
-enum Match {
+enum CandidateMatch {
     Found(Arch, Vec<(String, String)>),
     /// The shapes are right, their order is not; so many modules are alike.
     Disordered(usize),
@@ -244,18 +249,18 @@ impl Candidate {
         )
     }
 
-    fn matches(&self, modules: &[Module]) -> Match {
+    fn matches(&self, modules: &[Module]) -> CandidateMatch {
         let headless = modules.len().checked_add(1) == Some(self.modules);
         if modules.len() != self.modules && !headless {
-            return Match::None;
+            return CandidateMatch::None;
         }
-        let Some((arch, graph)) = self.fitted(modules, headless) else { return Match::None };
+        let Some((arch, graph)) = self.fitted(modules, headless) else { return CandidateMatch::None };
         let registered = by_module(param_specs::list(&graph));
         let executed = in_execution(&graph, &registered);
         for order in [&registered, &executed] {
             let pairs: Option<Vec<_>> = modules.iter().zip(order).map(|(m, p)| m.assign(p)).collect();
             if let Some(pairs) = pairs {
-                return Match::Found(arch, pairs.into_iter().flatten().collect());
+                return CandidateMatch::Found(arch, pairs.into_iter().flatten().collect());
             }
         }
         self.unordered(arch, modules, &registered)
@@ -279,7 +284,7 @@ impl Candidate {
     }
 
     /// Whether the shapes fit in another order, and if so which is which, provided that all differ.
-    fn unordered(&self, arch: Arch, modules: &[Module], needed: &[Vec<ParamSpec>]) -> Match {
+    fn unordered(&self, arch: Arch, modules: &[Module], needed: &[Vec<ParamSpec>]) -> CandidateMatch {
         let mut by_key: BTreeMap<Vec<&[usize]>, Vec<&Module>> = BTreeMap::new();
         for module in modules {
             by_key.entry(module.key()).or_default().push(module);
@@ -288,19 +293,19 @@ impl Candidate {
         for params in needed {
             let mut key: Vec<&[usize]> = params.iter().map(|p| p.shape.as_slice()).collect();
             key.sort();
-            let Some(same) = by_key.get(&key) else { return Match::None };
+            let Some(same) = by_key.get(&key) else { return CandidateMatch::None };
             let count = taken.entry(key).or_default();
             *count = count.saturating_add(1);
             match same.as_slice() {
-                _ if *count > same.len() => return Match::None,
+                _ if *count > same.len() => return CandidateMatch::None,
                 [module] => match module.assign(params) {
                     Some(found) => pairs.extend(found),
-                    None => return Match::None,
+                    None => return CandidateMatch::None,
                 },
                 _ => alike = alike.saturating_add(1),
             }
         }
-        if alike > 0 { Match::Disordered(alike) } else { Match::Found(arch, pairs) }
+        if alike > 0 { CandidateMatch::Disordered(alike) } else { CandidateMatch::Found(arch, pairs) }
     }
 }
 

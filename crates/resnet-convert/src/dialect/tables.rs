@@ -18,16 +18,16 @@ pub(crate) struct Dialect {
     /// Names under the root that are no part of the network: heads of training.
     pub(super) drop: &'static [&'static str],
     /// How weights lie in memory.
-    pub(super) layout: Layout,
+    pub(super) layout: WeightLayout,
     /// What differs from PyTorch's networks of the same shapes.
     pub(super) traits: Traits,
     /// What the images were normalised with.
-    pub(super) norm: Norm,
+    pub(super) norm: InputNorm,
 }
 
 /// How weights lie in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Layout {
+pub(super) enum WeightLayout {
     /// `[out, in, height, width]` and `[out, in]`.
     Torch,
     /// `[height, width, in, out]` and `[in, out]`.
@@ -47,7 +47,7 @@ pub(crate) struct Traits {
 
 /// What images were normalised with in training.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Norm {
+pub(super) enum InputNorm {
     /// The architecture's usual.
     Usual,
     /// SwAV's deviation, which differs by 0.001 in its first channel.
@@ -60,7 +60,7 @@ pub(super) enum Norm {
     Clip,
 }
 
-impl Norm {
+impl InputNorm {
     /// The preprocessing that `usual` becomes; `grouped` is whether the network has grouped convolutions.
     pub(super) fn preprocess(self, usual: Preprocess, grouped: bool) -> Preprocess {
         let bytes = |mean: [f32; 3], std: [f32; 3]| Preprocess {
@@ -71,13 +71,13 @@ impl Norm {
             ..usual.clone()
         };
         match self {
-            Norm::Usual => usual,
-            Norm::Swav => Preprocess { std: vec![0.228, 0.224, 0.225], ..usual },
+            InputNorm::Usual => usual,
+            InputNorm::Swav => Preprocess { std: vec![0.228, 0.224, 0.225], ..usual },
             // Its ResNeXt is of another origin, and does divide.
-            Norm::Detectron if grouped => bytes([103.530, 116.280, 123.675], [57.375, 57.120, 58.395]),
-            Norm::Detectron => bytes([103.530, 116.280, 123.675], [1.0; 3]),
-            Norm::Keras => bytes([103.939, 116.779, 123.68], [1.0; 3]),
-            Norm::Clip => Preprocess {
+            InputNorm::Detectron if grouped => bytes([103.530, 116.280, 123.675], [57.375, 57.120, 58.395]),
+            InputNorm::Detectron => bytes([103.530, 116.280, 123.675], [1.0; 3]),
+            InputNorm::Keras => bytes([103.939, 116.779, 123.68], [1.0; 3]),
+            InputNorm::Clip => Preprocess {
                 filter: Filter::Bicubic,
                 mean: CLIP_MEAN.to_vec(),
                 std: CLIP_STD.to_vec(),
@@ -97,9 +97,9 @@ const PLAIN: Dialect = Dialect {
     ends: &[],
     rules: &[],
     drop: &[],
-    layout: Layout::Torch,
+    layout: WeightLayout::Torch,
     traits: AS_TORCH,
-    norm: Norm::Usual,
+    norm: InputNorm::Usual,
 };
 
 const HUGGING_FACE: &[(&str, &str)] = &[
@@ -227,13 +227,13 @@ pub(super) static DIALECTS: &[Dialect] = &[
         name: "OpenAI CLIP",
         anchors: &["conv3.weight", "layer1.0.conv1.weight", "attnpool.positional_embedding"],
         rules: OPENAI_CLIP,
-        norm: Norm::Clip,
+        norm: InputNorm::Clip,
         ..PLAIN
     },
     Dialect {
         name: "timm",
         anchors: &["stem.conv1.conv.weight", "stages.0.0.conv1_1x1.conv.weight"],
-        norm: Norm::Clip,
+        norm: InputNorm::Clip,
         ..PLAIN
     },
     Dialect {
@@ -241,7 +241,7 @@ pub(super) static DIALECTS: &[Dialect] = &[
         anchors: &["stem.conv1.weight", "res2.0.conv1.weight"],
         rules: DETECTRON,
         traits: Traits { stride_first: true, ..AS_TORCH },
-        norm: Norm::Detectron,
+        norm: InputNorm::Detectron,
         ..PLAIN
     },
     Dialect {
@@ -258,7 +258,7 @@ pub(super) static DIALECTS: &[Dialect] = &[
         rules: CAFFE2,
         drop: &["*_momentum", "lr", "model_iter"],
         traits: Traits { affine: true, stride_first: true, ..AS_TORCH },
-        norm: Norm::Detectron,
+        norm: InputNorm::Detectron,
         ..PLAIN
     },
     Dialect {
@@ -266,9 +266,9 @@ pub(super) static DIALECTS: &[Dialect] = &[
         anchors: &["conv1_conv/kernel", "conv1_bn/gamma"],
         ends: KERAS_ENDS,
         rules: KERAS,
-        layout: Layout::Tensorflow,
+        layout: WeightLayout::Tensorflow,
         traits: Traits { stride_first: true, norm_eps: Some(1.001e-5), ..AS_TORCH },
-        norm: Norm::Keras,
+        norm: InputNorm::Keras,
         ..PLAIN
     },
     // Google's own files of BiT.
@@ -277,7 +277,7 @@ pub(super) static DIALECTS: &[Dialect] = &[
         anchors: &["root_block/standardized_conv2d/kernel", "block1/unit01/a/standardized_conv2d/kernel"],
         ends: KERAS_ENDS,
         rules: BIT,
-        layout: Layout::Tensorflow,
+        layout: WeightLayout::Tensorflow,
         ..PLAIN
     },
     // OpenMMLab keeps the head beside the backbone.
@@ -312,7 +312,7 @@ pub(super) static DIALECTS: &[Dialect] = &[
         name: "SwAV",
         anchors: &["conv1.weight", "layer1.0.conv1.weight", "projection_head.0.weight"],
         drop: &["projection_head.*", "prototypes.*"],
-        norm: Norm::Swav,
+        norm: InputNorm::Swav,
         ..PLAIN
     },
     // The CIFAR-10 networks that circulate: projections are called shortcut, the head linear.

@@ -27,26 +27,31 @@ fn list(arch: &Arch) -> Vec<ParamSpec> {
 }
 
 #[track_caller]
-fn found(arch: &Arch, hints: &[Hint]) -> (Arch, Identified) {
+fn found(arch: &Arch, hints: &[NameHint]) -> (Arch, Identified) {
     let params = list(arch);
-    let (found, how) = identify(&Shapes::of_params(&params), hints).unwrap_or_else(|e| panic!("{arch}: {e}"));
+    let (found, identified) =
+        identify(&Shapes::of_params(&params), hints).unwrap_or_else(|e| panic!("{arch}: {e}"));
     assert_eq!(list(&found), params, "{arch} and {found}");
-    (found, how)
+    (found, identified)
 }
 
 #[test]
 fn every_network_of_the_zoo_is_known_by_its_tensors() {
     for (name, arch) in zoo::all() {
-        let (by_shape, how) = found(&arch, &[]);
+        let (by_shape, identified) = found(&arch, &[]);
         let hidden = HIDDEN.iter().find(|(hidden, _)| *hidden == name);
         let expected = hidden.map_or(name, |(_, taken)| taken);
         assert_eq!(zoo::name_of(&by_shape), Some(expected), "{name}");
-        assert_eq!(how.alternatives.contains(&name.to_owned()), hidden.is_some(), "{name}: {how:?}");
-        assert_eq!(how.how == How::Shapes, how.assumed.is_empty(), "{name}");
+        assert_eq!(
+            identified.alternatives.contains(&name.to_owned()),
+            hidden.is_some(),
+            "{name}: {identified:?}"
+        );
+        assert_eq!(identified.by == IdentifiedBy::Shapes, identified.assumed.is_empty(), "{name}");
 
-        let hint = Hint { name: format!("{name}.a1_in1k"), place: "in config.json".into() };
-        let (by_name, how) = found(&arch, &[hint]);
-        assert_eq!((by_name, how.how), (arch, How::Named), "{name}");
+        let hint = NameHint { name: format!("{name}.a1_in1k"), place: "in config.json".into() };
+        let (by_name, identified) = found(&arch, &[hint]);
+        assert_eq!((by_name, identified.by), (arch, IdentifiedBy::Named), "{name}");
     }
 }
 
@@ -68,10 +73,10 @@ fn what_shapes_cannot_tell_is_all_listed() {
 
 #[test]
 fn a_name_that_does_not_fit_is_told_and_not_followed() {
-    let hint = Hint { name: "resnet34".into(), place: "under `arch`".into() };
-    let (arch, how) = found(&zoo::arch("resnet18").unwrap(), &[hint]);
+    let hint = NameHint { name: "resnet34".into(), place: "under `arch`".into() };
+    let (arch, identified) = found(&zoo::arch("resnet18").unwrap(), &[hint]);
     assert_eq!(zoo::name_of(&arch), Some("resnet18"));
-    assert!(how.evidence.contains("not those of the `resnet34` named under `arch`"), "{how:?}");
+    assert!(identified.evidence.contains("not those of the `resnet34` named under `arch`"), "{identified:?}");
 }
 
 #[test]

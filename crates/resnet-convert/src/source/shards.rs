@@ -11,7 +11,7 @@ use resnet_model::raw::Bytes;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 
 use super::pickle::specs::MAX_TENSORS;
-use super::{StateDict, beside, read_bytes};
+use super::{StateDict, companion_files, read_bytes};
 use crate::error::{Code, Fault, Result};
 
 const MAX_INDEX: u64 = 64 << 20;
@@ -65,7 +65,8 @@ pub(super) fn read(path: &Path, bytes: &dyn Bytes) -> Result<StateDict> {
     }
     let mut whole: Option<StateDict> = None;
     for name in &files {
-        let (file, bytes) = beside::open(path, name, Code::ShardPath).map_err(|fault| fault.of_file(path))?;
+        let (file, bytes) =
+            companion_files::open(path, name, Code::ShardPath).map_err(|fault| fault.of_file(path))?;
         let part = read_bytes(Arc::new(bytes)).map_err(|fault| fault.of_file(&file))?;
         let whole = whole.get_or_insert_with(|| StateDict::new(part.container));
         add(whole, part, name, &mut places).map_err(|fault| fault.of_file(&file))?;

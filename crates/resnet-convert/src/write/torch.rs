@@ -12,7 +12,7 @@ use resnet_model::file::{Existing, write_atomically};
 use resnet_model::raw::Dtype;
 use resnet_model::{Checkpoint, Error, RawTensor, Result, param_specs};
 
-use super::zip::Archive;
+use super::zip::ZipWriter;
 use crate::source::META_ENTRY;
 
 const ROOT: &str = "archive";
@@ -30,7 +30,7 @@ pub(crate) fn write(
     let pickle = pickle(&tensors)?;
     let meta = checkpoint.meta().to_json()?;
     write_atomically(path, existing, |out| {
-        let mut archive = Archive::new(out);
+        let mut archive = ZipWriter::new(out);
         text(&mut archive, "data.pkl", &pickle)?;
         text(&mut archive, "byteorder", b"little")?;
         for (key, (_, tensor)) in tensors.iter().enumerate() {
@@ -48,7 +48,7 @@ pub(crate) fn write(
     })
 }
 
-fn text<W: Write + Seek>(archive: &mut Archive<W>, name: &str, bytes: &[u8]) -> Result<()> {
+fn text<W: Write + Seek>(archive: &mut ZipWriter<W>, name: &str, bytes: &[u8]) -> Result<()> {
     archive.entry(&format!("{ROOT}/{name}"), bytes.len() as u64, |put| put(bytes))
 }
 

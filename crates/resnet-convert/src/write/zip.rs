@@ -18,13 +18,13 @@ const LOCAL: u64 = 30;
 const CRC: u64 = 14;
 
 /// An archive in the making.
-pub(super) struct Archive<'a, W> {
+pub(super) struct ZipWriter<'a, W> {
     out: &'a mut W,
     at: u64,
-    entries: Vec<Entry>,
+    entries: Vec<WrittenEntry>,
 }
 
-struct Entry {
+struct WrittenEntry {
     name: String,
     crc: u32,
     size: u64,
@@ -84,10 +84,10 @@ fn wide(numbers: &[u64]) -> Record {
     numbers.iter().fold(record, |record, &n| record.u64(n))
 }
 
-impl<'a, W: Write + Seek> Archive<'a, W> {
+impl<'a, W: Write + Seek> ZipWriter<'a, W> {
     /// An archive that begins where `out` does.
-    pub(super) fn new(out: &'a mut W) -> Archive<'a, W> {
-        Archive { out, at: 0, entries: vec![] }
+    pub(super) fn new(out: &'a mut W) -> ZipWriter<'a, W> {
+        ZipWriter { out, at: 0, entries: vec![] }
     }
 
     /// Adds an entry of `size` bytes, which `fill` hands over in pieces. The name is ASCII.
@@ -127,7 +127,7 @@ impl<'a, W: Write + Seek> Archive<'a, W> {
         self.out.seek(SeekFrom::Start(header.saturating_add(CRC)))?;
         self.out.write_all(&crc.to_le_bytes())?;
         self.out.seek(SeekFrom::Start(self.at))?;
-        self.entries.push(Entry { name: name.to_owned(), crc, size, header });
+        self.entries.push(WrittenEntry { name: name.to_owned(), crc, size, header });
         Ok(())
     }
 

@@ -14,7 +14,7 @@ pub(crate) const MAX_DIMS: usize = 16;
 
 /// A storage that the file holds.
 #[derive(Debug)]
-pub(crate) struct Root {
+pub(crate) struct DeclaredStorage {
     pub(crate) key: String,
     pub(crate) bytes: u64,
     /// The bytes of an element of the type that it was first declared with.
@@ -43,7 +43,7 @@ pub(crate) struct TensorSpec {
 
 #[derive(Debug, Default)]
 pub(crate) struct Specs {
-    pub(crate) roots: Vec<Root>,
+    pub(crate) roots: Vec<DeclaredStorage>,
     index: HashMap<String, u32>,
     pub(crate) refs: Vec<StorageRef>,
     pub(crate) tensors: Vec<TensorSpec>,
@@ -94,7 +94,7 @@ impl Specs {
             Some(root) => root,
             None => {
                 let root = index(self.roots.len())?;
-                self.roots.push(Root { key: key.to_owned(), bytes, item });
+                self.roots.push(DeclaredStorage { key: key.to_owned(), bytes, item });
                 self.index.insert(key.to_owned(), root);
                 root
             }

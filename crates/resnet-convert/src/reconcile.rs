@@ -8,11 +8,11 @@ use resnet_model::param_specs::{self, ParamSpec, Role};
 use resnet_model::{Arch, RawTensor, Result};
 
 use crate::dialect::Translation;
-use crate::report::{Dropped, Reshaped, Synthesised};
+use crate::report::{Dropped, Reshaped, Synthesized};
 
 /// Makes the tensors fit `arch` as far as that is exact, and tells in `names` what was done. With `partial`, what the
 /// architecture has no place for is left out, and so is a head that does not fit: the result may be without one.
-pub(crate) fn fit(arch: Arch, names: &mut Translation, partial: bool) -> Result<Arch> {
+pub(crate) fn reconcile(arch: Arch, names: &mut Translation, partial: bool) -> Result<Arch> {
     let mut arch = arch;
     let mut graph = arch.graph()?;
     if partial && !head_fits(&graph, names) {
@@ -79,7 +79,7 @@ fn norms(graph: &Graph, names: &mut Translation) -> Result<()> {
         let make = |names: &mut Translation, suffix: &str, tensor: Option<RawTensor>, reason: &str| {
             let Some(tensor) = tensor else { return };
             names.tensors.insert(of(suffix), tensor);
-            names.synthesised.push(Synthesised { name: of(suffix), reason: reason.into() });
+            names.synthesized.push(Synthesized { name: of(suffix), reason: reason.into() });
         };
         if let Some((bias, tensor)) = bias {
             if !["weight", "bias", "running_mean", "running_var"].iter().any(|s| has(names, s)) {

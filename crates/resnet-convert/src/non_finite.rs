@@ -11,14 +11,14 @@ use crate::report::NonFinite;
 
 /// What was seen so far, by the tensor's name.
 #[derive(Debug, Default)]
-pub(crate) struct Watch(Mutex<BTreeMap<String, NonFinite>>);
+pub(crate) struct NonFiniteCounter(Mutex<BTreeMap<String, NonFinite>>);
 
-impl Watch {
+impl NonFiniteCounter {
     /// The same tensor, whose elements are looked at when they are read.
-    pub(crate) fn over(self: &Arc<Watch>, name: &str, tensor: &RawTensor) -> RawTensor {
-        let Some(kind) = Kind::of(tensor.dtype()) else { return tensor.clone() };
+    pub(crate) fn over(self: &Arc<NonFiniteCounter>, name: &str, tensor: &RawTensor) -> RawTensor {
+        let Some(kind) = FloatKind::of(tensor.dtype()) else { return tensor.clone() };
         let bytes =
-            Watched { bytes: tensor.bytes().clone(), kind, name: name.to_owned(), watch: self.clone() };
+            CountedBytes { bytes: tensor.bytes().clone(), kind, name: name.to_owned(), watch: self.clone() };
         let watched = RawTensor::new(tensor.dtype(), tensor.shape().to_vec(), Arc::new(bytes));
         watched.unwrap_or_else(|| tensor.clone())
     }
@@ -30,29 +30,29 @@ impl Watch {
 }
 
 #[derive(Debug)]
-struct Watched {
+struct CountedBytes {
     bytes: Arc<dyn Bytes>,
-    kind: Kind,
+    kind: FloatKind,
     name: String,
-    watch: Arc<Watch>,
+    watch: Arc<NonFiniteCounter>,
 }
 
 /// How elements are told from numbers: all bits of the exponent are set.
 #[derive(Debug, Clone, Copy)]
-enum Kind {
+enum FloatKind {
     /// 16 bits, with this exponent.
     Two(u16),
     Four,
     Eight,
 }
 
-impl Kind {
-    fn of(dtype: Dtype) -> Option<Kind> {
+impl FloatKind {
+    fn of(dtype: Dtype) -> Option<FloatKind> {
         Some(match dtype {
-            Dtype::F16 => Kind::Two(0x7c00),
-            Dtype::BF16 => Kind::Two(0x7f80),
-            Dtype::F32 => Kind::Four,
-            Dtype::F64 => Kind::Eight,
+            Dtype::F16 => FloatKind::Two(0x7c00),
+            Dtype::BF16 => FloatKind::Two(0x7f80),
+            Dtype::F32 => FloatKind::Four,
+            Dtype::F64 => FloatKind::Eight,
             _ => return None,
         })
     }
@@ -60,15 +60,15 @@ impl Kind {
     /// How many elements are NaN, and how many infinite.
     fn count(self, bytes: &[u8]) -> [usize; 2] {
         match self {
-            Kind::Two(exponent) => count(bytes, |b: [u8; 2]| {
+            FloatKind::Two(exponent) => count(bytes, |b: [u8; 2]| {
                 let bits = u16::from_le_bytes(b);
                 (bits & exponent == exponent, bits & 0x7fff != exponent)
             }),
-            Kind::Four => count(bytes, |b: [u8; 4]| {
+            FloatKind::Four => count(bytes, |b: [u8; 4]| {
                 let bits = u32::from_le_bytes(b);
                 (bits & 0x7f80_0000 == 0x7f80_0000, bits & 0x7fff_ffff != 0x7f80_0000)
             }),
-            Kind::Eight => count(bytes, |b: [u8; 8]| {
+            FloatKind::Eight => count(bytes, |b: [u8; 8]| {
                 let bits = u64::from_le_bytes(b);
                 let exponent = 0x7ff0_0000_0000_0000;
                 (bits & exponent == exponent, bits & 0x7fff_ffff_ffff_ffff != exponent)
@@ -91,7 +91,7 @@ fn count<const N: usize>(bytes: &[u8], odd: impl Fn([u8; N]) -> (bool, bool)) ->
     })
 }
 
-impl Bytes for Watched {
+impl Bytes for CountedBytes {
     fn len(&self) -> u64 {
         self.bytes.len()
     }
@@ -124,7 +124,7 @@ mod tests {
         let (n, i) = (f64::NAN, f64::INFINITY);
         let values = [0.0, -0.0, 1e30, n, i, -i, -n, -n, 1e-40];
         let check = |dtype, bytes: Vec<u8>, expected: [usize; 2]| {
-            let watch = Arc::new(Watch::default());
+            let watch = Arc::new(NonFiniteCounter::default());
             let tensor = RawTensor::new(dtype, vec![values.len()], Arc::new(bytes)).unwrap();
             watch.over("t", &tensor).read().unwrap();
             let [seen] = &watch.seen()[..] else { panic!("{dtype:?}") };
@@ -135,7 +135,7 @@ mod tests {
         check(Dtype::BF16, values.iter().flat_map(|v| bf16::from_f64(*v).to_le_bytes()).collect(), [3, 2]);
         // 1e30 is more than f16 can hold.
         check(Dtype::F16, values.iter().flat_map(|v| f16::from_f64(*v).to_le_bytes()).collect(), [3, 3]);
-        let watch = Arc::new(Watch::default());
+        let watch = Arc::new(NonFiniteCounter::default());
         watch
             .over("t", &RawTensor::from_f32(vec![2], &[f32::MAX, f32::MIN_POSITIVE]).unwrap())
             .read()

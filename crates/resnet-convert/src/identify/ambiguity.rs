@@ -5,7 +5,7 @@ use resnet_model::arch::{
 };
 
 /// All others with the same tensors.
-pub(super) fn of(arch: &Arch) -> Vec<Arch> {
+pub(super) fn equivalents(arch: &Arch) -> Vec<Arch> {
     let all: Vec<Arch> = match arch {
         Arch::ResNet(net) => resnet(net).into_iter().map(Arch::ResNet).collect(),
         Arch::ResNetV2(net) => resnet_v2(net).into_iter().map(Arch::ResNetV2).collect(),
