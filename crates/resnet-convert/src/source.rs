@@ -114,10 +114,10 @@ impl StateDict {
 pub fn read(path: &Path) -> Result<StateDict> {
     let io = |source| Error::Io { path: path.to_owned(), source };
     let file = Arc::new(SharedFile::open(path).map_err(io)?);
-    let of_file = |fault: Fault| fault.of_file(path);
-    match sniff(&*file).map_err(of_file)? {
+    let in_file = |fault: Fault| fault.in_file(path);
+    match sniff(&*file).map_err(in_file)? {
         Signature::Index => shards::read(path, &*file),
-        format => read_as(format, file, Some(path)).map_err(of_file),
+        format => read_as(format, file, Some(path)).map_err(in_file),
     }
 }
 

@@ -1,14 +1,14 @@
-//! Which file is written, and PyTorch's.
+//! Output formats, and the PyTorch writer.
 
 pub(crate) mod torch;
 mod zip;
 
 use std::path::Path;
 
-/// The kind of file that is written.
+/// Output format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum OutputFormat {
-    /// Safetensors that describe themselves.
+    /// Self-describing safetensors.
     Safetensors,
     /// A state dict, as `torch.save` writes it.
     Torch,
@@ -17,8 +17,8 @@ pub(crate) enum OutputFormat {
 }
 
 impl OutputFormat {
-    /// What a file of this name is expected to be; `None` for an ending of other files.
-    pub(crate) fn of(path: &Path) -> Option<OutputFormat> {
+    /// Returns the format that the extension selects; `None` for an unsupported one.
+    pub(crate) fn from_path(path: &Path) -> Option<OutputFormat> {
         let extension = path.extension().unwrap_or_default().to_ascii_lowercase();
         Some(match extension.to_str()? {
             "pth" | "pt" | "bin" => OutputFormat::Torch,

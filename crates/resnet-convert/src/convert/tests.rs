@@ -1,9 +1,11 @@
 use std::io;
 
+use resnet_model::preprocess::Channels;
 use resnet_model::raw::{Bytes, Dtype, byte_len};
-use resnet_model::zoo;
+use resnet_model::{RawTensor, param_specs, zoo};
 
 use super::*;
+use crate::report::IdentifiedBy;
 use crate::source::Format;
 
 /// Zeros that take no memory, so that the largest networks cost nothing.

@@ -1,11 +1,10 @@
-//! Patterns of names: literal text, `{x}` for a number, and `*` at the end for whatever follows; or `*` at the start and
-//! how a name ends.
+//! Name patterns: literal text, `{x}` for a number, and a final `*` for any rest; or a leading `*` and a suffix.
 
 /// A pattern, e.g. `layers.{s}.blocks.{b}.*`.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Pattern<'a>(pub(super) &'a str);
 
-/// What the pattern's variables stand for.
+/// Values of a pattern's variables.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct PatternMatch<'n> {
     numbers: Vec<(char, u32)>,
@@ -37,8 +36,7 @@ impl Pattern<'_> {
         }
     }
 
-    /// The name that `template` makes of a matching name: `{x}` is the number, `{x+1}` and `{x-1}` its neighbours, `*`
-    /// whatever followed.
+    /// Rewrites a matching name by `template`: `{x}` inserts the number, `{x+1}` and `{x-1}` its neighbors, `*` the rest.
     pub(super) fn rewrite(self, name: &str, template: &str) -> Option<String> {
         let found = self.matches(name)?;
         let mut out = String::new();

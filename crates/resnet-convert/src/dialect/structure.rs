@@ -1,8 +1,12 @@
-//! Names that no table knows: shapes and order are matched against the networks of the zoo.
+//! Matching by structure: tensors with unknown names are matched by shapes and order against the networks of the zoo.
 //!
-//! Tensors are taken module by module (`x.weight` and `x.bias` are one), in the order of the file. A network is found
-//! if its modules, in the order of `state_dict()` or of execution, have the same shapes one after the other, or if every
-//! module's shapes occur once, so that order does not matter. Which network it then is is a guess, and told as one.
+//! Tensors are grouped by module (`x.weight` and `x.bias` form one). A network matches if its modules, in the order of
+//! `state_dict()` or of execution, have the same shapes as the file's modules in order, or if the shapes of every module
+//! are unique, so that order is irrelevant. The result is reported as a guess.
+//!
+//! The order is that of the file and that of the numbers in the names ([`order`]). A file whose names are sorted as text
+//! (block 10 before block 2) has no order of its own. If both orders match but assign tensors differently, nothing
+//! decides between them and the file is rejected.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -11,16 +15,16 @@ use resnet_model::graph::{Graph, Node};
 use resnet_model::param_specs::{self, ParamSpec, Role};
 use resnet_model::{RawTensor, escape, zoo};
 
-use super::{MOMENTUM, TRAINING, Translation};
+use super::{MOMENTUM, TRAINING, Translation, order};
 use crate::identify::NameHint;
 use crate::report::{Identified, IdentifiedBy, Renamed, plural};
 
-/// More places for a network than any file has.
+/// Maximum number of prefixes searched.
 const MAX_ROOTS: usize = 32;
-/// Fewer tensors are no network.
+/// Minimum number of tensors of a network.
 const MIN_TENSORS: usize = 10;
 
-/// A network that was found by its structure.
+/// Network identified by its structure.
 pub(crate) struct StructureMatch {
     pub(crate) names: Translation,
     pub(crate) arch: Arch,
@@ -30,14 +34,14 @@ pub(crate) struct StructureMatch {
 /// Tensors of one module.
 struct Module<'a> {
     name: &'a str,
-    /// What follows the module's name, and the tensor.
+    /// Suffixes after the module's name, and tensors.
     parts: Vec<(&'a str, &'a RawTensor)>,
 }
 
 /// Names in the file and in the zoo.
 type Pairs = Vec<(String, String)>;
 
-/// What a tensor is to its module, whatever the network.
+/// Role of a tensor in its module.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 enum ParamKind {
     Weight,
@@ -46,8 +50,8 @@ enum ParamKind {
     Variance,
 }
 
-/// Finds the network among `tensors` without knowing their names; `only` is the one that the user insists on. Fails with
-/// the nearest that was found.
+/// Finds the network among `tensors` without using a naming scheme. `only` restricts the search to one architecture.
+/// Returns a description of the nearest mismatch, if any, as the error.
 pub(crate) fn solve(
     tensors: &[(String, RawTensor)],
     only: Option<&Arch>,
@@ -62,12 +66,16 @@ pub(crate) fn solve(
     let mut near = None;
     for root in roots(tensors) {
         let modules = modules(tensors, root);
+        let orders = orders(&modules);
         let mut found: Vec<(&Candidate, Arch, Pairs)> = Vec::new();
         for candidate in &candidates {
-            match candidate.matches(&modules) {
+            match candidate.matches(&orders) {
                 CandidateMatch::Found(arch, names) => found.push((candidate, arch, names)),
                 CandidateMatch::Disordered(equal) => {
                     near.get_or_insert_with(|| candidate.disordered(equal));
+                }
+                CandidateMatch::Ambiguous => {
+                    near.get_or_insert_with(|| candidate.ambiguous());
                 }
                 CandidateMatch::None => {}
             }
@@ -104,7 +112,7 @@ impl StructureMatch {
                     names.tensors.insert(to.to_owned(), tensor.clone());
                     names.renamed.push(Renamed { from: name.clone(), to: to.to_owned() });
                 }
-                None if is_counter(name, tensor) => names.drop(name, "a counter of batches"),
+                None if is_counter(name, tensor) => names.drop(name, "batch counter"),
                 None => names.outside(name, &[root]),
             }
         }
@@ -114,10 +122,10 @@ impl StructureMatch {
     fn guessed(mut self, modules: &[Module], alternatives: Vec<String>, insisted: bool) -> StructureMatch {
         let tensors = modules.iter().map(|m| m.parts.len()).sum::<usize>();
         let evidence = format!(
-            "a guess, since no table has these names: {} in {} have the shapes of this network, {}",
+            "a guess from shapes, because the names are unknown: {} in {} match this network{}",
             plural(tensors, "tensor"),
             plural(modules.len(), "module"),
-            if alternatives.is_empty() { "and of no other known one" } else { "and of others" },
+            if alternatives.is_empty() { " and no other known one" } else { " and others" },
         );
         let by = if insisted { IdentifiedBy::Specified } else { IdentifiedBy::Guessed };
         self.identified = Identified { by, evidence, alternatives, ..Identified::default() };
@@ -125,13 +133,12 @@ impl StructureMatch {
     }
 }
 
-/// Counters say nothing of the structure, and some files have them where others do not.
+/// Returns `true` for batch counters, which are irrelevant to the structure and optional.
 fn is_counter(name: &str, tensor: &RawTensor) -> bool {
     tensor.shape().is_empty() || name.ends_with("num_batches_tracked")
 }
 
-/// Where the network may be: the whole file, or what lies under a prefix. The fullest first, averaged weights before
-/// others.
+/// Returns the prefixes that may hold the network: averaged weights first, then the prefix with most tensors.
 fn roots(tensors: &[(String, RawTensor)]) -> Vec<&str> {
     let mut counts: HashMap<&str, usize> = HashMap::new();
     for (name, _) in tensors {
@@ -146,12 +153,12 @@ fn roots(tensors: &[(String, RawTensor)]) -> Vec<&str> {
         .filter(|(_, n)| *n >= MIN_TENSORS)
         .map(|(root, n)| (super::rank(root), usize::MAX.saturating_sub(n), root))
         .collect();
-    // A prefix of all names is the whole file; the longest says most.
+    // Of prefixes of the same tensors, the longest is the most specific.
     roots.sort_by(|a, b| (a.0, a.1).cmp(&(b.0, b.1)).then(b.2.len().cmp(&a.2.len())).then(a.2.cmp(b.2)));
     roots.into_iter().map(|(.., root)| root).take(MAX_ROOTS).collect()
 }
 
-/// The modules under `root`, in the order in which the file begins them.
+/// Groups the tensors under `root` by module, in the order of their first tensors.
 fn modules<'a>(tensors: &'a [(String, RawTensor)], root: &str) -> Vec<Module<'a>> {
     let mut modules: Vec<Module> = Vec::new();
     let mut places: HashMap<&str, usize> = HashMap::new();
@@ -172,6 +179,22 @@ fn modules<'a>(tensors: &'a [(String, RawTensor)], root: &str) -> Vec<Module<'a>
     modules
 }
 
+/// Returns the orders to match: file order and numeric order, or one if they agree or the file is sorted by name.
+fn orders<'a, 'b>(modules: &'b [Module<'a>]) -> Vec<Vec<&'b Module<'a>>> {
+    let names: Vec<&str> = modules.iter().map(|m| m.name).collect();
+    let numeric = order::numeric(&names);
+    let numeric: Vec<&Module> = numeric.iter().filter_map(|&i| modules.get(i)).collect();
+    let file: Vec<&Module> = modules.iter().collect();
+    if numeric.iter().zip(&file).all(|(a, b)| a.name == b.name) || names.is_sorted() {
+        return vec![numeric];
+    }
+    vec![file, numeric]
+}
+
+fn same_pairs(a: &Pairs, b: &Pairs) -> bool {
+    a.iter().collect::<HashSet<_>>() == b.iter().collect::<HashSet<_>>()
+}
+
 impl Module<'_> {
     fn key(&self) -> Vec<&[usize]> {
         let mut key: Vec<&[usize]> = self.parts.iter().map(|(_, t)| t.shape()).collect();
@@ -179,13 +202,13 @@ impl Module<'_> {
         key
     }
 
-    /// The module's tensors as those of `needed`, by the words in their names or, if those say nothing, by order.
+    /// Assigns the module's tensors to `needed`, by the words in their names or, without known words, by order.
     fn assign(&self, needed: &[ParamSpec]) -> Option<Vec<(String, String)>> {
         let kinds: Option<Vec<ParamKind>> = self.parts.iter().map(|(leaf, _)| kind_of_leaf(leaf)).collect();
-        let told = kinds.filter(|kinds| kinds.iter().collect::<HashSet<_>>().len() == kinds.len());
+        let kinds = kinds.filter(|kinds| kinds.iter().collect::<HashSet<_>>().len() == kinds.len());
         let mut pairs = Vec::new();
         for (i, param) in needed.iter().enumerate() {
-            let at = match &told {
+            let at = match &kinds {
                 Some(kinds) => kinds.iter().position(|k| *k == kind_of_role(param.role))?,
                 None => i,
             };
@@ -219,18 +242,20 @@ fn kind_of_role(role: Role) -> ParamKind {
     }
 }
 
-/// A network that the file may hold.
+/// Network of the zoo to match.
 struct Candidate {
     name: Option<&'static str>,
     arch: Arch,
-    /// Modules with tensors, the head among them.
+    /// Number of modules with tensors, including the head.
     modules: usize,
 }
 
 enum CandidateMatch {
     Found(Arch, Vec<(String, String)>),
-    /// The shapes are right, their order is not; so many modules are alike.
+    /// The shapes match in another order; this many modules have equal shapes.
     Disordered(usize),
+    /// File order and numeric order match, with different results.
+    Ambiguous,
     None,
 }
 
@@ -243,13 +268,37 @@ impl Candidate {
 
     fn disordered(&self, equal: usize) -> String {
         format!(
-            "the shapes are those of {}, but {equal} modules are alike and lie in another order, so that nothing tells \
-             them apart",
+            "the shapes match {}, but the order of {equal} modules with equal shapes is ambiguous",
             escape(&self.arch.to_string())
         )
     }
 
-    fn matches(&self, modules: &[Module]) -> CandidateMatch {
+    fn ambiguous(&self) -> String {
+        format!(
+            "the shapes match {}, but file order and the numbers in the names assign them differently",
+            escape(&self.arch.to_string())
+        )
+    }
+
+    /// Matches modules in the given orders. Orders that assign the tensors differently are ambiguous.
+    fn matches(&self, orders: &[Vec<&Module>]) -> CandidateMatch {
+        let mut result = CandidateMatch::None;
+        for modules in orders {
+            match (self.matches_in_order(modules), &result) {
+                (CandidateMatch::Found(_, found), CandidateMatch::Found(_, known)) => {
+                    if !same_pairs(&found, known) {
+                        return CandidateMatch::Ambiguous;
+                    }
+                }
+                (found @ CandidateMatch::Found(..), _) => result = found,
+                (found, CandidateMatch::None) => result = found,
+                _ => {}
+            }
+        }
+        result
+    }
+
+    fn matches_in_order(&self, modules: &[&Module]) -> CandidateMatch {
         let headless = modules.len().checked_add(1) == Some(self.modules);
         if modules.len() != self.modules && !headless {
             return CandidateMatch::None;
@@ -266,8 +315,8 @@ impl Candidate {
         self.unordered(arch, modules, &registered)
     }
 
-    /// The network with the file's numbers of classes and input channels.
-    fn fitted(&self, modules: &[Module], headless: bool) -> Option<(Arch, Graph)> {
+    /// Returns the network with the file's numbers of classes and input channels.
+    fn fitted(&self, modules: &[&Module], headless: bool) -> Option<(Arch, Graph)> {
         let mut arch = self.arch.clone();
         let weight =
             |m: &Module| m.parts.iter().map(|(_, t)| t.shape()).max_by_key(|s| s.len()).map(<[_]>::to_vec);
@@ -283,8 +332,8 @@ impl Candidate {
         Some((arch, graph))
     }
 
-    /// Whether the shapes fit in another order, and if so which is which, provided that all differ.
-    fn unordered(&self, arch: Arch, modules: &[Module], needed: &[Vec<ParamSpec>]) -> CandidateMatch {
+    /// Matches modules regardless of order, provided that their shapes are unique.
+    fn unordered(&self, arch: Arch, modules: &[&Module], needed: &[Vec<ParamSpec>]) -> CandidateMatch {
         let mut by_key: BTreeMap<Vec<&[usize]>, Vec<&Module>> = BTreeMap::new();
         for module in modules {
             by_key.entry(module.key()).or_default().push(module);

@@ -1,5 +1,5 @@
 use resnet_model::arch::{ArchOptions, Attention, Block, ResNet, Shortcut, Stage, Stem, StemPool};
-use resnet_model::param_specs;
+use resnet_model::param_specs::{self, ParamSpec};
 
 use super::*;
 
@@ -26,11 +26,14 @@ fn list(arch: &Arch) -> Vec<ParamSpec> {
     param_specs::list(&arch.graph().unwrap())
 }
 
+fn shapes_of(params: &[ParamSpec]) -> Shapes<'_> {
+    Shapes(params.iter().map(|p| (p.name.as_str(), p.shape.as_slice())).collect())
+}
+
 #[track_caller]
 fn found(arch: &Arch, hints: &[NameHint]) -> (Arch, Identified) {
     let params = list(arch);
-    let (found, identified) =
-        identify(&Shapes::of_params(&params), hints).unwrap_or_else(|e| panic!("{arch}: {e}"));
+    let (found, identified) = identify(&shapes_of(&params), hints).unwrap_or_else(|e| panic!("{arch}: {e}"));
     assert_eq!(list(&found), params, "{arch} and {found}");
     (found, identified)
 }
@@ -142,7 +145,7 @@ fn an_architecture_insisted_on_takes_the_files_classes() {
         for classes in [0, 5] {
             let arch = named.clone().with_classes(classes).with_in_channels(1);
             let params = list(&arch);
-            assert_eq!(adapt(&named, &Shapes::of_params(&params)), arch, "{name}");
+            assert_eq!(adapt(&named, &shapes_of(&params)), arch, "{name}");
         }
     }
 }
@@ -152,7 +155,7 @@ fn odd_shapes_are_refused_with_the_tensors_name() {
     let check = |name: &str, shape: &[usize], expected: &str| {
         let mut params = list(&zoo::arch("resnet26").unwrap());
         params.iter_mut().find(|p| p.name == name).unwrap().shape = shape.to_vec();
-        let error = identify(&Shapes::of_params(&params), &[]).unwrap_err();
+        let error = identify(&shapes_of(&params), &[]).unwrap_err();
         assert!(error.contains(expected), "{error}");
     };
     check("conv1.weight", &[64, 3, 5, 5], "a stem with a 5×5 convolution");
@@ -161,6 +164,6 @@ fn odd_shapes_are_refused_with_the_tensors_name() {
     check("layer1.0.conv2.weight", &[64, 48, 3, 3], "takes 48 of 64 channels");
     check("fc.weight", &[10], "expected [classes, features]");
     check("layer2.1.conv1.weight", &[usize::MAX, usize::MAX, 1, 1], "fits no groups");
-    let error = identify(&Shapes::of_params(&[]), &[]).unwrap_err();
+    let error = identify(&shapes_of(&[]), &[]).unwrap_err();
     assert!(error.contains("no family"), "{error}");
 }

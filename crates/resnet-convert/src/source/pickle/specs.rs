@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use resnet_model::escape;
-use resnet_model::raw::Dtype;
+use resnet_model::raw::{Dtype, byte_len};
 
 use crate::error::{Code, Fault};
 
@@ -49,9 +49,9 @@ pub(crate) struct Specs {
     pub(crate) tensors: Vec<TensorSpec>,
 }
 
-/// The bytes of one element.
+/// Returns the size of an element in bytes.
 pub(crate) fn item_size(dtype: Dtype) -> u64 {
-    (dtype.bitsize() as u64).div_euclid(8).max(1)
+    byte_len(dtype, &[1]).unwrap_or(1)
 }
 
 fn index(len: usize) -> Result<u32, Fault> {
