@@ -167,7 +167,8 @@ impl Selection {
             Location::File(path) => {
                 // Decides between networks of equal tensors; whether it is that network is checked below.
                 let name = named.as_ref().map(|named| named.arch_name.clone());
-                let options = resnet_convert::Options { name, ..resnet_convert::Options::default() };
+                let options =
+                    resnet_convert::ConvertOptions { name, ..resnet_convert::ConvertOptions::default() };
                 resnet_convert::open(path, &options)?.0
             }
             Location::Hub(repo, revision) => download(repo, revision)?,
@@ -302,7 +303,12 @@ fn download(repo: &RepoId, revision: &Revision) -> anyhow::Result<Checkpoint> {
     let labels = config.as_ref().and_then(Labels::from_hub_config);
     let name = config.as_ref().and_then(|c| c.get("architecture")?.as_str()).map(str::to_owned);
     let name = name.or_else(|| known.map(|k| k.arch.clone()));
-    let options = resnet_convert::Options { labels, name, preprocess, ..resnet_convert::Options::default() };
+    let options = resnet_convert::ConvertOptions {
+        labels,
+        name,
+        preprocess,
+        ..resnet_convert::ConvertOptions::default()
+    };
     Ok(resnet_convert::open(&path, &options).with_context(|| repo.as_str().to_owned())?.0)
 }
 

@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use resnet_convert::{Options, Report, source};
+use resnet_convert::{ConvertOptions, Report, source};
 use resnet_model::param_specs::Role;
 use resnet_model::zoo;
 
@@ -38,7 +38,8 @@ fn shapes(name: &str) -> Shapes {
 #[track_caller]
 fn check(name: &str, shapes: &Shapes) -> Report {
     let state = source::read_bytes(Arc::new(file(shapes))).unwrap();
-    let found = resnet_convert::understand(state, Path::new("x.safetensors"), &Options::default());
+    let found =
+        resnet_convert::build_checkpoint(state, Path::new("x.safetensors"), &ConvertOptions::default());
     let (_, report) = found.unwrap_or_else(|e| panic!("{name}: {e}"));
     let others = &report.identified.alternatives;
     assert!(report.model == name || others.iter().any(|o| o == name), "{name}: {report}");

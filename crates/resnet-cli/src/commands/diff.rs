@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use resnet_convert::{Options, source};
+use resnet_convert::{ConvertOptions, source};
 use resnet_model::{RawTensor, escape};
 use serde::Serialize;
 
@@ -48,7 +48,7 @@ struct Comparison {
 struct Side {
     file: String,
     model: Option<String>,
-    container: source::Container,
+    container: source::Format,
     tensors: usize,
 }
 
@@ -95,7 +95,7 @@ impl File {
         let state = source::read(path)?;
         let (container, own) = (state.container, state.tensors.clone());
         // Only if every tensor is understood: one that is left out could be the difference.
-        let understood = resnet_convert::understand(state, path, &Options::default()).ok();
+        let understood = resnet_convert::build_checkpoint(state, path, &ConvertOptions::default()).ok();
         let model = understood.as_ref().map(|(_, report)| report.model.clone());
         let canonical =
             understood.map(|(c, _)| c.tensors().iter().map(|(n, t)| (n.clone(), t.clone())).collect());

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use resnet_convert::{Options, Report, source};
+use resnet_convert::{ConvertOptions, Report, source};
 use resnet_model::text::{bytes, thousands};
 use resnet_model::{RawTensor, escape, zoo};
 use serde::Serialize;
@@ -36,7 +36,7 @@ pub struct Args {
 struct Inspection {
     file: String,
     bytes: u64,
-    container: source::Container,
+    container: source::Format,
     /// What conversion would make of it.
     #[serde(skip_serializing_if = "Option::is_none")]
     report: Option<Report>,
@@ -97,13 +97,13 @@ pub fn run(args: Args, out: &mut dyn Write) -> anyhow::Result<bool> {
 
 fn inspect(args: &Args) -> anyhow::Result<Inspection> {
     let arch = args.arch.as_deref().map(zoo::arch).transpose().context("--arch")?;
-    let options = Options { arch, ..Options::default() };
+    let options = ConvertOptions { arch, ..ConvertOptions::default() };
     let state = source::read(&args.file)?;
     let (container, own) = (state.container, state.tensors.clone());
     let unsupported: Vec<Unsupported> =
         state.unsupported.iter().cloned().map(|(name, kind)| Unsupported { name, kind }).collect();
     let (opaque, notes) = (state.opaque.clone(), state.notes.clone());
-    let (report, error, hint) = match resnet_convert::understand(state, &args.file, &options) {
+    let (report, error, hint) = match resnet_convert::build_checkpoint(state, &args.file, &options) {
         Ok((_, report)) => (Some(report), None, None),
         Err(e) => (None, Some(e.to_string()), e.hint()),
     };
@@ -230,7 +230,7 @@ fn print(found: &Inspection, page: &mut Page) -> anyhow::Result<()> {
         for t in &report.reshaped {
             page.field("reshaped", &format!("{} {:?} → {:?}", escape(&t.name), t.from, t.to))?;
         }
-        for t in &report.synthesised {
+        for t in &report.synthesized {
             page.field("added", &format!("{}: {}", escape(&t.name), t.reason))?;
         }
         if !report.unset.is_empty() {

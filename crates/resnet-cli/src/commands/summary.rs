@@ -73,7 +73,7 @@ pub fn run(args: Args, out: &mut dyn Write) -> anyhow::Result<bool> {
 fn named(model: &str) -> anyhow::Result<(String, Arch, usize)> {
     let path = Path::new(model);
     if path.is_file() {
-        let checkpoint = resnet_convert::open(path, &resnet_convert::Options::default())?.0;
+        let checkpoint = resnet_convert::open(path, &resnet_convert::ConvertOptions::default())?.0;
         let meta = checkpoint.meta();
         let side = meta.preprocess.crop[0];
         return Ok((meta.arch.to_string(), meta.arch.clone(), side));

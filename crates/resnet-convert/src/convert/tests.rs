@@ -1,10 +1,12 @@
 use std::io;
 
+use resnet_image::preprocess::Channels;
 use resnet_model::raw::{Bytes, Dtype, byte_len};
-use resnet_model::zoo;
+use resnet_model::{RawTensor, zoo};
 
 use super::*;
-use crate::source::Container;
+use crate::report::IdentifiedBy;
+use crate::source::Format;
 
 /// Zeros that take no memory, so that the largest networks cost nothing.
 #[derive(Debug)]
@@ -34,7 +36,7 @@ fn state(
 ) -> StateDict {
     let params = arch.graph().unwrap().param_specs();
     let named = params.into_iter().map(|p| (rename(&p.name), zeros(&reshape(&p.name, &p.shape))));
-    StateDict { tensors: named.collect(), ..StateDict::new(Container::Safetensors) }
+    StateDict { tensors: named.collect(), ..StateDict::new(Format::Safetensors) }
 }
 
 fn own_shape(_: &str, shape: &[usize]) -> Vec<usize> {
@@ -42,8 +44,8 @@ fn own_shape(_: &str, shape: &[usize]) -> Vec<usize> {
 }
 
 #[track_caller]
-fn known(state: StateDict, options: &Options) -> (Checkpoint, Report) {
-    understand(state, "a.pth".as_ref(), options).unwrap_or_else(|e| panic!("{e}"))
+fn known(state: StateDict, options: &ConvertOptions) -> (Checkpoint, Report) {
+    build_checkpoint(state, "a.pth".as_ref(), options).unwrap_or_else(|e| panic!("{e}"))
 }
 
 #[test]
@@ -56,7 +58,7 @@ fn large_networks_of_torchvision_and_timm() {
         if name == "inception_v3" {
             file.tensors.push(("AuxLogits.fc.weight".into(), zeros(&[7, 768])));
         }
-        let (checkpoint, report) = known(file, &Options::default());
+        let (checkpoint, report) = known(file, &ConvertOptions::default());
         assert_eq!(checkpoint.meta().arch, arch, "{name}");
         assert_eq!(report.dropped.len(), usize::from(name == "inception_v3"));
         let half = checkpoint.meta().preprocess.mean == [0.5; 3];
@@ -89,10 +91,10 @@ fn towers_of_clip() {
     let mut file = state(&arch, openai, own_shape);
     file.tensors
         .extend(["logit_scale", "transformer.resblocks.0.ln_1.weight"].map(|n| (n.to_owned(), zeros(&[1]))));
-    let (checkpoint, report) = known(file, &Options::default());
+    let (checkpoint, report) = known(file, &ConvertOptions::default());
     assert_eq!((&checkpoint.meta().arch, report.dialect.as_str()), (&arch, "OpenAI CLIP"));
     assert_eq!((report.dropped.len(), checkpoint.meta().preprocess.crop), (2, [288; 2]));
-    let (checkpoint, report) = known(state(&arch, str::to_owned, own_shape), &Options::default());
+    let (checkpoint, report) = known(state(&arch, str::to_owned, own_shape), &ConvertOptions::default());
     assert_eq!((&checkpoint.meta().arch, report.dialect.as_str()), (&arch, "timm"));
     assert!(checkpoint.meta().preprocess.mean[0] > 0.48 && checkpoint.meta().preprocess.mean[0] < 0.482);
 }
@@ -110,7 +112,7 @@ fn vgg_of_timm() {
         ("classifier.3.weight", &[out, inner]) => vec![out, inner, 1, 1],
         _ => s.to_vec(),
     };
-    let (checkpoint, report) = known(state(&arch, rename, reshape), &Options::default());
+    let (checkpoint, report) = known(state(&arch, rename, reshape), &ConvertOptions::default());
     assert_eq!((&checkpoint.meta().arch, report.dialect.as_str()), (&arch, "timm"));
     assert_eq!(report.reshaped.len(), 2);
     assert_eq!((report.reshaped[0].from.len(), report.reshaped[0].to.len()), (4, 2));
@@ -121,7 +123,7 @@ fn vgg_of_timm() {
 fn inception_resnet_v2_of_old() {
     let arch = zoo::arch("inception_resnet_v2").unwrap();
     let (checkpoint, _) =
-        known(state(&arch, |n| n.replace("classif.", "last_linear."), own_shape), &Options::default());
+        known(state(&arch, |n| n.replace("classif.", "last_linear."), own_shape), &ConvertOptions::default());
     assert_eq!(checkpoint.meta().arch, arch);
 }
 
@@ -140,10 +142,10 @@ fn structure_finds_networks_of_the_zoo() {
             tensors.push((format!("model/layer_{modules}/{leaf}"), tensor));
         }
         let file =
-            |tensors: &Vec<_>| StateDict { tensors: tensors.clone(), ..StateDict::new(Container::Pickle) };
-        let (checkpoint, report) = known(file(&tensors), &Options::default());
+            |tensors: &Vec<_>| StateDict { tensors: tensors.clone(), ..StateDict::new(Format::Pickle) };
+        let (checkpoint, report) = known(file(&tensors), &ConvertOptions::default());
         assert_eq!(zoo::name_of(&checkpoint.meta().arch), Some(name));
-        assert_eq!((report.identified.how, report.dialect.as_str()), (How::Guessed, "unknown"));
+        assert_eq!((report.identified.by, report.dialect.as_str()), (IdentifiedBy::Guessed, "unknown"));
         assert!(report.identified.evidence.contains("a guess"), "{report}");
         let twins = ["resnet18", "resnetv2_50"].contains(&name);
         assert_eq!(report.identified.alternatives.is_empty(), !twins, "{report}");
@@ -151,7 +153,7 @@ fn structure_finds_networks_of_the_zoo() {
         // In another order nothing tells modules of equal shapes apart.
         let inner = 1..tensors.len() - 2;
         tensors[inner].reverse();
-        let error = understand(file(&tensors), "a".as_ref(), &Options::default()).unwrap_err();
+        let error = build_checkpoint(file(&tensors), "a".as_ref(), &ConvertOptions::default()).unwrap_err();
         assert!(error.to_string().contains("nothing tells them apart"), "{name}: {error}");
         assert_eq!(error.hint(), Some("--arch NAME insists on an architecture"));
     }
@@ -167,17 +169,17 @@ fn structure_with_an_architecture_insisted_on() {
         (format!("{}.{leaf}", module.replace(['.', 'c'], "_")), (i, t).1)
     };
     let tensors: Vec<_> = tensors.into_iter().enumerate().map(number).collect();
-    let file = || StateDict { tensors: tensors.clone(), ..StateDict::new(Container::Pickle) };
+    let file = || StateDict { tensors: tensors.clone(), ..StateDict::new(Format::Pickle) };
     // No tensor's shape shows whether a mean comes before the projections.
-    let (checkpoint, report) = known(file(), &Options::default());
+    let (checkpoint, report) = known(file(), &ConvertOptions::default());
     assert_eq!(checkpoint.meta().arch.to_string(), "resnet50c");
     assert!(report.identified.alternatives.contains(&"resnet50d".to_owned()), "{report}");
-    let insist = |name| Options { arch: Some(zoo::arch(name).unwrap()), ..Options::default() };
+    let insist = |name| ConvertOptions { arch: Some(zoo::arch(name).unwrap()), ..ConvertOptions::default() };
     let (checkpoint, report) = known(file(), &insist("resnet50d"));
-    assert_eq!((&checkpoint.meta().arch, report.identified.how), (&arch, How::Insisted));
-    let named = Options { name: Some("resnet50d.ra2_in1k".into()), ..Options::default() };
+    assert_eq!((&checkpoint.meta().arch, report.identified.by), (&arch, IdentifiedBy::Specified));
+    let named = ConvertOptions { name: Some("resnet50d.ra2_in1k".into()), ..ConvertOptions::default() };
     assert_eq!(known(file(), &named).0.meta().arch, arch);
-    let error = understand(file(), "a".as_ref(), &insist("resnet34")).unwrap_err();
+    let error = build_checkpoint(file(), "a".as_ref(), &insist("resnet34")).unwrap_err();
     assert!(error.to_string().contains("no ResNet among them"), "{error}");
 }
 
@@ -190,9 +192,9 @@ fn partial_leaves_out_what_does_not_fit() {
         file.tensors.push(("layer1.0.gate".into(), zeros(&[3])));
         file
     };
-    let error = understand(file(), "a".as_ref(), &Options::default()).unwrap_err();
+    let error = build_checkpoint(file(), "a".as_ref(), &ConvertOptions::default()).unwrap_err();
     assert_eq!(error.hint(), Some("--partial leaves them out"), "{error}");
-    let partial = Options { partial: true, ..Options::default() };
+    let partial = ConvertOptions { partial: true, ..ConvertOptions::default() };
     let (checkpoint, report) = known(file(), &partial);
     assert_eq!(checkpoint.meta().arch, arch.clone().with_classes(0));
     let dropped: Vec<&str> = report.dropped.iter().map(|d| d.name.as_str()).collect();
@@ -206,7 +208,7 @@ fn partial_leaves_out_what_does_not_fit() {
     // Nothing stands in for a part of the body.
     let mut file = state(&arch, str::to_owned, own_shape);
     file.tensors.retain(|(name, _)| name != "layer4.1.bn2.running_var");
-    let error = understand(file, "a".as_ref(), &partial).unwrap_err().to_string();
+    let error = build_checkpoint(file, "a".as_ref(), &partial).unwrap_err().to_string();
     assert!(error.contains("1 tensor missing (layer4.1.bn2.running_var)"), "{error}");
 }
 
@@ -228,9 +230,9 @@ fn folded_norms_are_made_anew() {
             norm.replace("bn", "conv").replace("downsample.1", "downsample.0").replace("running_var", "bias");
         file.tensors.push((conv, RawTensor::from_f32(vec![*width], &vec![0.25; *width]).unwrap()));
     }
-    let (checkpoint, report) = known(file, &Options::default());
+    let (checkpoint, report) = known(file, &ConvertOptions::default());
     assert_eq!(checkpoint.meta().arch, arch);
-    assert_eq!(report.synthesised.len(), 4 * widths.len());
+    assert_eq!(report.synthesized.len(), 4 * widths.len());
     assert_eq!(checkpoint.values("layer2.0.downsample.1.bias").unwrap(), vec![0.25; 128]);
     let var = checkpoint.values("bn1.running_var").unwrap()[0];
     assert_eq!((var + 1e-5, checkpoint.values("bn1.weight").unwrap()[0]), (1.0, 1.0));
@@ -249,7 +251,7 @@ fn an_author_changes_preprocessing_and_strides() {
         if stem { format!("stem.{n}") } else { n.replace("fc.", "linear.") }
     };
     let file = || state(&arch, rename, own_shape);
-    let (checkpoint, report) = known(file(), &Options::default());
+    let (checkpoint, report) = known(file(), &ConvertOptions::default());
     assert_eq!(checkpoint.meta().arch.to_string(), "resnet50 with strides in the first 1×1");
     let preprocess = &checkpoint.meta().preprocess;
     assert_eq!((preprocess.channels, preprocess.std.as_slice()), (Channels::Bgr, &[1.0; 3][..]));
@@ -257,7 +259,7 @@ fn an_author_changes_preprocessing_and_strides() {
     assert!(report.identified.evidence.contains("Detectron2"), "{report}");
     let mut by_torchvision = file();
     by_torchvision.metadata.insert("__author__".into(), "torchvision".into());
-    let (checkpoint, _) = known(by_torchvision, &Options::default());
+    let (checkpoint, _) = known(by_torchvision, &ConvertOptions::default());
     assert_eq!(checkpoint.meta().arch, arch);
     assert_eq!(checkpoint.meta().preprocess, Preprocess::torchvision(256, 224));
 }

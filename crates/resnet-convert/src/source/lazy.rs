@@ -21,10 +21,10 @@ pub(crate) struct Checked {
     bytes: Arc<dyn Bytes>,
     crc: u32,
     entry: String,
-    state: Mutex<State>,
+    state: Mutex<ChecksumState>,
 }
 
-enum State {
+enum ChecksumState {
     /// The bytes before `next` are in the checksum.
     Reading {
         next: u64,
@@ -41,7 +41,7 @@ impl Checked {
             bytes,
             crc,
             entry,
-            state: Mutex::new(State::Reading { next: 0, crc: crc32fast::Hasher::new() }),
+            state: Mutex::new(ChecksumState::Reading { next: 0, crc: crc32fast::Hasher::new() }),
         }
     }
 
@@ -50,12 +50,12 @@ impl Checked {
         Fault::new(Code::Crc, detail).within(&self.entry).into()
     }
 
-    fn judge(&self, state: &mut State, found: u32) -> io::Result<()> {
+    fn judge(&self, state: &mut ChecksumState, found: u32) -> io::Result<()> {
         if found == self.crc {
-            *state = State::Good;
+            *state = ChecksumState::Good;
             return Ok(());
         }
-        *state = State::Bad(found);
+        *state = ChecksumState::Bad(found);
         Err(self.bad(found))
     }
 
@@ -63,9 +63,9 @@ impl Checked {
     fn verify(&self) -> io::Result<()> {
         let mut state = lock(&self.state);
         match *state {
-            State::Good => Ok(()),
-            State::Bad(found) => Err(self.bad(found)),
-            State::Reading { .. } => {
+            ChecksumState::Good => Ok(()),
+            ChecksumState::Bad(found) => Err(self.bad(found)),
+            ChecksumState::Reading { .. } => {
                 let found = checksum(&*self.bytes)?;
                 self.judge(&mut state, found)
             }
@@ -102,7 +102,7 @@ impl Bytes for Checked {
     fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
         let mut state = lock(&self.state);
         match &mut *state {
-            State::Reading { next, crc } if *next == offset => {
+            ChecksumState::Reading { next, crc } if *next == offset => {
                 self.bytes.read_at(offset, out)?;
                 crc.update(out);
                 *next = next.saturating_add(out.len() as u64);

@@ -7,12 +7,12 @@ use resnet_model::escape;
 use resnet_model::raw::{ByteRange, Bytes};
 
 use super::input::Input;
-use super::objects::{self, Storages};
 use super::pickle::specs::Specs;
 use super::pickle::value::Value;
-use super::pickle::{self, Ids, Pickle};
-use super::tensors::{Blob, Maker};
-use super::{Container, StateDict};
+use super::pickle::{self, PersistentIds, Pickle};
+use super::pickled_tensors::{self, Storages};
+use super::tensors::{Blob, TensorBuilder};
+use super::{Format, StateDict};
 use crate::error::{Code, Fault};
 
 /// 0x1950a86a20f9469cfc6c as a literal of a pickle, and its end: what these files begin with.
@@ -33,8 +33,8 @@ pub(super) fn magic(head: &[u8]) -> Option<u64> {
 
 /// Reads the file from `start`, the end of the magic number, on.
 pub(super) fn read(bytes: Arc<dyn Bytes>, start: u64) -> Result<StateDict, Fault> {
-    let mut maker = Maker::new(bytes.len());
-    let mut into = StateDict::new(Container::TorchLegacy);
+    let mut maker = TensorBuilder::new(bytes.len());
+    let mut into = StateDict::new(Format::TorchLegacy);
     let mut input = Input::new(bytes.clone(), start);
 
     let protocol = simple(&mut input)?;
@@ -43,7 +43,7 @@ pub(super) fn read(bytes: Arc<dyn Bytes>, start: u64) -> Result<StateDict, Fault
         return Err(Fault::new(Code::Version, detail).at(start));
     }
     check_machine(&simple(&mut input)?)?;
-    let pickle = pickle::read(&mut input, &Ids::Legacy, Specs::default())?;
+    let pickle = pickle::read(&mut input, &PersistentIds::Legacy, Specs::default())?;
     let at = input.pos();
     let keys = simple(&mut input)?;
     let order = storage_order(&keys, &pickle.specs).map_err(|f| f.at(at))?;
@@ -61,13 +61,13 @@ pub(super) fn read(bytes: Arc<dyn Bytes>, start: u64) -> Result<StateDict, Fault
     }
     let blobs: Option<Vec<Blob>> = blobs.into_iter().collect();
     let blobs = blobs.ok_or_else(|| Fault::new(Code::StorageKeys, "a storage that is not in the list"))?;
-    objects::collect(&pickle, &bytes, &Storages { blobs, big_endian: false }, &mut maker, &mut into)?;
+    pickled_tensors::collect(&pickle, &bytes, &Storages { blobs, big_endian: false }, &mut maker, &mut into)?;
     Ok(into)
 }
 
 /// A pickle without persistent ids.
 pub(super) fn simple(input: &mut Input) -> Result<Pickle, Fault> {
-    pickle::read(input, &Ids::None, Specs::default())
+    pickle::read(input, &PersistentIds::None, Specs::default())
 }
 
 /// Storages are little-endian whatever the machine was, but a file that says otherwise is not trusted to be so.

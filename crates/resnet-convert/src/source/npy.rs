@@ -11,9 +11,9 @@ use resnet_model::raw::{ByteRange, Bytes, Dtype};
 use super::lazy::checksum;
 use super::pickle::numpy;
 use super::pickle::specs::{MAX_DIMS, MAX_TENSORS};
-use super::tensors::{Layout, Maker};
-use super::zip::Archive;
-use super::{Container, MAX_NAME, StateDict};
+use super::tensors::{ArrayOrder, TensorBuilder};
+use super::zip::ZipReader;
+use super::{Format, MAX_NAME, StateDict};
 use crate::error::{Code, Fault};
 
 const MAGIC: &[u8] = b"\x93NUMPY";
@@ -30,8 +30,8 @@ pub(super) fn is_array(head: &[u8]) -> bool {
 
 /// One array.
 pub(super) fn read(bytes: Arc<dyn Bytes>) -> Result<StateDict, Fault> {
-    let mut maker = Maker::new(bytes.len());
-    let mut into = StateDict::new(Container::Npy);
+    let mut maker = TensorBuilder::new(bytes.len());
+    let mut into = StateDict::new(Format::Npy);
     let header = Header::read(&*bytes)?;
     let dtype = header.dtype.map_err(|found| {
         Fault::new(Code::Dtype, format!("an array of type `{found}`, expected numbers or booleans"))
@@ -42,14 +42,14 @@ pub(super) fn read(bytes: Arc<dyn Bytes>) -> Result<StateDict, Fault> {
 }
 
 /// Whether an archive is one of arrays, as far as its entries' names tell.
-pub(super) fn is_archive(archive: &Archive) -> bool {
+pub(super) fn is_archive(archive: &ZipReader) -> bool {
     archive.entries.iter().any(|e| e.name.ends_with(b".npy"))
 }
 
 /// An archive of arrays, named as its entries without `.npy`.
-pub(super) fn read_archive(archive: &Archive, file_len: u64) -> Result<StateDict, Fault> {
-    let mut maker = Maker::new(file_len);
-    let mut into = StateDict::new(Container::Npz);
+pub(super) fn read_archive(archive: &ZipReader, file_len: u64) -> Result<StateDict, Fault> {
+    let mut maker = TensorBuilder::new(file_len);
+    let mut into = StateDict::new(Format::Npz);
     let mut others = 0usize;
     for entry in &archive.entries {
         let shown = entry.shown();
@@ -117,7 +117,7 @@ fn array_name(name: &[u8]) -> Result<String, Fault> {
 struct Header {
     /// The element type, or what was found instead.
     dtype: Result<Dtype, String>,
-    layout: Layout,
+    layout: ArrayOrder,
     shape: Vec<u64>,
     /// Where the elements begin.
     len: u64,
@@ -171,7 +171,7 @@ impl Header {
             },
             Descr::Structured => (Err("[…]".to_owned()), false),
         };
-        Ok(Header { dtype, layout: Layout { big_endian, fortran }, shape, len: at })
+        Ok(Header { dtype, layout: ArrayOrder { big_endian, fortran }, shape, len: at })
     }
 }
 

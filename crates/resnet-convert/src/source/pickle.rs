@@ -8,15 +8,15 @@ pub(crate) mod call;
 pub(crate) mod globals;
 mod memo;
 pub(crate) mod numpy;
-mod persid;
+mod persistent_id;
 pub(crate) mod specs;
 mod text;
 pub(crate) mod value;
 
-use self::call::World;
+use self::call::CallContext;
 use self::globals::{Globals, MAX_NAME};
 use self::memo::Memo;
-pub(crate) use self::persid::Ids;
+pub(crate) use self::persistent_id::PersistentIds;
 use self::specs::Specs;
 use self::value::{Arena, Node, Span, Text, Value};
 use super::input::Input;
@@ -43,7 +43,7 @@ pub(crate) struct Pickle {
 
 /// Reads one pickle from the cursor on, up to and including its STOP; `ids` tells what persistent ids mean and `specs`
 /// which storages and tensors are known already.
-pub(crate) fn read(input: &mut Input, ids: &Ids, specs: Specs) -> Result<Pickle, Fault> {
+pub(crate) fn read(input: &mut Input, ids: &PersistentIds, specs: Specs) -> Result<Pickle, Fault> {
     let mut machine = Machine {
         ids,
         stack: Vec::new(),
@@ -61,16 +61,16 @@ pub(crate) fn read(input: &mut Input, ids: &Ids, specs: Specs) -> Result<Pickle,
 }
 
 /// The element type of the storage class that is `value` in a pickle.
-pub(crate) fn persid_dtype(pickle: &Pickle, value: Value) -> Result<resnet_model::raw::Dtype, Fault> {
+pub(crate) fn storage_class_dtype(pickle: &Pickle, value: Value) -> Result<resnet_model::raw::Dtype, Fault> {
     match value {
-        Value::Global(class) => persid::storage_dtype(&pickle.globals, class),
+        Value::Global(class) => persistent_id::storage_dtype(&pickle.globals, class),
         _ => Err(Fault::new(Code::Args, "a storage without a class")),
     }
 }
 
 struct Machine<'a> {
     input: &'a mut Input,
-    ids: &'a Ids,
+    ids: &'a PersistentIds,
     stack: Vec<Value>,
     /// Heights of the stack at the open marks.
     marks: Vec<usize>,
@@ -372,8 +372,8 @@ impl Machine<'_> {
         Ok(())
     }
 
-    fn world(&mut self) -> World<'_> {
-        World { arena: &mut self.arena, globals: &self.globals, specs: &mut self.specs }
+    fn world(&mut self) -> CallContext<'_> {
+        CallContext { arena: &mut self.arena, globals: &self.globals, specs: &mut self.specs }
     }
 
     /// The height below which nothing may be popped.

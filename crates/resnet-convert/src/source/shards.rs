@@ -11,7 +11,7 @@ use resnet_model::raw::Bytes;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 
 use super::pickle::specs::MAX_TENSORS;
-use super::{StateDict, beside, read_bytes};
+use super::{StateDict, companion_files, read_bytes};
 use crate::error::{Code, Fault, Result};
 
 const MAX_INDEX: u64 = 64 << 20;
@@ -48,34 +48,35 @@ impl<'de> Deserialize<'de> for Pairs {
 
 /// Reads the index at `path`, which holds `bytes`, and the files that it names, which must lie beside it.
 pub(super) fn read(path: &Path, bytes: &dyn Bytes) -> Result<StateDict> {
-    let index = parse(bytes).map_err(|fault| fault.of_file(path))?;
+    let index = parse(bytes).map_err(|fault| fault.in_file(path))?;
     let mut files: Vec<&str> = Vec::new();
     let mut places: HashMap<&str, &str> = HashMap::new();
     for (tensor, file) in &index {
         if places.insert(tensor, file).is_some() {
             let detail = format!("the tensor `{}` is in the index twice", escape(tensor));
-            return Err(Fault::new(Code::DuplicateName, detail).of_file(path));
+            return Err(Fault::new(Code::DuplicateName, detail).in_file(path));
         }
     }
     let mut seen = std::collections::HashSet::new();
     files.extend(index.iter().map(|(_, file)| file.as_str()).filter(|file| seen.insert(*file)));
     if files.len() > MAX_SHARDS {
         let detail = format!("{} files, more than {MAX_SHARDS}", files.len());
-        return Err(Fault::new(Code::Limit, detail).of_file(path));
+        return Err(Fault::new(Code::Limit, detail).in_file(path));
     }
     let mut whole: Option<StateDict> = None;
     for name in &files {
-        let (file, bytes) = beside::open(path, name, Code::ShardPath).map_err(|fault| fault.of_file(path))?;
-        let part = read_bytes(Arc::new(bytes)).map_err(|fault| fault.of_file(&file))?;
+        let (file, bytes) =
+            companion_files::open(path, name, Code::ShardPath).map_err(|fault| fault.in_file(path))?;
+        let part = read_bytes(Arc::new(bytes)).map_err(|fault| fault.in_file(&file))?;
         let whole = whole.get_or_insert_with(|| StateDict::new(part.container));
-        add(whole, part, name, &mut places).map_err(|fault| fault.of_file(&file))?;
+        add(whole, part, name, &mut places).map_err(|fault| fault.in_file(&file))?;
     }
     // What is left was found in no file.
     if let Some((tensor, file)) = index.iter().find(|(tensor, _)| places.contains_key(tensor.as_str())) {
         let detail = format!("the tensor `{}` is not in `{}`", escape(tensor), escape(file));
-        return Err(Fault::new(Code::Shard, detail).of_file(path));
+        return Err(Fault::new(Code::Shard, detail).in_file(path));
     }
-    let empty = || Fault::new(Code::Empty, "an index of no tensors").of_file(path);
+    let empty = || Fault::new(Code::Empty, "an index of no tensors").in_file(path);
     let mut whole = whole.ok_or_else(empty)?;
     whole.notes.push(format!("read from {}", crate::report::plural(files.len(), "shard")));
     Ok(whole)

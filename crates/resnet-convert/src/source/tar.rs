@@ -11,13 +11,13 @@ use resnet_model::raw::{ByteRange, Bytes};
 
 use super::input::Input;
 use super::legacy::{check_machine, simple};
-use super::objects::{self, Storages};
-use super::pickle::persid_dtype;
 use super::pickle::specs::{Specs, StorageRef, TensorSpec};
+use super::pickle::storage_class_dtype;
 use super::pickle::value::Value;
-use super::pickle::{self, Ids, Pickle};
-use super::tensors::{Blob, Maker};
-use super::{Container, StateDict};
+use super::pickle::{self, PersistentIds, Pickle};
+use super::pickled_tensors::{self, Storages};
+use super::tensors::{Blob, TensorBuilder};
+use super::{Format, StateDict};
 use crate::error::{Code, Fault};
 
 const BLOCK: u64 = 512;
@@ -26,8 +26,8 @@ const MAX_PAX: u64 = 64 << 10;
 const NAMES: [&str; 4] = ["sys_info", "pickle", "tensors", "storages"];
 
 pub(super) fn read(bytes: Arc<dyn Bytes>) -> Result<StateDict, Fault> {
-    let mut maker = Maker::new(bytes.len());
-    let mut into = StateDict::new(Container::TorchTar);
+    let mut maker = TensorBuilder::new(bytes.len());
+    let mut into = StateDict::new(Format::TorchTar);
     let members = members(&bytes)?;
     let member = |name: &str| {
         let part = members.get(name).cloned();
@@ -43,12 +43,12 @@ pub(super) fn read(bytes: Arc<dyn Bytes>) -> Result<StateDict, Fault> {
     let mut input = member("pickle")?;
     let bytes = input.bytes().clone();
     let within = |fault: Fault| fault.within("pickle");
-    let pickle = pickle::read(&mut input, &Ids::Tar(tables.ids), tables.specs).map_err(within)?;
+    let pickle = pickle::read(&mut input, &PersistentIds::Tar(tables.ids), tables.specs).map_err(within)?;
     if input.left() > 0 {
         return Err(within(Fault::new(Code::Trailing, "data after the end of the pickle").at(input.pos())));
     }
     let storages = Storages { blobs: tables.blobs, big_endian: false };
-    objects::collect(&pickle, &bytes, &storages, &mut maker, &mut into).map_err(within)?;
+    pickled_tensors::collect(&pickle, &bytes, &storages, &mut maker, &mut into).map_err(within)?;
     Ok(into)
 }
 
@@ -194,7 +194,7 @@ impl Tables {
             let bad =
                 || Fault::new(Code::TarLayout, "a storage that is not (number, location, class)").at(at);
             let Some([Value::Int(id), _, class]) = head.arena.tuple(head.root) else { return Err(bad()) };
-            let dtype = persid_dtype(&head, *class)?;
+            let dtype = storage_class_dtype(&head, *class)?;
             let elements = input.i64()?;
             let storage =
                 self.specs.declare(&id.to_string(), dtype, Value::Int(elements)).map_err(|f| f.at(at))?;

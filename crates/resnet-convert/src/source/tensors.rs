@@ -37,17 +37,17 @@ impl Blob {
 
 /// Makes tensors, and keeps what they add up to within reason: views may repeat elements at will.
 #[derive(Debug)]
-pub(crate) struct Maker {
+pub(crate) struct TensorBuilder {
     left: u64,
     limit: u64,
     /// How many bytes may yet be inflated and kept, because tensors are parts of them.
     kept: u64,
 }
 
-impl Maker {
-    pub(crate) fn new(file_len: u64) -> Maker {
+impl TensorBuilder {
+    pub(crate) fn new(file_len: u64) -> TensorBuilder {
         let limit = file_len.saturating_mul(4).max(1 << 20);
-        Maker { left: limit, limit, kept: limit.max(SMALL) }
+        TensorBuilder { left: limit, limit, kept: limit.max(SMALL) }
     }
 
     fn spend(&mut self, bytes: Option<u64>) -> Result<u64, Fault> {
@@ -159,7 +159,7 @@ impl Maker {
     pub(crate) fn elements(
         &mut self,
         dtype: Dtype,
-        order: Layout,
+        order: ArrayOrder,
         shape: &[u64],
         bytes: Arc<dyn Bytes>,
     ) -> Result<RawTensor, Fault> {
@@ -180,13 +180,13 @@ impl Maker {
 
 /// How an array's elements lie in its bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Layout {
+pub(crate) struct ArrayOrder {
     pub(crate) big_endian: bool,
     /// The first index runs fastest.
     pub(crate) fortran: bool,
 }
 
-fn layout(dtype: Dtype, order: Layout, shape: &[u64], bytes: Arc<dyn Bytes>) -> Result<RawTensor, Fault> {
+fn layout(dtype: Dtype, order: ArrayOrder, shape: &[u64], bytes: Arc<dyn Bytes>) -> Result<RawTensor, Fault> {
     let item = item_size(dtype);
     let len = bytes.len();
     let mut bytes = bytes;

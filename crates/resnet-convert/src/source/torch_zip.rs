@@ -3,27 +3,27 @@
 use resnet_model::escape;
 
 use super::input::Input;
-use super::objects::{self, Storages};
-use super::pickle::specs::{Root, Specs};
-use super::pickle::{self, Ids, MAX_PICKLE};
-use super::tensors::Maker;
-use super::zip::{Archive, Entry};
-use super::{Container, META_ENTRY, StateDict};
+use super::pickle::specs::{DeclaredStorage, Specs};
+use super::pickle::{self, MAX_PICKLE, PersistentIds};
+use super::pickled_tensors::{self, Storages};
+use super::tensors::TensorBuilder;
+use super::zip::{ZipEntry, ZipReader};
+use super::{Format, META_ENTRY, StateDict};
 use crate::error::{Code, Fault};
 
 /// The last archive version that PyTorch has defined.
 const MAX_VERSION: u64 = 10;
 
 /// Whether an archive is one of PyTorch's, as far as its entries' names tell.
-pub(super) fn is_archive(archive: &Archive) -> bool {
+pub(super) fn is_archive(archive: &ZipReader) -> bool {
     named(archive, "data.pkl").next().is_some()
 }
 
-pub(super) fn read(archive: &Archive, file_len: u64) -> Result<StateDict, Fault> {
-    let mut maker = Maker::new(file_len);
+pub(super) fn read(archive: &ZipReader, file_len: u64) -> Result<StateDict, Fault> {
+    let mut maker = TensorBuilder::new(file_len);
     let (root, data) = find_pickle(archive)?;
     let script = archive.get(&format!("{root}constants.pkl")).is_some();
-    let mut into = StateDict::new(if script { Container::TorchScript } else { Container::TorchZip });
+    let mut into = StateDict::new(if script { Format::TorchScript } else { Format::TorchZip });
     check_version(archive, &root)?;
     let big_endian = is_big_endian(archive, &root)?;
 
@@ -31,7 +31,7 @@ pub(super) fn read(archive: &Archive, file_len: u64) -> Result<StateDict, Fault>
     let bytes = archive.verified(data, MAX_PICKLE)?;
     let mut input = Input::new(bytes.clone(), 0);
     let within = |fault: Fault| fault.within(&name);
-    let pickle = pickle::read(&mut input, &Ids::Zip, Specs::default()).map_err(within)?;
+    let pickle = pickle::read(&mut input, &PersistentIds::Zip, Specs::default()).map_err(within)?;
     if input.left() > 0 {
         let detail = format!("{} bytes after the end of the pickle", input.left());
         return Err(within(Fault::new(Code::Trailing, detail).at(input.pos())));
@@ -43,7 +43,7 @@ pub(super) fn read(archive: &Archive, file_len: u64) -> Result<StateDict, Fault>
         unchecked = unchecked.saturating_add(usize::from(!entry.has_checksum()));
         blobs.push(archive.blob(entry)?);
     }
-    objects::collect(&pickle, &bytes, &Storages { blobs, big_endian }, &mut maker, &mut into)
+    pickled_tensors::collect(&pickle, &bytes, &Storages { blobs, big_endian }, &mut maker, &mut into)
         .map_err(within)?;
 
     if let Some(entry) = archive.get(&format!("{root}{META_ENTRY}")) {
@@ -67,13 +67,13 @@ pub(super) fn read(archive: &Archive, file_len: u64) -> Result<StateDict, Fault>
 }
 
 /// The entries of this file name, in whatever folder.
-fn named<'a>(archive: &'a Archive, file: &'static str) -> impl Iterator<Item = &'a Entry> {
+fn named<'a>(archive: &'a ZipReader, file: &'static str) -> impl Iterator<Item = &'a ZipEntry> {
     let in_folder = format!("/{file}").into_bytes();
     archive.entries.iter().filter(move |e| e.name == file.as_bytes() || e.name.ends_with(&in_folder))
 }
 
 /// The one pickle, and the folder that it is in (empty or ending in a slash).
-fn find_pickle(archive: &Archive) -> Result<(String, &Entry), Fault> {
+fn find_pickle(archive: &ZipReader) -> Result<(String, &ZipEntry), Fault> {
     let layout = |what: &str| Fault::new(Code::ZipLayout, what);
     let mut pickles = named(archive, "data.pkl");
     let Some(data) = pickles.next() else {
@@ -97,7 +97,7 @@ fn find_pickle(archive: &Archive) -> Result<(String, &Entry), Fault> {
 }
 
 /// The text of a small entry.
-fn text(archive: &Archive, name: &str) -> Result<Option<String>, Fault> {
+fn text(archive: &ZipReader, name: &str) -> Result<Option<String>, Fault> {
     const MAX: u64 = 32;
     let Some(entry) = archive.get(name) else { return Ok(None) };
     if entry.size > MAX {
@@ -110,7 +110,7 @@ fn text(archive: &Archive, name: &str) -> Result<Option<String>, Fault> {
 }
 
 /// What a checkpoint that we wrote says about itself.
-fn description(archive: &Archive, entry: &Entry) -> Result<String, Fault> {
+fn description(archive: &ZipReader, entry: &ZipEntry) -> Result<String, Fault> {
     const MAX: u64 = 16 << 20;
     let within = |fault: Fault| fault.within(&entry.shown());
     let bytes = archive.verified(entry, MAX)?;
@@ -119,7 +119,7 @@ fn description(archive: &Archive, entry: &Entry) -> Result<String, Fault> {
     String::from_utf8(all).map_err(|_| within(Fault::new(Code::Text, "text that is not UTF-8")))
 }
 
-fn check_version(archive: &Archive, root: &str) -> Result<(), Fault> {
+fn check_version(archive: &ZipReader, root: &str) -> Result<(), Fault> {
     let name = format!("{root}version");
     match text(archive, &name)? {
         Some(found) if found.parse().is_ok_and(|v: u64| v <= MAX_VERSION) => Ok(()),
@@ -131,7 +131,7 @@ fn check_version(archive: &Archive, root: &str) -> Result<(), Fault> {
     }
 }
 
-fn is_big_endian(archive: &Archive, root: &str) -> Result<bool, Fault> {
+fn is_big_endian(archive: &ZipReader, root: &str) -> Result<bool, Fault> {
     let name = format!("{root}byteorder");
     match text(archive, &name)?.as_deref() {
         None | Some("little") => Ok(false),
@@ -143,7 +143,11 @@ fn is_big_endian(archive: &Archive, root: &str) -> Result<bool, Fault> {
     }
 }
 
-fn storage_entry<'a>(archive: &'a Archive, root: &str, storage: &Root) -> Result<&'a Entry, Fault> {
+fn storage_entry<'a>(
+    archive: &'a ZipReader,
+    root: &str,
+    storage: &DeclaredStorage,
+) -> Result<&'a ZipEntry, Fault> {
     let name = format!("{root}data/{}", storage.key);
     let missing =
         || Fault::new(Code::StorageMissing, format!("the archive has no entry `{}`", escape(&name)));
@@ -155,7 +159,7 @@ fn storage_entry<'a>(archive: &'a Archive, root: &str, storage: &Root) -> Result
     Ok(entry)
 }
 
-fn is_unused(entry: &Entry, root: &str, specs: &Specs) -> bool {
+fn is_unused(entry: &ZipEntry, root: &str, specs: &Specs) -> bool {
     let key = entry.name.strip_prefix(format!("{root}data/").as_bytes());
     key.is_some_and(|key| std::str::from_utf8(key).is_ok_and(|key| specs.root(key).is_none()))
 }

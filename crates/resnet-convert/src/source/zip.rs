@@ -37,7 +37,7 @@ const KNOWN_FLAGS: u16 = DESCRIPTOR | 1 << 11 | 1 << 1 | 1 << 2;
 const ENCRYPTED: u16 = 1 | 1 << 6;
 
 #[derive(Debug)]
-pub(crate) struct Entry {
+pub(crate) struct ZipEntry {
     pub(crate) name: Vec<u8>,
     flags: u16,
     method: u16,
@@ -50,9 +50,9 @@ pub(crate) struct Entry {
 
 /// An archive whose directory and entries agree.
 #[derive(Debug)]
-pub(crate) struct Archive {
+pub(crate) struct ZipReader {
     bytes: Arc<dyn Bytes>,
-    pub(crate) entries: Vec<Entry>,
+    pub(crate) entries: Vec<ZipEntry>,
     index: HashMap<Vec<u8>, usize>,
 }
 
@@ -103,8 +103,8 @@ struct Directory {
     entries: u64,
 }
 
-impl Archive {
-    pub(crate) fn open(bytes: Arc<dyn Bytes>) -> Result<Archive, Fault> {
+impl ZipReader {
+    pub(crate) fn open(bytes: Arc<dyn Bytes>) -> Result<ZipReader, Fault> {
         let directory = find_directory(&*bytes)?;
         let mut entries = read_directory(&*bytes, &directory)?;
         let mut order: Vec<usize> = (0..entries.len()).collect();
@@ -124,20 +124,20 @@ impl Archive {
                 return Err(Fault::new(Code::ZipDuplicate, format!("two entries named `{}`", entry.shown())));
             }
         }
-        Ok(Archive { bytes, entries, index })
+        Ok(ZipReader { bytes, entries, index })
     }
 
-    pub(crate) fn get(&self, name: &str) -> Option<&Entry> {
+    pub(crate) fn get(&self, name: &str) -> Option<&ZipEntry> {
         self.index.get(name.as_bytes()).and_then(|&i| self.entries.get(i))
     }
 
     /// The bytes of an entry, whose checksum is verified when they are read.
-    pub(crate) fn blob(&self, entry: &Entry) -> Result<Blob, Fault> {
+    pub(crate) fn blob(&self, entry: &ZipEntry) -> Result<Blob, Fault> {
         self.judged(entry, 0)
     }
 
-    /// As [`Archive::blob`]; entries of at most `small` bytes may be deflated to nothing.
-    fn judged(&self, entry: &Entry, small: u64) -> Result<Blob, Fault> {
+    /// As [`ZipReader::blob`]; entries of at most `small` bytes may be deflated to nothing.
+    fn judged(&self, entry: &ZipEntry, small: u64) -> Result<Blob, Fault> {
         let part = ByteRange::new(self.bytes.clone(), entry.data, entry.compressed).ok_or_else(cut)?;
         if entry.method == 0 {
             return Ok(match entry.has_checksum() {
@@ -154,8 +154,8 @@ impl Archive {
         Ok(Blob::Deflated(Arc::new(Deflated::new(self.deflated(entry)?))))
     }
 
-    fn deflated(&self, entry: &Entry) -> Result<inflate::Entry, Fault> {
-        Ok(inflate::Entry {
+    fn deflated(&self, entry: &ZipEntry) -> Result<inflate::DeflatedEntry, Fault> {
+        Ok(inflate::DeflatedEntry {
             part: ByteRange::new(self.bytes.clone(), entry.data, entry.compressed).ok_or_else(cut)?,
             size: entry.size,
             crc: entry.has_checksum().then_some(entry.crc),
@@ -165,7 +165,7 @@ impl Archive {
 
     /// The bytes of an array's entry, verified when they are read. Constant arrays shrink by more than what is allowed
     /// to other entries, so small ones may have any ratio; the sum is bounded by whoever makes tensors.
-    pub(crate) fn array(&self, entry: &Entry) -> Result<Arc<dyn Bytes>, Fault> {
+    pub(crate) fn array(&self, entry: &ZipEntry) -> Result<Arc<dyn Bytes>, Fault> {
         Ok(match self.judged(entry, SMALL)? {
             Blob::Plain(bytes) => bytes,
             Blob::Checked(bytes) => bytes,
@@ -174,12 +174,12 @@ impl Archive {
     }
 
     /// At most `max` bytes from the start of a deflated entry, not verified.
-    pub(crate) fn start_of(&self, entry: &Entry, max: u64) -> Result<Vec<u8>, Fault> {
+    pub(crate) fn start_of(&self, entry: &ZipEntry, max: u64) -> Result<Vec<u8>, Fault> {
         self.deflated(entry)?.start(max.min(entry.size))
     }
 
     /// All bytes of an entry of at most `max` bytes, verified.
-    pub(crate) fn verified(&self, entry: &Entry, max: u64) -> Result<Arc<dyn Bytes>, Fault> {
+    pub(crate) fn verified(&self, entry: &ZipEntry, max: u64) -> Result<Arc<dyn Bytes>, Fault> {
         let fault = |f: Fault| f.within(&entry.shown());
         if entry.size > max {
             return Err(fault(Fault::new(Code::Limit, format!("{} bytes, more than {max}", entry.size))));
@@ -199,7 +199,7 @@ impl Archive {
     }
 }
 
-impl Entry {
+impl ZipEntry {
     /// The name, safe to print.
     pub(crate) fn shown(&self) -> String {
         escape(&String::from_utf8_lossy(&self.name))
@@ -292,7 +292,7 @@ fn read_end64(bytes: &dyn Bytes, locator: &[u8], end_at: u64) -> Option<(u64, Di
     valid.then_some((at, Directory { offset, size: size_of_directory, entries }))
 }
 
-fn read_directory(bytes: &dyn Bytes, directory: &Directory) -> Result<Vec<Entry>, Fault> {
+fn read_directory(bytes: &dyn Bytes, directory: &Directory) -> Result<Vec<ZipEntry>, Fault> {
     let all = read(bytes, directory.offset, directory.size)?;
     let mut rest = Fields(&all);
     let mut entries = Vec::new();
@@ -306,7 +306,7 @@ fn read_directory(bytes: &dyn Bytes, directory: &Directory) -> Result<Vec<Entry>
 }
 
 /// One record of the central directory.
-fn central(f: &mut Fields) -> Result<Entry, Fault> {
+fn central(f: &mut Fields) -> Result<ZipEntry, Fault> {
     let short = || Fault::new(Code::ZipMismatch, "the directory holds fewer entries than it says");
     let mut record = Fields(f.take(CENTRAL as usize).ok_or_else(short)?);
     let mut parse = || {
@@ -325,7 +325,7 @@ fn central(f: &mut Fields) -> Result<Entry, Fault> {
     let name = f.take(usize::from(lens.0)).ok_or_else(short)?.to_vec();
     let extra = f.take(usize::from(lens.1)).ok_or_else(short)?;
     f.take(usize::from(lens.2)).ok_or_else(short)?;
-    let mut entry = Entry {
+    let mut entry = ZipEntry {
         name,
         flags,
         method,
@@ -376,7 +376,7 @@ fn widen(extra: &[u8], fields: &mut [&mut u64]) -> Option<()> {
 }
 
 /// Entries must start at the first byte, follow one another, and end at the directory.
-fn check_extents(entries: &[Entry], order: &[usize], directory: u64) -> Result<(), Fault> {
+fn check_extents(entries: &[ZipEntry], order: &[usize], directory: u64) -> Result<(), Fault> {
     let mut end = 0u64;
     for (n, entry) in order.iter().filter_map(|&i| entries.get(i)).enumerate() {
         let fault =
@@ -401,7 +401,7 @@ fn check_extents(entries: &[Entry], order: &[usize], directory: u64) -> Result<(
 
 /// Compares an entry's own header with the directory, finds its data, and sees that nothing lies between the data and
 /// `end`, where the next entry begins.
-fn check_local(bytes: &dyn Bytes, entry: &mut Entry, end: u64) -> Result<(), Fault> {
+fn check_local(bytes: &dyn Bytes, entry: &mut ZipEntry, end: u64) -> Result<(), Fault> {
     let mismatch = |what: &str| Fault::new(Code::ZipMismatch, format!("{what} than in the directory"));
     let record = read(bytes, entry.header, LOCAL)?;
     let mut f = Fields(&record);

@@ -195,7 +195,7 @@ fn s01_to_s05_torchscript() {
     let constants = ("archive/constants.pkl", b"\x80\x02).".to_vec());
     let code = ("archive/code/__torch__.py", b"op_version_set = 1\n".to_vec());
     let (state, _) = read(&Pth::with(&[constants.clone(), code])).unwrap();
-    assert_eq!(state.container, resnet_convert::Container::TorchScript, "S01");
+    assert_eq!(state.container, resnet_convert::Format::TorchScript, "S01");
     assert!(state.notes.iter().any(|n| n.contains("its code is not")), "S01");
     let script = |body: &[Vec<u8>], constants: &[u8]| {
         let extra = vec![Entry::new("archive/constants.pkl", constants)];

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use resnet_convert::{Container, Options, source};
+use resnet_convert::{ConvertOptions, Format, source};
 use resnet_model::arch::Block;
 
 use super::{File, file};
@@ -38,11 +38,11 @@ fn sharded(save: impl Fn(&[Named]) -> Vec<u8>) -> (File, Vec<Named>) {
 #[test]
 fn shards_of_both_kinds_are_read_as_one() {
     let forms = [
-        (Container::Safetensors, sharded(network::safetensors)),
-        (Container::TorchZip, sharded(|t| network::zip(t, &[]))),
+        (Format::Safetensors, sharded(network::safetensors)),
+        (Format::TorchZip, sharded(|t| network::zip(t, &[]))),
     ];
     for (container, (at, all)) in forms {
-        let (checkpoint, report) = resnet_convert::open(&at.path, &Options::default()).unwrap();
+        let (checkpoint, report) = resnet_convert::open(&at.path, &ConvertOptions::default()).unwrap();
         assert_eq!(report.container, container);
         assert!(report.notes.contains(&"read from 2 shards".to_owned()), "{:?}", report.notes);
         assert_eq!(checkpoint.tensors().len(), all.len());

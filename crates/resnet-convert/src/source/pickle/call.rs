@@ -8,7 +8,7 @@ use super::specs::{Specs, TensorSpec, dims, natural};
 use super::value::{Arena, Node, Object, Span, Text, Value};
 
 /// What calls work on.
-pub(crate) struct World<'a> {
+pub(crate) struct CallContext<'a> {
     pub(crate) arena: &'a mut Arena,
     pub(crate) globals: &'a Globals,
     pub(crate) specs: &'a mut Specs,
@@ -16,7 +16,7 @@ pub(crate) struct World<'a> {
 
 const MAX_NESTED: usize = 16;
 
-impl World<'_> {
+impl CallContext<'_> {
     /// `function(*args)`.
     pub(crate) fn call(&mut self, function: Value, args: Value) -> Result<Value, Fault> {
         let (mut function, mut args) = (function, args);

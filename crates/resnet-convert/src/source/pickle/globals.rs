@@ -8,7 +8,7 @@ use resnet_model::raw::Dtype;
 
 use crate::error::{Code, Fault};
 
-use super::value::Odd;
+use super::value::UnsupportedKind;
 
 /// The longest module or name, in bytes.
 pub(crate) const MAX_NAME: usize = 1024;
@@ -33,10 +33,10 @@ pub(crate) enum Global {
     RebuildFromType,
     Parameter,
     /// A function that builds tensors of a kind that is not read.
-    Unsupported(Odd),
+    Unsupported(UnsupportedKind),
     Storage(Dtype),
     /// A storage of elements that are not read, of this many bytes.
-    OddStorage(u64),
+    UnsupportedStorage(u64),
     UnknownStorage,
     /// An element type, `torch.float32`.
     Dtype(Dtype),
@@ -54,7 +54,7 @@ pub(crate) enum Global {
 }
 
 #[derive(Debug)]
-struct Entry {
+struct GlobalEntry {
     module: String,
     name: String,
     meaning: Global,
@@ -63,7 +63,7 @@ struct Entry {
 /// The names that a pickle has referred to.
 #[derive(Debug, Default)]
 pub(crate) struct Globals {
-    entries: Vec<Entry>,
+    entries: Vec<GlobalEntry>,
     index: HashMap<(String, String), GlobalId>,
 }
 
@@ -86,7 +86,7 @@ impl Globals {
         }
         let id = GlobalId(u32::try_from(self.entries.len()).map_err(|_| Fault::new(Code::Limit, "names"))?);
         let meaning = meaning(module, name);
-        self.entries.push(Entry { module: module.to_owned(), name: name.to_owned(), meaning });
+        self.entries.push(GlobalEntry { module: module.to_owned(), name: name.to_owned(), meaning });
         self.index.insert(key, id);
         Ok(id)
     }
@@ -133,9 +133,11 @@ const DTYPES: &[(&str, &str, Dtype)] = &[
 /// Storages of quantised numbers and of complex doubles.
 fn odd_storage(name: &str) -> Global {
     match name {
-        "QUInt8Storage" | "QInt8Storage" | "QUInt4x2Storage" | "QUInt2x4Storage" => Global::OddStorage(1),
-        "QInt32Storage" => Global::OddStorage(4),
-        "ComplexDoubleStorage" => Global::OddStorage(16),
+        "QUInt8Storage" | "QInt8Storage" | "QUInt4x2Storage" | "QUInt2x4Storage" => {
+            Global::UnsupportedStorage(1)
+        }
+        "QInt32Storage" => Global::UnsupportedStorage(4),
+        "ComplexDoubleStorage" => Global::UnsupportedStorage(16),
         _ => Global::UnknownStorage,
     }
 }
@@ -156,14 +158,16 @@ fn meaning(module: &str, name: &str) -> Global {
         ("torch._utils", "_rebuild_parameter" | "_rebuild_parameter_with_state") => Global::RebuildParameter,
         ("torch._tensor", "_rebuild_from_type_v2" | "_rebuild_from_type")
         | ("torch.tensor", "_rebuild_from_type") => Global::RebuildFromType,
-        ("torch._utils", "_rebuild_qtensor") => Global::Unsupported(Odd::Quantised),
+        ("torch._utils", "_rebuild_qtensor") => Global::Unsupported(UnsupportedKind::Quantized),
         ("torch._utils", "_rebuild_sparse_tensor" | "_rebuild_sparse_csr_tensor") => {
-            Global::Unsupported(Odd::Sparse)
+            Global::Unsupported(UnsupportedKind::Sparse)
         }
-        ("torch._utils", "_rebuild_nested_tensor") => Global::Unsupported(Odd::Nested),
-        ("torch._utils", "_rebuild_meta_tensor_no_storage") => Global::Unsupported(Odd::WithoutData),
-        ("torch._utils", "_rebuild_wrapper_subclass") => Global::Unsupported(Odd::Subclass),
-        ("torch._utils", n) if n.starts_with("_rebuild_") => Global::Unsupported(Odd::Device),
+        ("torch._utils", "_rebuild_nested_tensor") => Global::Unsupported(UnsupportedKind::Nested),
+        ("torch._utils", "_rebuild_meta_tensor_no_storage") => {
+            Global::Unsupported(UnsupportedKind::WithoutData)
+        }
+        ("torch._utils", "_rebuild_wrapper_subclass") => Global::Unsupported(UnsupportedKind::Subclass),
+        ("torch._utils", n) if n.starts_with("_rebuild_") => Global::Unsupported(UnsupportedKind::Device),
         ("torch.nn.parameter" | "torch.nn", "Parameter" | "Buffer") => Global::Parameter,
         ("torch.autograd.variable" | "torch.autograd", "Variable") => Global::Parameter,
         ("torch.storage" | "torch", "UntypedStorage") => Global::Storage(Dtype::U8),
@@ -342,10 +346,10 @@ mod tests {
             ("torch", "FloatStorage", "Storage(F32)"),
             ("torch.storage", "UntypedStorage", "Storage(U8)"),
             ("torch", "FooStorage", "UnknownStorage"),
-            ("torch", "QInt32Storage", "OddStorage(4)"),
+            ("torch", "QInt32Storage", "UnsupportedStorage(4)"),
             ("evil", "FloatStorage", "Opaque"),
             ("torch", "bfloat16", "Dtype(BF16)"),
-            ("torch._utils", "_rebuild_qtensor", "Unsupported(Quantised)"),
+            ("torch._utils", "_rebuild_qtensor", "Unsupported(Quantized)"),
             ("argparse", "Namespace", "Opaque"),
             ("torch", "Size.x", "Opaque"),
             ("__torch__.torchvision", "ResNet", "Script"),

@@ -4,7 +4,7 @@ use resnet_model::raw::Dtype;
 
 use crate::error::{Code, Fault};
 
-use super::super::tensors::Layout;
+use super::super::tensors::ArrayOrder;
 use super::value::{Arena, Node, Span, Text, Value};
 
 /// An array: elements as they lie in a byte string of the pickle.
@@ -12,7 +12,7 @@ use super::value::{Arena, Node, Span, Text, Value};
 pub(crate) struct Array {
     pub(crate) shape: Vec<u64>,
     pub(crate) dtype: Dtype,
-    pub(crate) layout: Layout,
+    pub(crate) layout: ArrayOrder,
     pub(crate) data: Option<Span>,
 }
 
@@ -52,7 +52,7 @@ pub(crate) fn from_state(arena: &Arena, state: Value) -> Result<Option<Array>, F
     let Some((dtype, big_endian)) = element_type(arena, *element) else { return Ok(None) };
     let Value::Bool(fortran) = *fortran else { return Err(bad()) };
     let Some(data) = span(arena, *data) else { return Ok(None) };
-    Ok(Some(Array { shape, dtype, layout: Layout { big_endian, fortran }, data: Some(data) }))
+    Ok(Some(Array { shape, dtype, layout: ArrayOrder { big_endian, fortran }, data: Some(data) }))
 }
 
 fn natural_dims(values: &[Value]) -> Result<Vec<u64>, Fault> {
@@ -85,7 +85,7 @@ impl Array {
         Array {
             shape: vec![0],
             dtype: Dtype::F32,
-            layout: Layout { big_endian: false, fortran: false },
+            layout: ArrayOrder { big_endian: false, fortran: false },
             data: None,
         }
     }
@@ -103,5 +103,5 @@ pub(crate) fn from_buffer(arena: &Arena, parts: &[Value]) -> Result<Option<Array
     let shape = natural_dims(arena.tuple(*shape).ok_or_else(bad)?)?;
     let Some((dtype, big_endian)) = element_type(arena, *element) else { return Ok(None) };
     let Some(data) = span(arena, *data) else { return Ok(None) };
-    Ok(Some(Array { shape, dtype, layout: Layout { big_endian, fortran }, data: Some(data) }))
+    Ok(Some(Array { shape, dtype, layout: ArrayOrder { big_endian, fortran }, data: Some(data) }))
 }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use resnet_model::escape;
-use resnet_model::raw::Dtype;
+use resnet_model::raw::{Dtype, byte_len};
 
 use crate::error::{Code, Fault};
 
@@ -14,7 +14,7 @@ pub(crate) const MAX_DIMS: usize = 16;
 
 /// A storage that the file holds.
 #[derive(Debug)]
-pub(crate) struct Root {
+pub(crate) struct DeclaredStorage {
     pub(crate) key: String,
     pub(crate) bytes: u64,
     /// The bytes of an element of the type that it was first declared with.
@@ -43,15 +43,15 @@ pub(crate) struct TensorSpec {
 
 #[derive(Debug, Default)]
 pub(crate) struct Specs {
-    pub(crate) roots: Vec<Root>,
+    pub(crate) roots: Vec<DeclaredStorage>,
     index: HashMap<String, u32>,
     pub(crate) refs: Vec<StorageRef>,
     pub(crate) tensors: Vec<TensorSpec>,
 }
 
-/// The bytes of one element.
+/// Returns the size of an element in bytes.
 pub(crate) fn item_size(dtype: Dtype) -> u64 {
-    (dtype.bitsize() as u64).div_euclid(8).max(1)
+    byte_len(dtype, &[1]).unwrap_or(1)
 }
 
 fn index(len: usize) -> Result<u32, Fault> {
@@ -94,7 +94,7 @@ impl Specs {
             Some(root) => root,
             None => {
                 let root = index(self.roots.len())?;
-                self.roots.push(Root { key: key.to_owned(), bytes, item });
+                self.roots.push(DeclaredStorage { key: key.to_owned(), bytes, item });
                 self.index.insert(key.to_owned(), root);
                 root
             }

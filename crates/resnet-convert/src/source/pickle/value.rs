@@ -30,13 +30,13 @@ pub(crate) enum Value {
     /// A tensor, by index into the specs.
     Tensor(u32),
     /// A tensor of a kind that is not read.
-    Unsupported(Odd),
+    Unsupported(UnsupportedKind),
 }
 
 /// Kinds of tensors that are not read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Odd {
-    Quantised,
+pub(crate) enum UnsupportedKind {
+    Quantized,
     Sparse,
     Nested,
     WithoutData,
@@ -45,16 +45,16 @@ pub(crate) enum Odd {
     Elements,
 }
 
-impl Odd {
+impl UnsupportedKind {
     pub(crate) fn as_str(self) -> &'static str {
         match self {
-            Odd::Quantised => "a quantised tensor",
-            Odd::Sparse => "a sparse tensor",
-            Odd::Nested => "a nested tensor",
-            Odd::WithoutData => "a tensor without data",
-            Odd::Subclass => "a tensor of a subclass",
-            Odd::Device => "a tensor of a special device",
-            Odd::Elements => "a tensor of elements that are not read",
+            UnsupportedKind::Quantized => "a quantised tensor",
+            UnsupportedKind::Sparse => "a sparse tensor",
+            UnsupportedKind::Nested => "a nested tensor",
+            UnsupportedKind::WithoutData => "a tensor without data",
+            UnsupportedKind::Subclass => "a tensor of a subclass",
+            UnsupportedKind::Device => "a tensor of a special device",
+            UnsupportedKind::Elements => "a tensor of elements that are not read",
         }
     }
 }

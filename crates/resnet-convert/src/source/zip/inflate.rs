@@ -15,7 +15,7 @@ const STEP: usize = 1 << 16;
 
 /// What the directory says of a deflated entry.
 #[derive(Debug, Clone)]
-pub(super) struct Entry {
+pub(super) struct DeflatedEntry {
     pub(super) part: ByteRange,
     pub(super) size: u64,
     /// `None` if it was saved without one.
@@ -24,7 +24,7 @@ pub(super) struct Entry {
     pub(super) shown: String,
 }
 
-impl Entry {
+impl DeflatedEntry {
     fn bad(&self, error: io::Error) -> Fault {
         match error.get_ref().is_some_and(|e| e.is::<Fault>()) {
             true => error.into(),
@@ -44,12 +44,12 @@ impl Entry {
 /// The bytes of a deflated entry, for tensors that are all of them and for tensors that are parts.
 #[derive(Debug)]
 pub(crate) struct Deflated {
-    entry: Entry,
+    entry: DeflatedEntry,
     kept: OnceLock<Arc<Computed>>,
 }
 
 impl Deflated {
-    pub(super) fn new(entry: Entry) -> Deflated {
+    pub(super) fn new(entry: DeflatedEntry) -> Deflated {
         Deflated { entry, kept: OnceLock::new() }
     }
 
@@ -83,12 +83,12 @@ impl Deflated {
 /// the last read fails if size or checksum is wrong; read otherwise, everything is checked first, and a step back
 /// begins from the start.
 struct Inflated {
-    entry: Entry,
-    state: Mutex<State>,
+    entry: DeflatedEntry,
+    state: Mutex<InflateState>,
 }
 
 #[derive(Default)]
-struct State {
+struct InflateState {
     stream: Option<Box<Stream>>,
     /// All was read once, and is what the directory says.
     good: bool,
@@ -102,7 +102,7 @@ struct Stream {
 }
 
 impl Inflated {
-    fn new(entry: Entry) -> Inflated {
+    fn new(entry: DeflatedEntry) -> Inflated {
         Inflated { entry, state: Mutex::default() }
     }
 
@@ -143,7 +143,7 @@ impl Inflated {
         }
     }
 
-    fn read(&self, state: &mut State, offset: u64, out: &mut [u8]) -> Result<(), Fault> {
+    fn read(&self, state: &mut InflateState, offset: u64, out: &mut [u8]) -> Result<(), Fault> {
         // What is left in `state` when a read fails is nothing: the next one begins again.
         let mut stream = state.stream.take().unwrap_or_else(|| self.begin());
         let ahead = offset.checked_sub(stream.next);
@@ -218,7 +218,7 @@ mod tests {
         let packed = encoder.finish().unwrap();
         let len = packed.len() as u64;
         let part = ByteRange::new(Arc::new(packed), 0, len).unwrap();
-        Inflated::new(Entry { part, size, crc, shown: "entry".into() })
+        Inflated::new(DeflatedEntry { part, size, crc, shown: "entry".into() })
     }
 
     fn content() -> Vec<u8> {

@@ -5,24 +5,24 @@ use std::sync::Arc;
 use resnet_model::raw::Bytes;
 
 use super::input::Input;
-use super::objects::{self, Storages};
 use super::pickle::specs::Specs;
-use super::pickle::{self, Ids};
-use super::tensors::Maker;
-use super::{Container, StateDict};
+use super::pickle::{self, PersistentIds};
+use super::pickled_tensors::{self, Storages};
+use super::tensors::TensorBuilder;
+use super::{Format, StateDict};
 use crate::error::{Code, Fault};
 
 pub(super) fn read(bytes: Arc<dyn Bytes>) -> Result<StateDict, Fault> {
-    let mut maker = Maker::new(bytes.len());
-    let mut into = StateDict::new(Container::Pickle);
+    let mut maker = TensorBuilder::new(bytes.len());
+    let mut into = StateDict::new(Format::Pickle);
     let mut input = Input::new(bytes.clone(), 0);
-    let pickle = pickle::read(&mut input, &Ids::None, Specs::default())?;
+    let pickle = pickle::read(&mut input, &PersistentIds::None, Specs::default())?;
     if input.left() > 0 {
         let detail = format!("{} bytes after the end of the pickle", input.left());
         return Err(Fault::new(Code::Trailing, detail).at(input.pos()));
     }
     let none = Storages { blobs: vec![], big_endian: false };
-    objects::collect(&pickle, &bytes, &none, &mut maker, &mut into)?;
+    pickled_tensors::collect(&pickle, &bytes, &none, &mut maker, &mut into)?;
     Ok(into)
 }
 

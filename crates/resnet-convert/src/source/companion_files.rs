@@ -35,7 +35,7 @@ pub(super) fn open(path: &Path, name: &str, code: Code) -> Result<(PathBuf, Shar
 }
 
 /// A file that another one refers to.
-pub(crate) struct Found {
+pub(crate) struct CompanionFile {
     /// Its path beside the other one.
     pub(crate) file: PathBuf,
     /// Where that leads, links followed.
@@ -45,7 +45,7 @@ pub(crate) struct Found {
 }
 
 /// Finds the file `name` in the folder of the file at `path`; whether it may be opened is for the caller to say.
-pub(crate) fn find(path: &Path, name: &Path) -> io::Result<Found> {
+pub(crate) fn find(path: &Path, name: &Path) -> io::Result<CompanionFile> {
     let folder = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
@@ -53,5 +53,5 @@ pub(crate) fn find(path: &Path, name: &Path) -> io::Result<Found> {
     let file = folder.join(name);
     let target = file.canonicalize()?;
     let real = path.canonicalize().ok().and_then(|path| Some(path.parent()?.to_owned()));
-    Ok(Found { file, target, folders: folder.canonicalize().ok().into_iter().chain(real).collect() })
+    Ok(CompanionFile { file, target, folders: folder.canonicalize().ok().into_iter().chain(real).collect() })
 }

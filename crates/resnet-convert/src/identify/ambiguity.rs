@@ -1,11 +1,12 @@
-//! Architectures that differ in nothing that a tensor shows.
+//! Architectures with the same tensors, and the properties that are assumed to choose between them.
 
 use resnet_model::arch::{
-    AntiAlias, Arch, Block, Norm, ProjectionV2, ResNet, ResNetV2, Shortcut, StemPool, StemV2, StrideIn,
+    AntiAlias, Arch, Block, GlobalPool, Norm, ProjectionV2, ResNet, ResNetV2, Shortcut, Stem, StemPool,
+    StemV2, StrideIn,
 };
 
-/// All others with the same tensors.
-pub(super) fn of(arch: &Arch) -> Vec<Arch> {
+/// Returns all other architectures with the same tensors.
+pub(super) fn equivalents(arch: &Arch) -> Vec<Arch> {
     let all: Vec<Arch> = match arch {
         Arch::ResNet(net) => resnet(net).into_iter().map(Arch::ResNet).collect(),
         Arch::ResNetV2(net) => resnet_v2(net).into_iter().map(Arch::ResNetV2).collect(),
@@ -14,9 +15,10 @@ pub(super) fn of(arch: &Arch) -> Vec<Arch> {
     all.into_iter().filter(|other| other != arch).collect()
 }
 
-/// What is taken for granted of an architecture because no tensor shows it, for people.
+/// Describes the properties of `arch` that no tensor shows.
 pub(super) fn assumptions(arch: &Arch) -> Vec<String> {
     let mut assumed: Vec<&str> = Vec::new();
+    let mut epsilon = None;
     match arch {
         Arch::ResNet(net) => {
             assumed.extend(match net.shortcut {
@@ -29,29 +31,39 @@ pub(super) fn assumptions(arch: &Arch) -> Vec<String> {
             }
             assumed.push(match net.anti_alias {
                 AntiAlias::None => "no anti-aliasing",
-                AntiAlias::Avg => "anti-aliasing by means",
-                _ => "anti-aliasing by a blur",
+                AntiAlias::Avg => "average-pooling anti-aliasing",
+                _ => "blur anti-aliasing",
             });
             if net.stem_pool == StemPool::Conv && net.anti_alias == AntiAlias::None {
                 assumed.pop();
             }
+            if net.stem_pool == StemPool::Max && !matches!(net.stem, Stem::Conv3 { .. }) {
+                assumed.push("max pooling in the stem");
+            }
+            if net.pool == GlobalPool::Avg {
+                assumed.push("global average pooling");
+            }
+            assumed.extend(["ReLU", "symmetric padding", "no dilation"]);
+            epsilon = Some(net.norm_eps);
         }
         Arch::ResNetV2(net) => {
             assumed.push(match net.projection {
-                ProjectionV2::AvgConv => "a mean before the projections",
-                _ => "no mean before the projections",
+                ProjectionV2::AvgConv => "average pooling before projections",
+                _ => "no average pooling before projections",
             });
             if net.block == Block::Bottleneck {
                 assumed.push(stride(net.stride_in));
             }
             assumed.push(match net.standardize {
-                Some(_) => "standardised weights",
-                None => "weights that are not standardised",
+                Some(_) => "standardized weights",
+                None => "no weight standardization",
             });
+            assumed.push("no dilation");
         }
         _ => {}
     }
-    assumed.into_iter().map(str::to_owned).collect()
+    let epsilon = epsilon.map(|eps| format!("norm epsilon {eps:e}"));
+    assumed.into_iter().map(str::to_owned).chain(epsilon).collect()
 }
 
 fn stride(stride: StrideIn) -> &'static str {
@@ -64,7 +76,7 @@ fn stride(stride: StrideIn) -> &'static str {
 const STRIDES: [StrideIn; 2] = [StrideIn::Conv3x3, StrideIn::Conv1x1];
 
 fn resnet(net: &ResNet) -> Vec<ResNet> {
-    let smooth: &[AntiAlias] = match (net.stem_pool, net.anti_alias) {
+    let anti_aliases: &[AntiAlias] = match (net.stem_pool, net.anti_alias) {
         (StemPool::Conv, AntiAlias::None) => &[AntiAlias::None],
         (StemPool::Conv, _) => &[AntiAlias::Avg, AntiAlias::Blur],
         _ => &[AntiAlias::None, AntiAlias::Avg, AntiAlias::Blur],
@@ -74,7 +86,7 @@ fn resnet(net: &ResNet) -> Vec<ResNet> {
         other => vec![other],
     };
     let mut all = Vec::new();
-    for &anti_alias in smooth {
+    for &anti_alias in anti_aliases {
         for &shortcut in &shortcuts {
             for stride_in in STRIDES {
                 all.push(ResNet { anti_alias, shortcut, stride_in, ..net.clone() });
@@ -91,8 +103,8 @@ fn resnet_v2(net: &ResNetV2) -> Vec<ResNetV2> {
         }
         other => vec![other],
     };
-    // BiT's epsilon; batch norm after standardised weights is in no network that is known.
-    let standards: &[Option<f64>] = match net.norm {
+    // BiT's epsilon. No known network has batch norm and weight standardization.
+    let standardizations: &[Option<f64>] = match net.norm {
         Norm::Group => &[None, Some(1e-8)],
         _ => &[None],
     };
@@ -100,7 +112,7 @@ fn resnet_v2(net: &ResNetV2) -> Vec<ResNetV2> {
     for &stem in &stems {
         for projection in [ProjectionV2::Conv, ProjectionV2::AvgConv] {
             for stride_in in STRIDES {
-                for &standardize in standards {
+                for &standardize in standardizations {
                     all.push(ResNetV2 { stem, projection, stride_in, standardize, ..net.clone() });
                 }
             }

@@ -1,5 +1,5 @@
-//! The last steps from a file's tensors to a network's: equal bytes in another shape, biases that a norm takes up, norms
-//! that had become biases, and what is left out of a part of a network.
+//! Reconciliation of a file's tensors with an architecture, as far as it is exact: reshapes, convolution biases absorbed by
+//! batch norms, batch norms that were folded, and tensors omitted with `partial`.
 
 use std::collections::HashSet;
 
@@ -8,35 +8,35 @@ use resnet_model::param_specs::{ParamSpec, Role};
 use resnet_model::{Arch, RawTensor, Result};
 
 use crate::dialect::Translation;
-use crate::report::{Dropped, Reshaped, Synthesised};
+use crate::report::{Dropped, Reshaped, Synthesized};
 
-/// Makes the tensors fit `arch` as far as that is exact, and tells in `names` what was done. With `partial`, what the
-/// architecture has no place for is left out, and so is a head that does not fit: the result may be without one.
-pub(crate) fn fit(arch: Arch, names: &mut Translation, partial: bool) -> Result<Arch> {
-    let mut arch = arch;
+/// Returns `arch` and the tensors, reconciled; the changes are recorded in the translation. With `partial`, unexpected
+/// tensors are omitted, and so is a head that does not fit: the returned architecture may have none.
+pub(crate) fn reconcile(arch: Arch, names: Translation, partial: bool) -> Result<(Arch, Translation)> {
+    let (mut arch, mut names) = (arch, names);
     let mut graph = arch.graph()?;
-    if partial && !head_fits(&graph, names) {
+    if partial && !head_fits(&graph, &names) {
         arch = arch.with_classes(0);
         graph = arch.graph()?;
     }
-    reshape(&graph.param_specs(), names);
-    norms(&graph, names)?;
+    reshape(&graph.param_specs(), &mut names);
+    complete_norms(&graph, &mut names)?;
     let params = graph.param_specs();
     if partial {
         let known: HashSet<&str> = params.iter().map(|p| p.name.as_str()).collect();
-        let odd: Vec<String> =
+        let unexpected: Vec<String> =
             names.tensors.keys().filter(|n| !known.contains(n.as_str())).cloned().collect();
-        for name in odd {
+        for name in unexpected {
             names.tensors.remove(&name);
-            names.dropped.push(Dropped { name, reason: "the architecture has no place for it".into() });
+            names.dropped.push(Dropped { name, reason: "not in the architecture".into() });
         }
     }
     let absent = params.into_iter().filter(|p| p.role.is_optional() && !names.tensors.contains_key(&p.name));
     names.unset = absent.map(|p| p.name).collect();
-    Ok(arch)
+    Ok((arch, names))
 }
 
-/// Whether the head, if the architecture has one, finds its tensors.
+/// Returns `true` if all tensors of the head are present, or the architecture has none.
 fn head_fits(graph: &Graph, names: &Translation) -> bool {
     let Ok(tap) = graph.tap("logits") else { return true };
     let head = &graph.node(tap.node).name;
@@ -45,8 +45,8 @@ fn head_fits(graph: &Graph, names: &Translation) -> bool {
     params.all(|p| names.tensors.get(&p.name).is_some_and(|t| same_rows(t.shape(), &p.shape)))
 }
 
-/// Whether a weight of one shape is, byte for byte, one of the other: a matrix that is kept as a convolution, or the
-/// reverse.
+/// Returns `true` if a weight of one shape can be reshaped to the other: a linear layer stored as a 1×1 convolution, or
+/// the reverse.
 fn same_rows(found: &[usize], expected: &[usize]) -> bool {
     let elements = |s: &[usize]| s.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
     found.first() == expected.first() && elements(found) == elements(expected)
@@ -66,27 +66,27 @@ fn reshape(params: &[ParamSpec], names: &mut Translation) {
     }
 }
 
-/// Gives every batch norm its four vectors where they follow from what there is.
-fn norms(graph: &Graph, names: &mut Translation) -> Result<()> {
+/// Completes the four vectors of every batch norm where they follow from others.
+fn complete_norms(graph: &Graph, names: &mut Translation) -> Result<()> {
     for node in graph.nodes() {
         let Op::BatchNorm(norm) = &node.op else { continue };
         let of = |suffix: &str| format!("{}.{suffix}", node.name);
         let has = |names: &Translation, suffix: &str| names.tensors.contains_key(&of(suffix));
         let bias = unwanted_bias(graph, node, names);
         let vector = |value: f32| RawTensor::from_f32(vec![node.channels], &vec![value; node.channels]);
-        // In f32, this variance and the network's epsilon add up to exactly 1.
+        // In f32, this variance plus the epsilon is exactly 1.
         let unit = (1.0 - norm.eps) as f32;
         let make = |names: &mut Translation, suffix: &str, tensor: Option<RawTensor>, reason: &str| {
             let Some(tensor) = tensor else { return };
             names.tensors.insert(of(suffix), tensor);
-            names.synthesised.push(Synthesised { name: of(suffix), reason: reason.into() });
+            names.synthesized.push(Synthesized { name: of(suffix), reason: reason.into() });
         };
         if let Some((bias, tensor)) = bias {
             if !["weight", "bias", "running_mean", "running_var"].iter().any(|s| has(names, s)) {
                 let reason = "the norm was folded into the convolution";
                 names.tensors.remove(&bias);
                 make(names, "weight", vector(1.0), reason);
-                make(names, "bias", Some(tensor), "the convolution's bias, which a folded norm left");
+                make(names, "bias", Some(tensor), "the bias of the convolution with the folded norm");
                 make(names, "running_mean", vector(0.0), reason);
                 make(names, "running_var", vector(unit), reason);
                 continue;
@@ -96,13 +96,13 @@ fn norms(graph: &Graph, names: &mut Translation) -> Result<()> {
                 if mean.len() == bias_values.len() {
                     let shifted: Vec<f32> = mean.iter().zip(&bias_values).map(|(m, b)| m - b).collect();
                     names.tensors.remove(&bias);
-                    let reason = format!("less `{bias}`, which the network has no place for");
+                    let reason = format!("`{bias}` was subtracted: the architecture has no such bias");
                     make(names, "running_mean", RawTensor::from_f32(vec![shifted.len()], &shifted), &reason);
                 }
             }
         }
         if names.traits.affine && has(names, "weight") && has(names, "bias") && !has(names, "running_mean") {
-            let reason = "the file's norm is a factor and an addend";
+            let reason = "the file's norm has scale and bias only";
             make(names, "running_mean", vector(0.0), reason);
             make(names, "running_var", vector(unit), reason);
         }
@@ -110,7 +110,7 @@ fn norms(graph: &Graph, names: &mut Translation) -> Result<()> {
     Ok(())
 }
 
-/// A bias of the convolution before a norm, which has none in the network.
+/// Returns the bias of the convolution before a norm, if the architecture has none there.
 fn unwanted_bias(graph: &Graph, norm: &Node, names: &Translation) -> Option<(String, RawTensor)> {
     let before = graph.node(*norm.inputs.first()?);
     match &before.op {

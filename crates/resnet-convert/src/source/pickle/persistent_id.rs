@@ -8,11 +8,11 @@ use crate::error::{Code, Fault};
 
 use super::globals::{Global, Globals};
 use super::specs::{Specs, natural};
-use super::value::{Arena, Node, Odd, Value};
+use super::value::{Arena, Node, UnsupportedKind, Value};
 
 /// What persistent ids mean in a container.
 #[derive(Debug)]
-pub(crate) enum Ids {
+pub(crate) enum PersistentIds {
     /// Nothing lies beside the pickle.
     None,
     /// `('storage', class, key, location, elements)`.
@@ -23,7 +23,7 @@ pub(crate) enum Ids {
     Tar(HashMap<i64, Value>),
 }
 
-impl Ids {
+impl PersistentIds {
     /// The value that `id` refers to.
     pub(crate) fn resolve(
         &self,
@@ -33,7 +33,7 @@ impl Ids {
         id: Value,
     ) -> Result<Value, Fault> {
         let bad = || Fault::new(Code::Persid, format!("a persistent id of type {}", arena.type_name(id)));
-        if let Ids::Tar(known) = self {
+        if let PersistentIds::Tar(known) = self {
             let number = match id {
                 Value::Int(n) => Some(n),
                 _ => arena.str(id).and_then(|s| s.parse().ok()),
@@ -45,8 +45,10 @@ impl Ids {
         }
         let parts = arena.tuple(id).ok_or_else(bad)?;
         match (self, parts.first().and_then(|&tag| arena.str(tag))) {
-            (Ids::Zip | Ids::Legacy, Some("storage")) => self.storage(arena, globals, specs, parts),
-            (Ids::Legacy, Some("module")) => match parts {
+            (PersistentIds::Zip | PersistentIds::Legacy, Some("storage")) => {
+                self.storage(arena, globals, specs, parts)
+            }
+            (PersistentIds::Legacy, Some("module")) => match parts {
                 [_, class @ Value::Global(_), _, _] => Ok(*class),
                 _ => Err(bad()),
             },
@@ -63,8 +65,12 @@ impl Ids {
     ) -> Result<Value, Fault> {
         let args = |what: &str| Fault::new(Code::Args, format!("a storage {what}"));
         let (class, key, location, numel, view) = match (self, parts) {
-            (Ids::Zip, [_, class, key, location, numel]) => (class, key, location, numel, &Value::None),
-            (Ids::Legacy, [_, class, key, location, numel, view]) => (class, key, location, numel, view),
+            (PersistentIds::Zip, [_, class, key, location, numel]) => {
+                (class, key, location, numel, &Value::None)
+            }
+            (PersistentIds::Legacy, [_, class, key, location, numel, view]) => {
+                (class, key, location, numel, view)
+            }
             _ => return Err(args(&format!("described by {} values", parts.len()))),
         };
         let Value::Global(class) = *class else { return Err(args("without a class")) };
@@ -79,9 +85,9 @@ impl Ids {
             }
             _ => return Err(args("without a key")),
         };
-        if let Global::OddStorage(item) = globals.meaning(class) {
+        if let Global::UnsupportedStorage(item) = globals.meaning(class) {
             specs.declare_items(key, item, *numel)?;
-            return Ok(Value::Unsupported(Odd::Elements));
+            return Ok(Value::Unsupported(UnsupportedKind::Elements));
         }
         let root = specs.declare(key, storage_dtype(globals, class)?, *numel)?;
         let part = match view {

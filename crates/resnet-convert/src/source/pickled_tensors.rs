@@ -10,7 +10,7 @@ use resnet_model::{RawTensor, escape};
 use super::pickle::Pickle;
 use super::pickle::globals::Global;
 use super::pickle::value::{Node, NodeId, Object, Value};
-use super::tensors::{Blob, Maker};
+use super::tensors::{Blob, TensorBuilder};
 use super::{MAX_NAME, StateDict};
 use crate::error::{Code, Fault};
 
@@ -29,7 +29,7 @@ pub(crate) fn collect(
     pickle: &Pickle,
     bytes: &Arc<dyn Bytes>,
     storages: &Storages,
-    maker: &mut Maker,
+    maker: &mut TensorBuilder,
     into: &mut StateDict,
 ) -> Result<(), Fault> {
     let mut walker =
@@ -52,7 +52,7 @@ pub(crate) fn collect(
 }
 
 /// What is left to do: look at a value, or leave a container.
-enum Step {
+enum Visit {
     Enter { value: Value, name: Option<String> },
     Leave,
 }
@@ -61,22 +61,22 @@ struct Walker<'a> {
     pickle: &'a Pickle,
     bytes: &'a Arc<dyn Bytes>,
     storages: &'a Storages,
-    maker: &'a mut Maker,
+    maker: &'a mut TensorBuilder,
     into: &'a mut StateDict,
     names: HashSet<String>,
-    todo: Vec<Step>,
+    todo: Vec<Visit>,
     /// The containers that the current value is in.
     open: Vec<NodeId>,
 }
 
 impl Walker<'_> {
     fn run(&mut self) -> Result<(), Fault> {
-        self.todo.push(Step::Enter { value: self.pickle.root, name: Some(String::new()) });
+        self.todo.push(Visit::Enter { value: self.pickle.root, name: Some(String::new()) });
         let mut visits = 0usize;
         while let Some(step) = self.todo.pop() {
             match step {
-                Step::Leave => drop(self.open.pop()),
-                Step::Enter { value, name } => {
+                Visit::Leave => drop(self.open.pop()),
+                Visit::Enter { value, name } => {
                     visits = visits.saturating_add(1);
                     if visits > MAX_VISITS {
                         return Err(Fault::new(
@@ -135,21 +135,21 @@ impl Walker<'_> {
             return Err(Fault::new(Code::Depth, format!("values nested more than {MAX_DEPTH} deep")));
         }
         self.open.push(id);
-        self.todo.push(Step::Leave);
+        self.todo.push(Visit::Leave);
         for (key, value) in children.into_iter().rev() {
             let name = match (&name, key) {
-                (Some(parent), Key::Part(part)) => Some(join(parent, &part)),
-                (Some(parent), Key::Same) => Some(parent.clone()),
-                (Some(_), Key::Long) => Some("…".repeat(MAX_NAME)),
+                (Some(parent), NamePart::Part(part)) => Some(join(parent, &part)),
+                (Some(parent), NamePart::Same) => Some(parent.clone()),
+                (Some(_), NamePart::Long) => Some("…".repeat(MAX_NAME)),
                 _ => None,
             };
-            self.todo.push(Step::Enter { value, name });
+            self.todo.push(Visit::Enter { value, name });
         }
         Ok(())
     }
 
     /// The values in a container that may hold tensors, with what they add to the name.
-    fn children(&self, node: &Node) -> Vec<(Key, Value)> {
+    fn children(&self, node: &Node) -> Vec<(NamePart, Value)> {
         match node {
             Node::Dict(items) => self.items(items),
             Node::List(parts) => enumerate(parts),
@@ -159,25 +159,25 @@ impl Walker<'_> {
         }
     }
 
-    fn items(&self, items: &[(Value, Value)]) -> Vec<(Key, Value)> {
+    fn items(&self, items: &[(Value, Value)]) -> Vec<(NamePart, Value)> {
         let may = |v: &Value| matches!(v, Value::Node(_) | Value::Tensor(_) | Value::Unsupported(_));
         items.iter().filter(|(_, v)| may(v)).map(|&(k, v)| (self.key(k), v)).collect()
     }
 
-    fn key(&self, key: Value) -> Key {
+    fn key(&self, key: Value) -> NamePart {
         match key {
-            Value::Int(n) => Key::Part(n.to_string()),
-            Value::Bool(b) => Key::Part(b.to_string()),
+            Value::Int(n) => NamePart::Part(n.to_string()),
+            Value::Bool(b) => NamePart::Part(b.to_string()),
             _ => match self.pickle.arena.str(key) {
-                Some(s) => Key::Part(s.to_owned()),
+                Some(s) => NamePart::Part(s.to_owned()),
                 // A string that is too long to be kept is too long to be a name.
-                None if matches!(self.pickle.arena.node_of(key), Some(Node::Str { .. })) => Key::Long,
-                None => Key::None,
+                None if matches!(self.pickle.arena.node_of(key), Some(Node::Str { .. })) => NamePart::Long,
+                None => NamePart::None,
             },
         }
     }
 
-    fn object(&self, object: &Object) -> Vec<(Key, Value)> {
+    fn object(&self, object: &Object) -> Vec<(NamePart, Value)> {
         let arena = &self.pickle.arena;
         let meaning = match object.class {
             Value::Global(id) => self.pickle.globals.meaning(id),
@@ -188,9 +188,13 @@ impl Walker<'_> {
             // Old parameters hold their tensor as an argument or in their state.
             Global::Parameter => {
                 let tensor = [object.args, object.state].into_iter().filter_map(first);
-                tensor.filter(|v| matches!(v, Value::Tensor(_))).take(1).map(|v| (Key::Same, v)).collect()
+                tensor
+                    .filter(|v| matches!(v, Value::Tensor(_)))
+                    .take(1)
+                    .map(|v| (NamePart::Same, v))
+                    .collect()
             }
-            Global::Script => vec![(Key::Same, object.state)],
+            Global::Script => vec![(NamePart::Same, object.state)],
             _ => {
                 let part = |key| {
                     arena
@@ -199,7 +203,7 @@ impl Walker<'_> {
                 };
                 let module: Vec<_> =
                     ["_parameters", "_buffers", "_modules"].into_iter().filter_map(part).collect();
-                let mut children: Vec<_> = module.into_iter().map(|v| (Key::Same, v)).collect();
+                let mut children: Vec<_> = module.into_iter().map(|v| (NamePart::Same, v)).collect();
                 children.extend(self.items(&object.items));
                 children.extend(enumerate(&object.list));
                 children
@@ -235,7 +239,7 @@ impl Walker<'_> {
 }
 
 /// What a child adds to the name of its parent.
-enum Key {
+enum NamePart {
     Part(String),
     Same,
     /// A text too long to be a name.
@@ -244,12 +248,12 @@ enum Key {
     None,
 }
 
-fn enumerate(parts: &[Value]) -> Vec<(Key, Value)> {
+fn enumerate(parts: &[Value]) -> Vec<(NamePart, Value)> {
     let parts = parts
         .iter()
         .enumerate()
         .filter(|(_, v)| matches!(v, Value::Node(_) | Value::Tensor(_) | Value::Unsupported(_)));
-    parts.map(|(i, &v)| (Key::Part(i.to_string()), v)).collect()
+    parts.map(|(i, &v)| (NamePart::Part(i.to_string()), v)).collect()
 }
 
 fn is_object(node: Option<&Node>) -> bool {
