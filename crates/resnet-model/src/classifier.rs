@@ -192,7 +192,9 @@ mod tests {
         tensors.insert("fc.bias".into(), RawTensor::from_f32(vec![10], &[f32::NAN; 10]).unwrap());
         let broken = Checkpoint::new(checkpoint.meta().clone(), tensors).unwrap();
         let input = synthetic::input(checkpoint.meta().preprocess.shape().iter().product());
-        let logits = |checkpoint| Classifier::new(checkpoint, &Device::Cpu).unwrap().logits(&[input.clone()]);
+        let logits = |checkpoint| {
+            Classifier::new(checkpoint, &Device::Cpu).unwrap().logits(std::slice::from_ref(&input))
+        };
         assert_eq!(logits(&checkpoint).unwrap()[0].len(), 10);
         let error = logits(&broken).unwrap_err().to_string();
         assert!(error.contains("returned NaN for image 0"), "{error}");

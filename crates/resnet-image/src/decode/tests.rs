@@ -111,9 +111,8 @@ fn components_may_come_in_separate_scans() {
     let gray = golden("grey.jpg");
     let find = |marker: &[u8]| gray.windows(2).position(|w| w == marker).unwrap();
     let (frame, scan) = (find(b"\xff\xc0"), find(b"\xff\xda"));
-    let tables = [&gray[..frame], &gray[frame + 13..scan]].concat();
     // Without JFIF, these component ids mean RGB.
-    let mut file = tables.iter().copied().collect::<Vec<u8>>();
+    let mut file = [&gray[..frame], &gray[frame + 13..scan]].concat();
     let jfif = file.windows(4).position(|w| w == b"JFIF").unwrap();
     file[jfif] = b'X';
     file.extend([&b"\xff\xc0\0\x11\x08"[..], &gray[frame + 5..frame + 9], b"\x03"].concat());
