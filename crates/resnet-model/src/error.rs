@@ -111,14 +111,14 @@ pub enum Error {
         /// The shape of its input.
         found: Vec<usize>,
     },
-    /// Other workers of a training cannot be reached.
-    #[error("worker {rank} of {count} lost the others: {why}")]
+    /// Another rank of a distributed training run cannot be reached.
+    #[error("rank {rank} of {world_size}: lost connection to the process group: {why}")]
     ProcessGroup {
-        /// Which worker says so, counted from 0.
+        /// Rank that reports the error, from 0.
         rank: usize,
-        /// How many there are.
-        count: usize,
-        /// What happened.
+        /// Number of processes.
+        world_size: usize,
+        /// Cause.
         why: String,
     },
     /// A tap that the network does not have.
