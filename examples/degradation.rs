@@ -18,16 +18,16 @@ use resnet_model::file::{Existing, write_atomically};
 use resnet_model::parameters::Initialization;
 use resnet_model::{Arch, Meta, Parameters, Preprocess, safetensors};
 use resnet_train::augment::{Augment, Crop};
-use resnet_train::event::Record;
+use resnet_train::event::EpochMetrics;
 use resnet_train::plot::{Chart, Curve, svg};
-use resnet_train::schedule::{Schedule, Shape};
+use resnet_train::schedule::{Schedule, ScheduleKind};
 use resnet_train::{Begin, Config, Dataset, Event, Run, fit};
 
 /// Pixels of a digit, and of what the networks see: the experiment is about depth, and small images take a quarter of the time.
 const SIDE: usize = 28;
 const SEEN: usize = 14;
 const DEPTHS: [usize; 2] = [20, 56];
-/// Name, shortcut, colour.
+/// Name, shortcut, color.
 const KINDS: [(&str, Shortcut, usize); 4] = [
     ("plain", Shortcut::None, 0),
     ("A", Shortcut::ZeroPad, 1),
@@ -46,7 +46,7 @@ fn main() -> anyhow::Result<()> {
         "{:12} {:>10} {:>12} {:>12} {:>8}",
         "network", "parameters", "last error", "last loss", "minutes"
     );
-    for (kind, shortcut, colour) in KINDS {
+    for (kind, shortcut, color) in KINDS {
         for depth in DEPTHS {
             let net = ResNet::cifar(depth).context("a depth of 6n + 2")?;
             let arch = Arch::ResNet(ResNet { shortcut, in_channels: 1, ..net });
@@ -61,7 +61,7 @@ fn main() -> anyhow::Result<()> {
             let minutes = since.elapsed().as_secs_f64() / 60.0;
             println!("{name:12} {size:>10} {:>10.2} % {:>12.4} {minutes:>8.1}", error(last), last.loss);
             let points = records.iter().map(|r| (r.epoch as f64 + 1.0, error(r))).collect();
-            curves.push(Curve { name, points, colour, width: if depth > 20 { 3 } else { 1 } });
+            curves.push(Curve { name, points, color, width: if depth > 20 { 3 } else { 1 } });
         }
     }
     let title = format!("training error, {} digits", digits.train().len());
@@ -76,7 +76,7 @@ fn main() -> anyhow::Result<()> {
 }
 
 /// Per cent of the training images that an epoch got wrong, on its way.
-fn error(record: &Record) -> f64 {
+fn error(record: &EpochMetrics) -> f64 {
     100.0 * (1.0 - record.train_top1)
 }
 
@@ -86,7 +86,7 @@ fn train(
     arch: &Arch,
     digits: &Arc<Dataset>,
     epochs: usize,
-) -> anyhow::Result<Vec<Record>> {
+) -> anyhow::Result<Vec<EpochMetrics>> {
     // The paper's settings, but for the length: momentum 0.9, decay 1e-4, a rate of 0.1 for 128 images, divided by ten after
     // a half and three quarters, images moved by up to a seventh. Digits are not mirrored.
     let config = Config {
@@ -94,10 +94,10 @@ fn train(
         batch_size: 32,
         augment: Augment { crop: Crop::Pad, pad: 2, ..Augment::none() },
         schedule: Schedule {
-            rate: 0.025,
-            shape: Shape::Step,
-            steps: vec![0.5, 0.75],
-            warm_up: 0.0,
+            lr: Some(0.025),
+            kind: ScheduleKind::Step,
+            milestones: vec![0.5, 0.75],
+            warmup: 0.0,
             ..Schedule::default()
         },
         ..Config::default()
@@ -139,5 +139,5 @@ fn digits(path: &Path) -> anyhow::Result<Dataset> {
     let images = levels.chunks_exact(SIDE * SIDE).zip(labels);
     let images = images.map(|(levels, label)| Ok((image(levels)?, usize::from(label))));
     let classes = (0..10).map(|digit| digit.to_string()).collect();
-    Ok(Dataset::memory(classes, images.collect::<anyhow::Result<_>>()?, 0.0, 0)?)
+    Ok(Dataset::from_images(classes, images.collect::<anyhow::Result<_>>()?, 0.0, 0)?)
 }

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use anyhow::{Context, bail};
 use candle_core::Device;
-use resnet_train::workers::launch::Launch;
+use resnet_train::distributed::launch::Launch;
 
 /// A device by name.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -53,7 +53,7 @@ impl fmt::Display for Choice {
 impl Choice {
     /// The device of a worker: the CUDA device of its number among its machine's, unless one was named.
     pub fn of_worker(self, launch: Option<&Launch>) -> Choice {
-        let number = launch.and_then(|launch| launch.local).map_or(0, |local| local.rank);
+        let number = launch.map_or(0, Launch::device_index);
         match self {
             Choice::Auto | Choice::Cuda(0) if number > 0 && candle_core::utils::cuda_is_available() => {
                 Choice::Cuda(number)

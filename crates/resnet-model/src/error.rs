@@ -115,14 +115,14 @@ pub enum Error {
         /// The shape of its input.
         found: Vec<usize>,
     },
-    /// A failure of communication in distributed training.
-    #[error("rank {rank} of {count} lost its connection to the process group: {why}")]
+    /// Another rank of a distributed training run cannot be reached.
+    #[error("rank {rank} of {world_size}: lost connection to the process group: {why}")]
     ProcessGroup {
-        /// The rank of this process.
+        /// Rank that reports the error, from 0.
         rank: usize,
-        /// The world size.
-        count: usize,
-        /// The reason.
+        /// Number of processes.
+        world_size: usize,
+        /// Cause.
         why: String,
     },
     /// A tap that is not in the network.

@@ -38,7 +38,7 @@ pub struct NormGrad<'a> {
     pub mean: &'a [f64],
     /// `1 / √(variance + eps)` of each channel.
     pub scale: &'a [f64],
-    /// Trained factors.
+    /// Trainable factors.
     pub weight: &'a [f32],
     /// Whether mean and scale were computed from `x`.
     pub of_batch: bool,

@@ -22,17 +22,19 @@ mod forward;
 /// Memory that the steps of a network share.
 pub(super) type Shared = Arc<Mutex<BufferPool>>;
 
-/// The workers that train one network together, each on its own part of a batch. What each differentiates is its part of
-/// a loss that is the sum of these parts.
+/// Processes that train one network together, each on its own shard of a batch. Each rank differentiates its term of a
+/// loss that is the sum over all ranks.
 pub trait ProcessGroup {
-    /// How many there are.
-    fn count(&self) -> usize {
+    /// Number of processes.
+    fn world_size(&self) -> usize {
         1
     }
 
-    /// Replaces `values` by their sums over all workers, the same on each; called by all of them in the same order.
-    /// Error: [`Error::ProcessGroup`] where others cannot be reached.
-    fn sum(&self, values: &mut [f64]) -> Result<()>;
+    /// Replaces `values` by their sums over all ranks. Every rank must call it in the same order.
+    ///
+    /// # Errors
+    /// [`Error::ProcessGroup`] if another rank cannot be reached.
+    fn all_reduce(&self, values: &mut [f64]) -> Result<()>;
 }
 
 /// A process that trains by itself.
@@ -40,7 +42,7 @@ pub trait ProcessGroup {
 pub struct SingleProcess;
 
 impl ProcessGroup for SingleProcess {
-    fn sum(&self, _: &mut [f64]) -> Result<()> {
+    fn all_reduce(&self, _: &mut [f64]) -> Result<()> {
         Ok(())
     }
 }
@@ -72,7 +74,7 @@ impl Network {
         workers: &'a dyn ProcessGroup,
     ) -> Result<Tape<'a>> {
         if !ops::is_ours(x) || x.dtype() != DType::F32 || self.dtype != DType::F32 {
-            if workers.count() > 1 {
+            if workers.world_size() > 1 {
                 return Err(Error::Arch("batch norms are synchronised on the CPU in f32 only".into()));
             }
             let logits = self.forward_dropping(x, dropping)?;

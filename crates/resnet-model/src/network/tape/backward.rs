@@ -224,9 +224,9 @@ impl Pass<'_> {
             };
             let [gw, gb] = kernels.grad_parameters(&of, grad.slice_mut()).map_err(kernel)?;
             let (mut all_w, mut all_b) = (gw.clone(), gb.clone());
-            if of_batch && workers.count() > 1 {
+            if of_batch && workers.world_size() > 1 {
                 let mut both: Vec<f64> = gw.iter().chain(&gb).copied().collect();
-                workers.sum(&mut both)?;
+                workers.all_reduce(&mut both)?;
                 // The kernel divides by the number of this worker's values, the formula by that of all.
                 all_w = both[..gw.len()].iter().map(|sum| sum * share).collect();
                 all_b = both[gw.len()..].iter().map(|sum| sum * share).collect();

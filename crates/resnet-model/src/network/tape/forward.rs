@@ -218,17 +218,17 @@ impl Pass<'_> {
         let mut count = layout.n * layout.h * layout.w;
         let mut share = 1.0;
         let [mut mean, mut var] = kernels.moments(x).map_err(kernel)?;
-        if self.workers.count() > 1 {
+        if self.workers.world_size() > 1 {
             // Squares are taken around the joint mean, so that they stay small.
             let c = layout.c;
             let mut sums: Vec<f64> = mean.iter().map(|m| m * count as f64).chain([count as f64]).collect();
-            self.workers.sum(&mut sums)?;
+            self.workers.all_reduce(&mut sums)?;
             let all = sums[c];
             let joint: Vec<f64> = sums[..c].iter().map(|sum| sum / all).collect();
             let own = mean.iter().zip(&var).zip(&joint);
             let mut squares: Vec<f64> =
                 own.map(|((m, v), joint)| (v + (m - joint) * (m - joint)) * count as f64).collect();
-            self.workers.sum(&mut squares)?;
+            self.workers.all_reduce(&mut squares)?;
             mean = joint;
             var = squares.into_iter().map(|sum| sum / all).collect();
             share = count as f64 / all;

@@ -1,10 +1,10 @@
-//! Changes of colour, as Pillow and torchvision define them, on levels 0 to 255.
+//! Color operations of Pillow and torchvision, on levels 0 to 255.
 
 use super::Pixels;
 
 impl Pixels {
-    /// Luminance of every pixel (ITU-R 601).
-    fn grey(&self) -> Vec<f32> {
+    /// Returns the luma of every pixel (ITU-R 601).
+    fn luma(&self) -> Vec<f32> {
         match self.channels {
             3 => {
                 let (r, rest) = self.values.split_at(self.area());
@@ -15,7 +15,7 @@ impl Pixels {
         }
     }
 
-    /// `other + (self − other) · factor`, kept in 0 to 255.
+    /// Blends: `other + (self − other) · factor`, clamped to 0 to 255.
     fn blend(&mut self, factor: f64, other: impl Fn(usize) -> f32) {
         let factor = factor as f32;
         for (i, value) in self.values.iter_mut().enumerate() {
@@ -24,26 +24,26 @@ impl Pixels {
         }
     }
 
-    /// 0 is black, 1 changes nothing.
-    pub(super) fn brighten(&mut self, factor: f64) {
+    /// Adjusts brightness: 0 is black, 1 the image.
+    pub(super) fn adjust_brightness(&mut self, factor: f64) {
         self.blend(factor, |_| 0.0);
     }
 
-    /// 0 is the mean grey, 1 changes nothing.
-    pub(super) fn contrast(&mut self, factor: f64) {
-        let grey = self.grey();
-        let mean = (grey.iter().map(|v| f64::from(*v)).sum::<f64>() / grey.len().max(1) as f64) as f32;
+    /// Adjusts contrast: 0 is the mean gray, 1 the image.
+    pub(super) fn adjust_contrast(&mut self, factor: f64) {
+        let luma = self.luma();
+        let mean = (luma.iter().map(|v| f64::from(*v)).sum::<f64>() / luma.len().max(1) as f64) as f32;
         self.blend(factor, |_| mean);
     }
 
-    /// 0 is grey, 1 changes nothing.
-    pub(super) fn saturate(&mut self, factor: f64) {
-        let (grey, area) = (self.grey(), self.area());
-        self.blend(factor, |i| grey[i % area]);
+    /// Adjusts saturation: 0 is grayscale, 1 the image.
+    pub(super) fn adjust_saturation(&mut self, factor: f64) {
+        let (luma, area) = (self.luma(), self.area());
+        self.blend(factor, |i| luma[i % area]);
     }
 
-    /// 0 is smoothed, 1 changes nothing, 2 is sharpened; the border stays.
-    pub(super) fn sharpen(&mut self, factor: f64) {
+    /// Adjusts sharpness: 0 is smoothed, 1 the image, 2 sharpened; the border is kept.
+    pub(super) fn adjust_sharpness(&mut self, factor: f64) {
         let [height, width] = self.size;
         let source = self.values.clone();
         self.blend(factor, |i| {
@@ -59,16 +59,16 @@ impl Pixels {
         });
     }
 
-    /// Turns every hue by `turns`.
-    pub(super) fn turn_hue(&mut self, turns: f64) {
+    /// Shifts every hue by `turns` of the color circle.
+    pub(super) fn shift_hue(&mut self, turns: f64) {
         if self.channels != 3 {
             return;
         }
         let area = self.area();
         for i in 0..area {
             let rgb = [0, 1, 2].map(|c| self.values[c * area + i]);
-            let turned = hue(rgb, turns as f32);
-            for (c, value) in turned.into_iter().enumerate() {
+            let shifted = hue(rgb, turns as f32);
+            for (c, value) in shifted.into_iter().enumerate() {
                 self.values[c * area + i] = value;
             }
         }
@@ -80,13 +80,13 @@ impl Pixels {
         self.values.iter_mut().for_each(|v| *v = ((*v as u32) & mask) as f32);
     }
 
-    /// Inverts levels from `threshold` on.
+    /// Inverts levels of at least `threshold`.
     pub(super) fn solarize(&mut self, threshold: f32) {
         self.values.iter_mut().for_each(|v| *v = if *v >= threshold { 255.0 - *v } else { *v });
     }
 
     /// Stretches each channel to 0 to 255.
-    pub(super) fn stretch(&mut self) {
+    pub(super) fn autocontrast(&mut self) {
         let area = self.area().max(1);
         for plane in self.values.chunks_exact_mut(area) {
             let low = plane.iter().copied().fold(f32::INFINITY, f32::min);
@@ -97,7 +97,7 @@ impl Pixels {
         }
     }
 
-    /// Makes all levels of each channel about equally frequent (Pillow's `equalize`).
+    /// Equalizes the histogram of each channel (Pillow's `equalize`).
     pub(super) fn equalize(&mut self) {
         let area = self.area().max(1);
         for plane in self.values.chunks_exact_mut(area) {
@@ -119,7 +119,7 @@ impl Pixels {
     }
 }
 
-/// The colour with its hue turned, saturation and value kept.
+/// Shifts the hue of a color; saturation and value are kept.
 fn hue([r, g, b]: [f32; 3], turns: f32) -> [f32; 3] {
     let (max, min) = (r.max(g).max(b), r.min(g).min(b));
     let range = max - min;

@@ -11,21 +11,21 @@ use resnet_model::{Arch, Meta, Parameters, Preprocess, safetensors};
 
 use super::*;
 use crate::augment::{Augment, Crop};
-use crate::fit::{End, Report, fit_together};
+use crate::fit::{End, Report, fit_distributed};
 use crate::random::Random;
 use crate::{Begin, Config, Dataset, Event, Run};
 
-/// A process of a test: channels to and from every worker, itself included.
+/// A transport over channels to and from every rank, including itself.
 struct Channels {
     rank: usize,
     to: Vec<Sender<Vec<u8>>>,
     from: Vec<Receiver<Vec<u8>>>,
-    /// Messages of buckets, counted over the workers.
+    /// Number of bucket messages of all ranks.
     buckets: Arc<Mutex<usize>>,
 }
 
-/// The wires of `count` workers.
-fn wires(count: usize) -> (Vec<Channels>, Arc<Mutex<usize>>) {
+/// Creates the transports of `count` ranks.
+fn transports(count: usize) -> (Vec<Channels>, Arc<Mutex<usize>>) {
     let buckets = Arc::new(Mutex::new(0));
     let mut to: Vec<Vec<Sender<Vec<u8>>>> = (0..count).map(|_| Vec::new()).collect();
     let mut all = Vec::new();
@@ -44,7 +44,7 @@ fn wires(count: usize) -> (Vec<Channels>, Arc<Mutex<usize>>) {
 }
 
 impl Channels {
-    /// Every worker's bytes, by rank.
+    /// Returns the bytes of every rank.
     fn exchange(&mut self, bytes: &[u8]) -> Result<Vec<Vec<u8>>, String> {
         self.to.iter().try_for_each(|to| to.send(bytes.to_vec())).map_err(|e| e.to_string())?;
         self.from.iter().map(|from| from.recv().map_err(|e| e.to_string())).collect()
@@ -65,25 +65,25 @@ impl Channels {
     }
 }
 
-impl Wire for Channels {
+impl Transport for Channels {
     fn rank(&self) -> usize {
         self.rank
     }
 
-    fn count(&self) -> usize {
+    fn world_size(&self) -> usize {
         self.from.len()
     }
 
-    fn sum_f64(&mut self, values: &mut [f64]) -> Result<(), String> {
+    fn all_reduce_f64(&mut self, values: &mut [f64]) -> Result<(), String> {
         self.sum(values, f64::to_le_bytes, f64::from_le_bytes)
     }
 
-    fn sum_f32(&mut self, values: &mut [f32]) -> Result<(), String> {
+    fn all_reduce_f32(&mut self, values: &mut [f32]) -> Result<(), String> {
         *self.buckets.lock().unwrap() += 1;
         self.sum(values, f32::to_le_bytes, f32::from_le_bytes)
     }
 
-    fn share(&mut self, root: usize, bytes: &mut Vec<u8>) -> Result<(), String> {
+    fn broadcast(&mut self, root: usize, bytes: &mut Vec<u8>) -> Result<(), String> {
         *bytes = self.exchange(bytes)?.swap_remove(root);
         Ok(())
     }
@@ -93,23 +93,24 @@ fn limits() -> Limits {
     Limits { timeout: Duration::from_secs(60), stop: Arc::new(AtomicBool::new(false)) }
 }
 
-/// What `work` gives on each of `count` workers.
-fn together<T: Send>(count: usize, limits: &Limits, work: impl Fn(Joint) -> T + Sync) -> Vec<T> {
+/// Runs `work` on each of `count` ranks; returns the results.
+fn together<T: Send>(count: usize, limits: &Limits, work: impl Fn(TransportGroup) -> T + Sync) -> Vec<T> {
     std::thread::scope(|scope| {
         let start = |(rank, wire)| {
             let (work, limits) = (&work, limits.clone());
-            scope.spawn(move || work(Joint::new(Part { rank, count }, || Ok(wire), limits).unwrap()))
+            scope.spawn(move || work(TransportGroup::new(rank, count, || Ok(wire), limits).unwrap()))
         };
-        let threads: Vec<_> = wires(count).0.into_iter().enumerate().map(start).collect();
+        let threads: Vec<_> = transports(count).0.into_iter().enumerate().map(start).collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()
     })
 }
 
 #[test]
-fn every_item_is_one_workers_and_stays_with_its_partner() {
+fn shards_cover_a_batch_and_keep_mixup_partners() {
     for (n, count) in [(8, 1), (8, 2), (12, 3), (7, 2), (3, 2), (2, 3), (0, 2)] {
         let items: Vec<usize> = (100..100 + n).collect();
-        let parts: Vec<Vec<usize>> = (0..count).map(|rank| Part { rank, count }.of(&items)).collect();
+        let parts: Vec<Vec<usize>> =
+            (0..count).map(|rank| Shard { rank, world_size: count }.select(&items)).collect();
         let mut all = parts.concat();
         all.sort_unstable();
         assert_eq!(all, items, "{n} of {count}");
@@ -124,12 +125,12 @@ fn every_item_is_one_workers_and_stays_with_its_partner() {
 }
 
 #[test]
-fn buckets_hold_what_becomes_known_together() {
-    let sums = together(3, &limits(), |team| {
-        let scale = (team.rank() + 1) as f64;
+fn buckets_sum_gradients_over_ranks() {
+    let sums = together(3, &limits(), |group| {
+        let scale = (group.rank() + 1) as f64;
         let tensor = |len: usize| Tensor::arange(0f32, len as f32, &Device::Cpu).unwrap();
         let variables = [5, 1, 3, 7].map(tensor);
-        let mut buckets = Buckets { size: 6, ..Buckets::new(&team) };
+        let mut buckets = Buckets { size: 6, ..Buckets::new(&group) };
         for variable in &variables {
             buckets.add(variable, (variable * scale).unwrap()).unwrap();
         }
@@ -140,7 +141,7 @@ fn buckets_hold_what_becomes_known_together() {
             Ok(())
         };
         buckets.finish(&mut take).unwrap();
-        team.close(Duration::from_secs(10));
+        group.shutdown(Duration::from_secs(10));
         found
     });
     for found in sums {
@@ -149,7 +150,7 @@ fn buckets_hold_what_becomes_known_together() {
     }
 }
 
-/// The paper's network for small images, four channels wide.
+/// A CIFAR ResNet with four channels.
 fn arch() -> Arch {
     let json = r#"{"family":"resnet","stem":{"kind":"conv3","width":4},"stages":[
         {"block":"basic","depth":1,"width":4},{"block":"basic","depth":1,"width":8}],
@@ -166,15 +167,15 @@ fn dataset(count: usize) -> Arc<Dataset> {
         });
         (Arc::new(image), i % 2)
     });
-    Arc::new(Dataset::memory(vec!["dark".into(), "light".into()], images.collect(), 0.2, 1).unwrap())
+    Arc::new(Dataset::from_images(vec!["dark".into(), "light".into()], images.collect(), 0.2, 1).unwrap())
 }
 
 fn config(batch_size: usize) -> Config {
     let augment = Augment { crop: Crop::Pad, pad: 1, mixup: 0.2, brightness: 0.2, ..Augment::none() };
     let mut config = Config { epochs: 2, batch_size, sync_bn: true, augment, ..Config::default() };
-    config.schedule.rate = 0.05;
-    config.ema = Some(0.9);
-    config.clip = Some(1.0);
+    config.schedule.lr = Some(0.05);
+    config.ema_decay = Some(0.9);
+    config.clip_grad = Some(1.0);
     config
 }
 
@@ -183,14 +184,20 @@ struct Outcome {
     losses: Vec<f64>,
 }
 
-fn train(folder: &Path, config: &Config, data: &Arc<Dataset>, begin: Begin, team: &dyn Team) -> Outcome {
+fn train(
+    folder: &Path,
+    config: &Config,
+    data: &Arc<Dataset>,
+    begin: Begin,
+    group: &dyn Communicator,
+) -> Outcome {
     let mut preprocess = Preprocess::torchvision(12, 12);
     (preprocess.mean, preprocess.std) = (vec![0.5; 3], vec![0.25; 3]);
     let parameters = Parameters::new(&arch(), Initialization::default(), &Device::Cpu).unwrap();
     let (meta, stop) = (Meta::new(arch(), preprocess), AtomicBool::new(false));
     let (dataset, mut losses) = (data.clone(), Vec::new());
     let run = Run { config, dataset, parameters, meta, folder, begin, stop: &stop };
-    let report = fit_together(run, team, &mut |event| {
+    let report = fit_distributed(run, group, &mut |event| {
         if let Event::Step { loss, .. } = event {
             losses.push(loss);
         }
@@ -198,7 +205,7 @@ fn train(folder: &Path, config: &Config, data: &Arc<Dataset>, begin: Begin, team
     Outcome { report, losses }
 }
 
-/// The tensors of the newest state in `folder`.
+/// Returns the tensors of the newest state in `folder`.
 fn newest(folder: &Path) -> Vec<(String, Vec<f32>)> {
     let mut states: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     states.retain(|path| path.file_name().unwrap().to_str().unwrap().starts_with("state-"));
@@ -208,7 +215,7 @@ fn newest(folder: &Path) -> Vec<(String, Vec<f32>)> {
     floats.map(|(name, tensor)| (name.clone(), tensor.to_f32(&name).unwrap())).collect()
 }
 
-/// Losses within 1e-5 and weights within 1e-4 of each other.
+/// Asserts losses within 1e-5 and weights within 1e-4.
 fn check_same(what: &str, found: (&[f64], &Path), expected: (&[f64], &Path)) {
     assert!(!expected.0.is_empty() && found.0.len() == expected.0.len(), "{what}: {found:?} {expected:?}");
     for (step, (a, b)) in found.0.iter().zip(expected.0).enumerate() {
@@ -221,15 +228,15 @@ fn check_same(what: &str, found: (&[f64], &Path), expected: (&[f64], &Path)) {
     }
 }
 
-/// Workers with `config` are one with as many times the images, in a run of its own.
+/// Asserts that `count` ranks with `config` equal a single process with the total batch size.
 fn check(what: &str, count: usize, config: &Config) {
     let data = dataset(41);
     let (one, many) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let large = Config { batch_size: config.batch_size * count, ..config.clone() };
     let expected = train(one.path(), &large, &data, Begin::New, &SingleProcess);
-    let runs = together(count, &limits(), |team| {
-        let run = train(many.path(), config, &data, Begin::New, &team);
-        team.close(Duration::from_secs(10));
+    let runs = together(count, &limits(), |group| {
+        let run = train(many.path(), config, &data, Begin::New, &group);
+        group.shutdown(Duration::from_secs(10));
         run
     });
     let [records, all] = [&expected, &runs[0]].map(|run| run.report.as_ref().unwrap().records.clone());
@@ -238,37 +245,33 @@ fn check(what: &str, count: usize, config: &Config) {
         assert_eq!(run.report.as_ref().unwrap().end, End::Complete);
     }
     for (a, b) in all.iter().zip(&records) {
-        assert_eq!(
-            (a.step, a.train_top1, a.held_out_top1),
-            (b.step, b.train_top1, b.held_out_top1),
-            "{what}"
-        );
-        let apart = (a.held_out_loss.unwrap() - b.held_out_loss.unwrap()).abs();
+        assert_eq!((a.step, a.train_top1, a.val_top1), (b.step, b.train_top1, b.val_top1), "{what}");
+        let apart = (a.val_loss.unwrap() - b.val_loss.unwrap()).abs();
         assert!(apart < 1e-5, "{what}: {apart}");
     }
 }
 
 #[test]
-fn workers_are_one_with_a_larger_batch() {
-    check("two, synchronised", 2, &config(4));
-    check("three, synchronised", 3, &Config { ema: None, clip: None, ..config(2) });
-    check("accumulated", 2, &Config { accumulate: 2, ..config(4) });
-    check("frozen", 2, &Config { sync_bn: false, freeze_statistics: true, ..config(4) });
+fn several_ranks_equal_one_process_with_the_total_batch_size() {
+    check("two, synchronized", 2, &config(4));
+    check("three, synchronized", 3, &Config { ema_decay: None, clip_grad: None, ..config(2) });
+    check("accumulated", 2, &Config { grad_accum_steps: 2, ..config(4) });
+    check("frozen", 2, &Config { sync_bn: false, freeze_bn: true, ..config(4) });
     check("head", 2, &Config { sync_bn: false, train: "head".into(), ..config(4) });
-    // Fewer images than a batch, unevenly divided; nothing is mixed.
+    // Fewer images than a batch, unevenly divided.
     check("uneven", 2, &Config { augment: Augment::none(), ..config(30) });
 }
 
 /// Each worker leaves out other parts, and unsynchronised statistics are averaged.
 #[test]
-fn workers_that_leave_out_parts_sum_their_gradients() {
+fn ranks_with_dropout_stay_in_step() {
     let data = dataset(41);
     for sync_bn in [false, true] {
         let dir = tempfile::tempdir().unwrap();
         let config = Config { sync_bn, dropout: 0.1, drop_path: 0.2, ..config(4) };
-        let runs = together(2, &limits(), |team| {
-            let run = train(dir.path(), &config, &data, Begin::New, &team);
-            team.close(Duration::from_secs(10));
+        let runs = together(2, &limits(), |group| {
+            let run = train(dir.path(), &config, &data, Begin::New, &group);
+            group.shutdown(Duration::from_secs(10));
             run.losses
         });
         assert!(runs[0].len() == 8 && runs[0] == runs[1], "{runs:?}");
@@ -277,19 +280,19 @@ fn workers_that_leave_out_parts_sum_their_gradients() {
     }
 }
 
-/// A wire that breaks at the `left`-th message.
+/// A transport that fails at message `left`.
 struct Dying {
-    wire: Channels,
+    transport: Channels,
     left: usize,
-    /// Whether it stays silent instead of saying so.
+    /// Blocks instead of returning an error.
     silent: bool,
 }
 
 impl Dying {
-    fn alive(&mut self) -> Result<(), String> {
+    fn count_down(&mut self) -> Result<(), String> {
         match self.left.checked_sub(1) {
             Some(left) => self.left = left,
-            // For the test long enough, and then the thread ends.
+            // Longer than the timeout of the test.
             None if self.silent => std::thread::sleep(Duration::from_secs(5)),
             None => return Err("the cable was cut".into()),
         }
@@ -297,34 +300,34 @@ impl Dying {
     }
 }
 
-impl Wire for Dying {
+impl Transport for Dying {
     fn rank(&self) -> usize {
-        self.wire.rank()
+        self.transport.rank()
     }
 
-    fn count(&self) -> usize {
-        self.wire.count()
+    fn world_size(&self) -> usize {
+        self.transport.world_size()
     }
 
-    fn sum_f64(&mut self, values: &mut [f64]) -> Result<(), String> {
-        self.alive()?;
-        self.wire.sum_f64(values)
+    fn all_reduce_f64(&mut self, values: &mut [f64]) -> Result<(), String> {
+        self.count_down()?;
+        self.transport.all_reduce_f64(values)
     }
 
-    fn sum_f32(&mut self, values: &mut [f32]) -> Result<(), String> {
-        self.alive()?;
-        self.wire.sum_f32(values)
+    fn all_reduce_f32(&mut self, values: &mut [f32]) -> Result<(), String> {
+        self.count_down()?;
+        self.transport.all_reduce_f32(values)
     }
 
-    fn share(&mut self, root: usize, bytes: &mut Vec<u8>) -> Result<(), String> {
-        self.alive()?;
-        self.wire.share(root, bytes)
+    fn broadcast(&mut self, root: usize, bytes: &mut Vec<u8>) -> Result<(), String> {
+        self.count_down()?;
+        self.transport.broadcast(root, bytes)
     }
 }
 
-/// Runs two workers of which one is lost in the middle; the other one's error, and how long it took.
+/// Runs two ranks of which one is lost; returns the other one's error and the time taken.
 fn lose(folder: &Path, data: &Arc<Dataset>, silent: bool, limits: &Limits) -> (String, Duration) {
-    let wire = wires(2).0;
+    let wire = transports(2).0;
     let config = config(4);
     std::thread::scope(|scope| {
         let (config, begun) = (&config, Instant::now());
@@ -334,12 +337,11 @@ fn lose(folder: &Path, data: &Arc<Dataset>, silent: bool, limits: &Limits) -> (S
             .map(|(rank, wire)| {
                 let limits = limits.clone();
                 scope.spawn(move || {
-                    let part = Part { rank, count: 2 };
                     // The state's variables first, then some steps.
                     let left = if rank == 1 { 150 } else { usize::MAX };
-                    let open = move || Ok(Dying { wire, left, silent });
-                    let team = Joint::new(part, open, limits).unwrap();
-                    train(folder, config, data, Begin::New, &team).report.unwrap_err().to_string()
+                    let open = move || Ok(Dying { transport: wire, left, silent });
+                    let group = TransportGroup::new(rank, 2, open, limits).unwrap();
+                    train(folder, config, data, Begin::New, &group).report.unwrap_err().to_string()
                 })
             })
             .collect();
@@ -349,13 +351,13 @@ fn lose(folder: &Path, data: &Arc<Dataset>, silent: bool, limits: &Limits) -> (S
 }
 
 #[test]
-fn a_lost_worker_ends_the_run_which_is_resumed_to_the_same_end() {
+fn a_run_that_lost_a_rank_is_resumed_to_the_same_result() {
     let data = dataset(41);
     let whole = tempfile::tempdir().unwrap();
     let run = |folder: &Path, begin| {
-        together(2, &limits(), |team| {
-            let run = train(folder, &config(4), &data, begin, &team);
-            team.close(Duration::from_secs(10));
+        together(2, &limits(), |group| {
+            let run = train(folder, &config(4), &data, begin, &group);
+            group.shutdown(Duration::from_secs(10));
             run.report.unwrap();
             run.losses.len()
         })
@@ -363,7 +365,7 @@ fn a_lost_worker_ends_the_run_which_is_resumed_to_the_same_end() {
     let steps = run(whole.path(), Begin::New)[0];
     let short = Limits { timeout: Duration::from_secs(1), ..limits() };
     for (silent, message) in
-        [(false, "rank 0 of 2 lost its connection to the process group"), (true, "no answer within 1 s")]
+        [(false, "rank 0 of 2: lost connection to the process group"), (true, "no answer within 1 s")]
     {
         let parts = tempfile::tempdir().unwrap();
         let (error, took) = lose(parts.path(), &data, silent, &short);
@@ -375,45 +377,45 @@ fn a_lost_worker_ends_the_run_which_is_resumed_to_the_same_end() {
 }
 
 #[test]
-fn a_worker_that_is_told_to_stop_does_not_wait() {
+fn a_stop_request_ends_a_wait() {
     let stop = Arc::new(AtomicBool::new(false));
     let limits = Limits { stop: stop.clone(), ..limits() };
-    let mut wire = wires(2).0;
+    let mut wire = transports(2).0;
     let (_silent, first) = (wire.pop(), wire.remove(0));
-    let team = Joint::new(Part { rank: 0, count: 2 }, move || Ok(first), limits).unwrap();
+    let group = TransportGroup::new(0, 2, move || Ok(first), limits).unwrap();
     let begun = Instant::now();
     stop.store(true, Ordering::Relaxed);
-    let error = team.sum(&mut [1.0]).unwrap_err().to_string();
-    assert!(
-        error.contains("told to stop while waiting") && begun.elapsed() < Duration::from_secs(20),
-        "{error}"
-    );
-    // Nothing more is asked of the wire.
+    let error = group.all_reduce(&mut [1.0]).unwrap_err().to_string();
+    assert!(error.contains("stopped while waiting") && begun.elapsed() < Duration::from_secs(20), "{error}");
+    // The transport is not used any more.
     let bucket = Tensor::zeros(3, DType::F32, &Device::Cpu).unwrap();
-    assert!(team.begin(bucket).is_err());
+    assert!(group.all_reduce_async(bucket).is_err());
 }
 
 #[test]
-fn workers_that_differ_do_not_begin() {
+fn ranks_with_different_settings_do_not_start() {
     let dir = tempfile::tempdir().unwrap();
     let data = dataset(41);
-    let errors = together(2, &limits(), |team| {
-        let config = Config { seed: team.rank() as u64, ..config(4) };
-        let run = train(dir.path(), &config, &data, Begin::New, &team);
-        team.close(Duration::from_secs(10));
+    let errors = together(2, &limits(), |group| {
+        let config = Config { seed: group.rank() as u64, ..config(4) };
+        let run = train(dir.path(), &config, &data, Begin::New, &group);
+        group.shutdown(Duration::from_secs(10));
         run.report.unwrap_err().to_string()
     });
-    assert_eq!(errors[0], "another worker cannot go on and says why");
-    assert!(errors[1].contains("worker 1 has other settings: config.seed: there 0, here 1"), "{errors:?}");
-    let elsewhere = Part { rank: 1, count: 2 };
-    let error = Joint::new(elsewhere, || Ok(wires(1).0.swap_remove(0)), limits()).unwrap_err().to_string();
-    assert!(error.contains("the connection makes it worker 0 of 1"), "{error}");
+    assert_eq!(errors[0], "another rank failed and reports the error");
+    assert!(
+        errors[1].contains("rank 1 has other settings than rank 0: config.seed: 0 in the run, 1 now"),
+        "{errors:?}"
+    );
+    let error =
+        TransportGroup::new(1, 2, || Ok(transports(1).0.swap_remove(0)), limits()).unwrap_err().to_string();
+    assert!(error.contains("the transport reports rank 0 of 1"), "{error}");
     let check = |config: Config, message: &str| {
-        let error = together(2, &limits(), |team| {
+        let error = together(2, &limits(), |group| {
             let dir = tempfile::tempdir().unwrap();
-            train(dir.path(), &config, &data, Begin::New, &team).report.unwrap_err().to_string()
+            train(dir.path(), &config, &data, Begin::New, &group).report.unwrap_err().to_string()
         });
         assert!(error[0].contains(message), "{error:?}");
     };
-    check(config(3), "setting `batch_size` is 3, expected even");
+    check(config(3), "setting `batch_size` is 3, expected an even number");
 }
