@@ -2,9 +2,10 @@
 #![cfg(test)]
 
 mod cli;
+#[allow(dead_code)]
+#[path = "../crates/resnet-hub/tests/hub/fake_hub.rs"]
 mod fakehub;
 mod golden;
-mod hub;
 mod inspect;
 mod manifest;
 mod predict;

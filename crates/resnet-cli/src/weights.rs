@@ -9,8 +9,8 @@ use resnet_model::preprocess::{CLIP_MEAN, CLIP_STD, Filter};
 use resnet_model::{Arch, Checkpoint, Labels, Preprocess, param_specs, zoo};
 use serde::{Deserialize, Serialize};
 
-use crate::hub::{Client, Config, Event, HubError, Missing, RepoId, Revision};
 use crate::terminal;
+use resnet_hub::{Client, Config, Error as HubError, Event, Missing, RepoId};
 
 static MANIFEST: &str = include_str!("../../../weights/manifest.toml");
 
@@ -144,13 +144,12 @@ pub fn published() -> anyhow::Result<&'static [Published]> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Location {
     File(PathBuf),
-    Hub(RepoId, Revision),
+    Hub(RepoId),
 }
 
 impl Location {
     fn hub(id: &str) -> anyhow::Result<Location> {
-        let (repo, revision) = RepoId::parse(id)?;
-        Ok(Location::Hub(repo, revision))
+        Ok(Location::Hub(RepoId::parse(id)?))
     }
 }
 
@@ -170,7 +169,7 @@ impl Selection {
                 let options = resnet_convert::Options { name, ..resnet_convert::Options::default() };
                 resnet_convert::open(path, &options)?.0
             }
-            Location::Hub(repo, revision) => download(repo, revision)?,
+            Location::Hub(repo) => download(repo)?,
         };
         // `--depth` or `--model` beside `--weights` says what the weights are expected to be.
         if let Some(named) = named {
@@ -268,10 +267,10 @@ fn locate(weights: &str) -> anyhow::Result<Location> {
 }
 
 /// Fetches a repository's weights and description.
-fn download(repo: &RepoId, revision: &Revision) -> anyhow::Result<Checkpoint> {
+fn download(repo: &RepoId) -> anyhow::Result<Checkpoint> {
     let client = Client::new(Config::from_env(|name| std::env::var(name).ok())?)?;
     let mut bar = Bar::default();
-    let mut fetch = |file: &str| client.file(repo, revision, file, &mut |event| bar.on(event));
+    let mut fetch = |file: &str| client.file(repo, file, &mut |event| bar.on(event));
     let mut optional = |file: &str| match fetch(file) {
         Ok(path) => Ok(Some(path)),
         Err(HubError::NotFound { missing: Missing::File | Missing::Unknown, .. }) => Ok(None),
@@ -287,15 +286,15 @@ fn download(repo: &RepoId, revision: &Revision) -> anyhow::Result<Checkpoint> {
         Some(path) => path,
         None => fetch("pytorch_model.bin")?,
     };
-    let known = published()?.iter().find(|p| p.hub == repo.as_str());
+    let known = published()?.iter().find(|p| p.hub == repo.name());
     let preprocess = match (&preprocessor, &config) {
         (Some(preprocessor), _) => {
             let preprocess = Preprocess::from_hf_preprocessor(preprocessor);
-            Some(preprocess.with_context(|| format!("{}: preprocessor_config.json", repo.as_str()))?)
+            Some(preprocess.with_context(|| format!("{}: preprocessor_config.json", repo.name()))?)
         }
         (None, Some(config)) if !transformers => {
             let preprocess = Preprocess::from_hub_config(config);
-            Some(preprocess.with_context(|| format!("{}: config.json", repo.as_str()))?)
+            Some(preprocess.with_context(|| format!("{}: config.json", repo.name()))?)
         }
         _ => known.map(Published::preprocess).transpose()?,
     };
@@ -303,7 +302,7 @@ fn download(repo: &RepoId, revision: &Revision) -> anyhow::Result<Checkpoint> {
     let name = config.as_ref().and_then(|c| c.get("architecture")?.as_str()).map(str::to_owned);
     let name = name.or_else(|| known.map(|k| k.arch.clone()));
     let options = resnet_convert::Options { labels, name, preprocess, ..resnet_convert::Options::default() };
-    Ok(resnet_convert::open(&path, &options).with_context(|| repo.as_str().to_owned())?.0)
+    Ok(resnet_convert::open(&path, &options).with_context(|| repo.name().to_owned())?.0)
 }
 
 fn read_json(path: &Path) -> anyhow::Result<serde_json::Value> {
