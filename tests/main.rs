@@ -7,7 +7,6 @@ mod cli;
 mod fakehub;
 mod golden;
 mod inspect;
-mod manifest;
 mod predict;
 mod tidy;
 mod train;

@@ -133,8 +133,8 @@ fn weights_of_another_depth_are_refused() {
     resnet_cli(&["predict", "--depth", "18", "--weights", &weights, &image]).ok();
     resnet_cli(&["predict", "--depth", "34", "--weights", &weights, &image]).fails_with(&[
         "resnet18.safetensors",
-        "holds resnet18",
-        "--depth 34 asks for resnet34",
+        "contains resnet18",
+        "the model is resnet34",
     ]);
 }
 

@@ -1,7 +1,7 @@
 //! `list`, `info` and `summary`, and what the README says about the zoo.
 
-use resnet_cli::weights::published;
 use resnet_model::{cost, param_specs, zoo};
+use resnet_weights::published;
 
 use crate::cli::{command, digits, file, resnet_cli, run, save};
 
