@@ -11,5 +11,6 @@ mod predict;
 mod tidy;
 mod train;
 mod verify;
+mod weights;
 mod workers;
 mod zoo;
