@@ -71,7 +71,10 @@ impl Selection {
 
     /// Returns the name of the architecture that `--depth` or `--model` selects.
     pub fn arch_name(&self) -> anyhow::Result<Option<String>> {
-        Ok(self.model()?.map(|model| resnet_weights::arch_name(&model)).transpose()?)
+        match self.model()? {
+            Some(model) => Ok(Some(resnet_weights::arch_name(&model)?)),
+            None => Ok(None),
+        }
     }
 
     fn model(&self) -> anyhow::Result<Option<String>> {

@@ -16,7 +16,7 @@ pub enum Error {
     Hub(#[from] resnet_hub::Error),
     /// The checkpoint file.
     #[error(transparent)]
-    Convert(#[from] resnet_convert::Error),
+    Convert(Box<resnet_convert::Error>),
     /// The architecture or the preprocessing.
     #[error(transparent)]
     Model(#[from] resnet_model::Error),
@@ -45,7 +45,7 @@ pub enum Error {
         /// The file.
         path: PathBuf,
         /// The reason.
-        source: resnet_model::Error,
+        source: Box<resnet_model::Error>,
     },
     /// A configuration key that changes the network and is not supported.
     #[error("`{}`: unsupported `{key}`: {}; --arch overrides it", path.display(), escape(found))]
@@ -106,6 +106,12 @@ pub enum Error {
     /// Neither a model nor weights are specified.
     #[error("no weights are specified; expected a model (--depth, --model) or --weights")]
     Unspecified,
+}
+
+impl From<resnet_convert::Error> for Error {
+    fn from(error: resnet_convert::Error) -> Self {
+        Error::Convert(Box::new(error))
+    }
 }
 
 fn hint(weights: &str) -> &'static str {

@@ -145,7 +145,7 @@ fn configured_preprocess(
         }
         _ => return Ok(known.map(|p| (p.preprocess(), Provenance::Manifest(p.name.clone())))),
     };
-    let preprocess = read.map_err(|source| Error::Preprocess { path: path.clone(), source })?;
+    let preprocess = read.map_err(|e| Error::Preprocess { path: path.clone(), source: Box::new(e) })?;
     Ok(Some((preprocess, Provenance::Config(name.into()))))
 }
 

@@ -52,7 +52,7 @@ pub(crate) fn preprocess(text: &str) -> Result<Preprocess> {
             serde_json::from_value(json).map_err(|source| Error::Json { path: path.to_owned(), source })?;
         own.validate().map(|()| own)
     };
-    read.map_err(|source| Error::Preprocess { path: path.to_owned(), source })
+    read.map_err(|e| Error::Preprocess { path: path.to_owned(), source: Box::new(e) })
 }
 
 /// Reads names of classes: a `config.json`, one name per line, or a JSON list or object by index.
