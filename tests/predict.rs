@@ -133,8 +133,8 @@ fn weights_of_another_depth_are_refused() {
     resnet_cli(&["predict", "--depth", "18", "--weights", &weights, &image]).ok();
     resnet_cli(&["predict", "--depth", "34", "--weights", &weights, &image]).fails_with(&[
         "resnet18.safetensors",
-        "holds resnet18",
-        "--depth 34 asks for resnet34",
+        "contains resnet18",
+        "the model is resnet34",
     ]);
 }
 
@@ -200,7 +200,7 @@ fn wrong_bytes_from_the_hub_are_never_kept() {
     let hub = hub();
     let cache = tempfile::tempdir().unwrap();
     hub.fault(Fault::Wrong);
-    let mut command = command(&["predict", "--depth", "18"]);
+    let mut command = command(&["predict", "--depth", "18", "--quiet"]);
     command.arg(file("examples/images/digit-3-a.png"));
     command.env("HF_ENDPOINT", hub.url()).env("HF_HUB_CACHE", cache.path());
     run(&mut command, &[]).fails_with(&["timm/resnet18.tv_in1k"]);

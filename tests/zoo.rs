@@ -1,7 +1,7 @@
 //! `list`, `info` and `summary`, and what the README says about the zoo.
 
-use resnet_cli::weights::published;
 use resnet_model::zoo;
+use resnet_weights::published;
 
 use crate::cli::{command, digits, file, resnet_cli, run, save};
 
@@ -106,8 +106,8 @@ fn mismatches_name_the_first_tensor() {
     let folder = tempfile::tempdir().unwrap();
     let path = save(folder.path(), "resnet18", &zoo::arch("resnet18").unwrap());
     let out = resnet_cli(&["predict", "--depth", "34", "--weights", path.to_str().unwrap(), "x.png"]);
-    let tensors = "its first other tensor is `layer2.0.conv1.weight`, expected `layer1.2.conv1.weight`";
-    out.fails_with(&["holds resnet18", "--depth 34 asks for resnet34", tensors]);
+    let tensors = "found tensor `layer2.0.conv1.weight`, expected `layer1.2.conv1.weight`";
+    out.fails_with(&["contains resnet18", "the model is resnet34", tensors]);
     let out = resnet_cli(&["predict", "--model", "resnet50", "--weights", path.to_str().unwrap(), "x.png"]);
     out.fails_with(&["`layer1.0.conv1.weight` has shape [64, 64, 3, 3], expected [64, 64, 1, 1]"]);
 }

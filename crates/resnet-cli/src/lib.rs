@@ -4,7 +4,6 @@ pub mod cli;
 pub mod commands;
 pub mod device;
 pub mod draw;
-pub mod hub;
 pub mod models;
 pub mod output;
 mod page;

@@ -4,7 +4,7 @@ use anyhow::{Context, bail};
 use resnet_model::text::suggestions;
 use resnet_model::{Arch, zoo};
 
-use crate::weights::{Published, published};
+use resnet_weights::{Published, published};
 
 /// An architecture, with published weights where there are some.
 #[derive(Debug, Clone)]

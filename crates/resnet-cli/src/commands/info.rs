@@ -7,7 +7,7 @@ use resnet_model::{Arch, Preprocess};
 use serde::Serialize;
 
 use crate::models::{self, Model};
-use crate::weights::{Published, Torchvision};
+use resnet_weights::{Published, Torchvision};
 
 /// Tell all that is known about a model: cost, feature maps, weights, their licence, preprocessing and source.
 #[derive(Debug, clap::Args)]
@@ -114,7 +114,7 @@ fn weights(published: &Published) -> anyhow::Result<Weights<'_>> {
         labels,
         top1: published.top1,
         top5: published.top5,
-        preprocess: published.preprocess()?,
+        preprocess: published.preprocess(),
         train_size: published.train_size,
         torchvision: published.torchvision.as_ref(),
     })

@@ -208,8 +208,8 @@ impl Args {
             }
             return Ok((Parameters::new(&arch, start, device)?, Meta::new(arch, preprocess), vec![]));
         }
-        let selection =
-            Selection { depth: self.depth, model: self.model.clone(), weights: self.weights.clone() };
+        let (depth, model, weights) = (self.depth, self.model.clone(), self.weights.clone());
+        let selection = Selection { depth, model, weights, ..Selection::default() };
         let mut checkpoint: Checkpoint = selection.open()?;
         if self.grey {
             checkpoint = checkpoint.with_in_channels(1)?;

@@ -1,8 +1,9 @@
-//! The Hub client against a Hub that fails and lies. Names carry the rows of the list of attacks that they cover.
+//! The client against a Hub that fails, stalls and sends hostile responses.
 
 #![cfg(test)]
 
 mod cache;
+mod fake_hub;
 mod transfer;
 mod trust;
 
@@ -11,17 +12,17 @@ use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use resnet_cli::hub::{Client, Config, Event, HubError, Limits, RepoId, Revision};
+use resnet_hub::{Client, Config, Error, Event, Limits, RepoId};
 use tempfile::TempDir;
 
-use crate::fakehub::{FakeHub, etag};
+use crate::fake_hub::{FakeHub, etag};
 
 const REPO: &str = "timm/resnet0.test";
 const FOLDER: &str = "models--timm--resnet0.test";
 const MODEL: &str = "model.safetensors";
 const CONFIG: &str = "config.json";
 
-/// A Hub with one repository, and a cold cache.
+/// A Hub with one repository, and an empty cache.
 struct Stage {
     hub: FakeHub,
     dir: TempDir,
@@ -36,7 +37,7 @@ impl Stage {
         let dir = tempfile::tempdir().unwrap();
         let limits = Limits {
             backoff: Duration::from_millis(1),
-            longest_wait: Duration::from_secs(1),
+            max_wait: Duration::from_secs(1),
             ..Limits::default()
         };
         let config =
@@ -44,16 +45,16 @@ impl Stage {
         Self { hub, dir, config }
     }
 
-    fn get(&self, file: &str) -> Result<PathBuf, HubError> {
+    fn get(&self, file: &str) -> Result<PathBuf, Error> {
         self.get_at("main", file).0
     }
 
-    /// Gets a file and tells the events by name.
-    fn get_at(&self, revision: &str, file: &str) -> (Result<PathBuf, HubError>, Vec<String>) {
+    /// Gets a file and returns the names of the events.
+    fn get_at(&self, revision: &str, file: &str) -> (Result<PathBuf, Error>, Vec<String>) {
         let client = Client::new(self.config.clone()).unwrap();
-        let (repo, _) = RepoId::parse(REPO).unwrap();
+        let repo = RepoId::parse(&format!("{REPO}@{revision}")).unwrap();
         let mut events: Vec<String> = vec![];
-        let result = client.file(&repo, &Revision::parse(revision).unwrap(), file, &mut |event| {
+        let result = client.file(&repo, file, &mut |event| {
             let name = match event {
                 Event::Start { resumed, .. } => format!("start {resumed}"),
                 Event::Progress { .. } if events.last().is_some_and(|e| e == "progress") => return,
@@ -66,15 +67,15 @@ impl Stage {
         (result, events)
     }
 
-    /// Gets the model, which must be good.
-    fn get_good(&self) -> Vec<String> {
+    /// Gets the model and checks its content.
+    fn get_valid(&self) -> Vec<String> {
         let (result, events) = self.get_at("main", MODEL);
-        assert!(fs::read(result.unwrap()).unwrap() == model(), "the content is another");
+        assert!(fs::read(result.unwrap()).unwrap() == model(), "unexpected content");
         events
     }
 
-    /// Gets the model, which must fail, leaving nothing that is trusted; returns the error and its text.
-    fn get_bad(&self) -> (HubError, String) {
+    /// Requires that getting the model fails and keeps nothing that is trusted. Returns the error and its text.
+    fn get_error(&self) -> (Error, String) {
         let error = self.get(MODEL).unwrap_err();
         assert_eq!(self.blobs(), [] as [String; 0], "{error}");
         assert!(!self.path("snapshots").exists() && !self.path("refs").exists(), "{error}");
@@ -108,7 +109,7 @@ impl Stage {
 /// Size of the model in bytes.
 const SIZE: u64 = 1 << 19;
 
-/// Bytes of which no part repeats.
+/// Bytes without a repeated part.
 fn model() -> Vec<u8> {
     static MODEL: LazyLock<Vec<u8>> =
         LazyLock::new(|| (0u32..1 << 17).flat_map(|i| i.wrapping_mul(0x9e37_79b9).to_le_bytes()).collect());

@@ -1,7 +1,7 @@
 //! A Hub on the loopback interface with the protocol of the real one, and with faults on demand.
 //!
 //! A small file (its ETag is a git blob id) is redirected on the same host, a large one (by its extension; its ETag is
-//! a sha256) to an absolute URL that stands for the CDN. The server stops when it is dropped.
+//! a sha256) to an absolute URL that represents the CDN. The server stops when it is dropped.
 
 #![cfg(test)]
 
@@ -16,22 +16,22 @@ use std::time::Duration;
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
-/// What the server does wrong. Those of bytes apply to GET, those of headers to HEAD and GET of the file's URL.
+/// A fault of the server. Faults of bytes apply to GET, those of headers to HEAD and GET of the URL of the file.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Fault {
     /// Bytes: half of the file, then the connection ends. Range is ignored.
     Truncate,
-    /// Bytes: half of what was asked for, then the connection ends.
+    /// Bytes: half of the requested ones, then the connection ends.
     Cut,
     /// Bytes: a chunked body that ends properly after 1000 bytes.
     ChunkCut,
-    /// Bytes: the last one is another.
+    /// Bytes: the last one is wrong.
     Wrong,
     /// Bytes: Range is ignored.
     NoRange,
-    /// Bytes: a partial answer that says it is another part.
+    /// Bytes: a partial response with a wrong Content-Range.
     BadRange,
-    /// Bytes: 416 whenever a Range is asked for.
+    /// Bytes: 416 for a request with Range.
     Unsatisfiable,
     /// Bytes: this status and `oops`.
     Get(u16),
@@ -47,7 +47,7 @@ pub(crate) enum Fault {
     Drip,
     /// Bytes: a twentieth every 10 ms.
     Slow,
-    /// Bytes: compressed, though nobody asked for it.
+    /// Bytes: compressed, although the client does not accept it.
     Gzip,
     /// Headers: silence.
     Silent,
@@ -59,9 +59,9 @@ pub(crate) enum Fault {
     Size(Option<String>),
     /// Headers: a redirect to here.
     Redirect(String),
-    /// Headers: no redirect to the CDN; the bytes come from the file's URL.
+    /// Headers: no redirect to the CDN; the bytes come from the URL of the file.
     Direct,
-    /// Headers: none of a Hub, as a mirror sends that only redirects.
+    /// Headers: none of a Hub, like a mirror that only redirects.
     Bare,
 }
 
@@ -100,7 +100,7 @@ struct State {
     url: String,
     cdn: String,
     repos: Mutex<HashMap<String, Repo>>,
-    /// With how often they still apply.
+    /// With the number of times that they still apply.
     faults: Mutex<Vec<(Fault, usize)>>,
     requests: Mutex<Vec<Request>>,
     accepted: AtomicUsize,
@@ -115,7 +115,7 @@ pub(crate) struct FakeHub {
 }
 
 impl FakeHub {
-    /// Starts on two free ports: the Hub's and its CDN's.
+    /// Starts on two free ports, for the Hub and the CDN.
     pub(crate) fn start() -> Self {
         let listeners = [(); 2].map(|()| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap());
         let addresses = [&listeners[0], &listeners[1]].map(|l| l.local_addr().unwrap());
@@ -133,7 +133,7 @@ impl FakeHub {
         self.state.url.clone()
     }
 
-    /// Adds a file to the current commit of a repository, which is made where it is new.
+    /// Adds a file to the current commit of a repository, which is created if it is new.
     pub(crate) fn add_file(&self, repo: &str, file: &str, bytes: impl Into<Vec<u8>>) {
         let mut repos = self.state.repos.lock().unwrap();
         let entry = repos.entry(repo.into()).or_default();
@@ -145,7 +145,7 @@ impl FakeHub {
         entry.files.insert(key, Content { bytes: Arc::new(bytes), etag });
     }
 
-    /// Moves `main` of a repository to a new, empty commit; the old one can still be asked for.
+    /// Moves `main` of a repository to a new, empty commit. The old one can still be requested.
     pub(crate) fn new_commit(&self, repo: &str) -> String {
         let mut repos = self.state.repos.lock().unwrap();
         let entry = repos.get_mut(repo).unwrap();
@@ -158,17 +158,17 @@ impl FakeHub {
         self.state.repos.lock().unwrap()[repo].commit.clone()
     }
 
-    /// From now on, this goes wrong.
+    /// Adds a permanent fault.
     pub(crate) fn fault(&self, fault: Fault) {
         self.fault_times(fault, usize::MAX);
     }
 
-    /// This goes wrong the next few times.
+    /// Adds a fault that applies `times` times.
     pub(crate) fn fault_times(&self, fault: Fault, times: usize) {
         self.state.faults.lock().unwrap().push((fault, times));
     }
 
-    /// From now on, nothing goes wrong.
+    /// Removes all faults.
     pub(crate) fn heal(&self) {
         self.state.faults.lock().unwrap().clear();
     }
@@ -178,7 +178,7 @@ impl FakeHub {
         self.state.requests.lock().unwrap().clone()
     }
 
-    /// The requests so far that asked for bytes and were not redirected.
+    /// The requests so far for bytes that were not redirected.
     pub(crate) fn gets(&self) -> Vec<Request> {
         let bytes = |r: &Request| r.method == "GET" && !r.path.contains("/resolve/");
         self.requests().into_iter().filter(bytes).collect()
@@ -209,7 +209,7 @@ fn accept(listener: &TcpListener, state: &Arc<State>) {
             return;
         }
         state.accepted.fetch_add(1, Ordering::SeqCst);
-        // Answers are written in pieces; without this each would wait for the client's delayed acknowledgement.
+        // Responses are written in pieces; without this each would wait for the delayed acknowledgement of the client.
         let _ = stream.set_nodelay(true);
         let state = state.clone();
         std::thread::spawn(move || state.serve(stream));
@@ -233,7 +233,7 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
-/// A request's file: what the server knows of it.
+/// The file of a request.
 struct Found {
     etag: String,
     commit: String,
@@ -257,12 +257,12 @@ impl State {
         }
     }
 
-    /// `None` ends the connection.
+    /// Returns `None` to close the connection.
     fn answer(&self, stream: &TcpStream, request: &Request) -> Option<()> {
         let head = request.method == "HEAD";
         let path = request.path.split('?').next()?;
         let Some(found) = self.find(path) else {
-            return respond(stream, 404, &[("X-Error-Code", self.missing(path).into())], b"", head);
+            return respond(stream, 404, &self.missing(path), b"", head);
         };
         if path.starts_with("/cdn/") {
             return if head {
@@ -367,7 +367,7 @@ impl State {
         }
     }
 
-    /// The faults that apply: the first of bytes, or all of headers.
+    /// Returns the faults that apply: the first of bytes, or all of headers.
     fn take(&self, of_bytes: bool) -> Vec<Fault> {
         let mut faults = self.faults.lock().unwrap();
         let fits = faults.iter_mut().filter(|(f, left)| f.is_of_bytes() == of_bytes && *left > 0);
@@ -391,7 +391,7 @@ impl State {
         headers
     }
 
-    /// Understands `/owner/name/resolve/REVISION/file` and the two forms that it redirects to.
+    /// Parses `/owner/name/resolve/REVISION/file` and the two forms that it redirects to.
     fn find(&self, path: &str) -> Option<Found> {
         let path = path.trim_start_matches('/');
         let path =
@@ -407,16 +407,17 @@ impl State {
         Some(Found { etag, commit, file: file.into(), repo, bytes })
     }
 
-    fn missing(&self, path: &str) -> &'static str {
+    fn missing(&self, path: &str) -> Vec<(&'static str, String)> {
         let repo: Vec<&str> = path.trim_start_matches('/').splitn(3, '/').take(2).collect();
-        if self.repos.lock().unwrap().contains_key(&repo.join("/")) {
-            "EntryNotFound"
-        } else {
-            "RepoNotFound"
+        match self.repos.lock().unwrap().get(&repo.join("/")) {
+            Some(repo) => {
+                vec![("X-Error-Code", "EntryNotFound".into()), ("X-Repo-Commit", repo.commit.clone())]
+            }
+            None => vec![("X-Error-Code", "RepoNotFound".into())],
         }
     }
 
-    /// Says nothing until the client leaves or the server stops.
+    /// Sends nothing until the client disconnects or the server stops.
     fn wait(&self, stream: &TcpStream) -> Option<()> {
         stream.set_read_timeout(Some(Duration::from_millis(10))).ok()?;
         while !self.stop.load(Ordering::SeqCst) && stream.peek(&mut [0]).map_or(true, |n| n > 0) {
