@@ -7,6 +7,7 @@ mod golden;
 mod hub;
 mod inspect;
 mod manifest;
+mod manners;
 mod predict;
 mod tidy;
 mod train;

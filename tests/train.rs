@@ -67,7 +67,7 @@ fn a_bundled_backbone_learns_new_classes() {
         &data,
     ]);
     assert!(run.ok().contains("model.safetensors"), "{run:?}");
-    assert!(run.stderr.contains("begins anew: fc.weight, fc.bias"), "{run:?}");
+    assert!(run.stderr.contains("new, randomly initialized: fc.weight, fc.bias"), "{run:?}");
     assert!(run.stderr.contains("epoch 4: loss"), "{run:?}");
     let model = dir.path().join("run/model.safetensors");
     let meta = Checkpoint::open(&model).unwrap().meta().clone();
@@ -110,7 +110,7 @@ fn the_bundled_network_is_as_good_as_its_card_says() {
     let dir = tempfile::tempdir().unwrap();
     let data = s(data(dir.path(), 2000, |digit| digit.to_string()));
     let output = resnet_cli(&["eval", &s(digits()), &data]);
-    assert!(output.ok().contains("top-1   99.45 %  (1989 right)"), "{output:?}");
+    assert!(output.ok().contains("top-1   99.45 %  (1989 correct)"), "{output:?}");
 }
 
 #[test]
@@ -126,7 +126,7 @@ fn a_killed_run_is_resumed_to_the_same_bytes() {
             "train",
             "--scratch",
             "resnet20_cifar",
-            "--grey",
+            "--gray",
             "--size",
             "16",
             "--config",
@@ -176,7 +176,7 @@ fn a_full_disk_ends_a_run_and_leaves_what_was_there() {
     let train = |script: &str| {
         let mut command = std::process::Command::new("sh");
         command.args(["-c", &format!("{script} exec \"$0\" \"$@\"")]).arg(env!("CARGO_BIN_EXE_resnet-cli"));
-        command.args(["train", "--scratch", "resnet20_cifar", "--grey", "--size", "12", "--config", &config]);
+        command.args(["train", "--scratch", "resnet20_cifar", "--gray", "--size", "12", "--config", &config]);
         command.arg("--out").arg(&out);
         command
     };
@@ -218,7 +218,7 @@ fn a_run_that_diverges_keeps_a_network_that_predicts() {
          [schedule]\nrate = 1.2\nwarm_up = 1.0\n",
     );
     let fixed =
-        ["train", "--scratch", "resnet20_cifar", "--grey", "--size", "12", "--config", &config, "--out"];
+        ["train", "--scratch", "resnet20_cifar", "--gray", "--size", "12", "--config", &config, "--out"];
     let failed = resnet_cli(&[&fixed[..], &[&out, &data]].concat());
     assert_eq!(failed.code, 1, "{failed:?}");
     for part in ["epoch 2: loss", "diverged at step", "at a learning rate of", "last good state is kept"] {

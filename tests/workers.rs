@@ -102,7 +102,7 @@ mod mpi {
             let with = |workers: usize| {
                 let batch = (16 / workers).to_string();
                 let flags =
-                    [flags, &["--weights", &weights, "--batch-size", &batch, "--rate", "0.002"]].concat();
+                    [flags, &["--weights", &weights, "--batch-size", &batch, "--lr", "0.002"]].concat();
                 arguments(dir.path(), &s(out(workers)), &flags)
             };
             run(&mut command(&with(1)), &[]).ok();
@@ -152,7 +152,7 @@ mod mpi {
     #[test]
     fn a_killed_process_ends_all_and_the_run_is_resumed() {
         let dir = tempfile::tempdir().unwrap();
-        let fresh = ["--scratch", "resnet20_cifar", "--grey", "--size", "16"];
+        let fresh = ["--scratch", "resnet20_cifar", "--gray", "--size", "16"];
         let flags = [&fresh[..], &["--sync-bn", "--batch-size", "2", "--worker-timeout", "3"]].concat();
         let whole = arguments(dir.path(), "whole", &flags);
         run(&mut mpirun(dir.path(), START, &[], &whole), &[]).ok();

@@ -1,69 +1,74 @@
-//! `eval`: measure how many images of a folder a checkpoint gets right.
+//! `eval`: accuracy of a checkpoint on labeled images.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use clap::ValueEnum;
-use resnet_model::Labels;
+use resnet_model::{Labels, escape};
 use resnet_train::Dataset;
 use resnet_train::eval::{Evaluation, Model, Views, evaluate};
 
 use crate::device::Choice;
+use crate::exit::Outcome;
 use crate::terminal;
 use crate::weights::Selection;
 
-/// Measure how many images of a folder a checkpoint gets right.
+/// Measure the accuracy of a checkpoint on labeled images
 ///
-/// Several checkpoints are an ensemble: their probabilities are averaged. DATA is as for train; of a folder with `train` and
-/// `val` folders, or of a list with splits, the images held out are taken, of others all.
+/// DATA is a folder or CSV file as in `train`; if it has a validation split, only that is used. The probabilities of several
+/// checkpoints are averaged (an ensemble), which must have the same class labels in the same order. Images that cannot be
+/// read are reported and skipped: the exit status is then 3.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Average over the four corners and the centre and their mirror images
+    /// Average over ten crops: four corners, center, and their mirror images
     #[arg(long)]
     ten_crop: bool,
-    /// Average over these lengths of the shorter side
-    #[arg(long, value_name = "PIXELS,…", value_delimiter = ',', value_parser = super::predict::positive)]
+    /// Average over several sizes: lengths of the shorter side after resizing
+    #[arg(long, value_name = "PIXELS,...", value_delimiter = ',', value_parser = super::predict::positive)]
     sizes: Vec<usize>,
-    /// Also every class
+    /// Show the accuracy of every class
     #[arg(long)]
     per_class: bool,
-    /// Also who was taken for whom, most frequent first
+    /// Show confused pairs of classes, most frequent first
     #[arg(long)]
     confusion: bool,
-    /// How figures are written
-    #[arg(long, value_enum, default_value_t = Form::Text)]
-    format: Form,
-    /// Where to compute: auto, cpu, cuda, cuda:NUMBER, metal
+    /// Output format
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    format: Format,
+    /// Device to compute on: auto, cpu, cuda, cuda:INDEX or metal
     #[arg(long, default_value_t)]
     device: Choice,
-    /// Images computed at once
+    /// Number of images per batch
     #[arg(long, default_value_t = 32, value_name = "N", value_parser = super::predict::positive)]
     batch_size: usize,
-    /// Checkpoints (files or Hub ids) and, last, the images
+    /// One or more checkpoints (files or Hub ids), then the images
     #[arg(required = true, num_args = 2.., value_names = ["CHECKPOINT", "DATA"])]
     paths: Vec<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Form {
-    /// A short table
+enum Format {
+    /// A table
     Text,
     /// One JSON object
     Json,
 }
 
-/// Runs the command; `false` if an image could not be read.
-pub fn run(args: Args, out: &mut dyn Write) -> anyhow::Result<bool> {
-    let Some((data, checkpoints)) = args.paths.split_last() else { bail!("name checkpoints and images") };
+/// Runs the command.
+pub fn run(args: Args, out: &mut dyn Write) -> anyhow::Result<Outcome> {
+    let Some((data, checkpoints)) = args.paths.split_last() else { bail!("expected checkpoints and images") };
     let device = args.device.open()?;
     let mut models = Vec::new();
     let mut labels = Labels::None;
     for name in checkpoints {
         let selection = Selection { weights: Some(name.clone()), ..Selection::default() };
         let checkpoint = selection.open().with_context(|| format!("`{name}`"))?;
-        if labels.is_none() {
-            labels = checkpoint.meta().labels.clone();
+        let own = &checkpoint.meta().labels;
+        match (&labels, own) {
+            (_, Labels::None) => {}
+            (Labels::None, own) => labels = own.clone(),
+            (first, own) => same_labels(first, own).with_context(|| format!("`{name}`"))?,
         }
         models.push(Model::new(&checkpoint, &device, args.batch_size)?);
     }
@@ -74,17 +79,38 @@ pub fn run(args: Args, out: &mut dyn Write) -> anyhow::Result<bool> {
     let views = Views { ten_crop: args.ten_crop, sizes: args.sizes.clone() };
     let result = evaluate(&models, &dataset, &indices, &views, args.batch_size, &mut |n| bar.inc(n as u64))?;
     bar.finish_and_clear();
-    for why in &result.skipped {
-        let _ = writeln!(io::stderr(), "skipped: {why}");
-    }
+    result.skipped.iter().for_each(|why| terminal::warn(format_args!("skipped: {why}")));
     match args.format {
-        Form::Text => text(&args, &result, &dataset, out)?,
-        Form::Json => json(&args, &result, &dataset, out)?,
+        Format::Text => text(&args, &result, &dataset, out)?,
+        Format::Json => json(&args, &result, &dataset, out)?,
     }
-    Ok(result.skipped.is_empty())
+    Ok(Outcome::from_failed(result.skipped.len(), result.images + result.skipped.len()))
 }
 
-/// The images and the numbers of those that are evaluated.
+/// Returns an error if the labels of two checkpoints differ: their outputs are averaged by class index.
+fn same_labels(first: &Labels, other: &Labels) -> anyhow::Result<()> {
+    let name = |labels: &Labels, class| labels.get(class).map(|label| label.name.to_owned());
+    for class in 0.. {
+        match (name(first, class), name(other, class)) {
+            (None, None) => break,
+            (a, b) if a == b => {}
+            (a, b) => {
+                let show = |name: Option<String>| {
+                    name.map_or("missing".into(), |name| format!("`{}`", escape(&name)))
+                };
+                bail!(
+                    "an ensemble needs the same class labels in the same order: class {class} is {}, but {} in the first \
+                     checkpoint",
+                    show(b),
+                    show(a)
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Opens the dataset; returns it and the indices of the images to evaluate.
 fn dataset(path: &Path) -> anyhow::Result<(Dataset, Vec<usize>)> {
     let dataset = match path.is_dir() {
         true => Dataset::folder(path, 0.0, 0)?,
@@ -97,7 +123,7 @@ fn dataset(path: &Path) -> anyhow::Result<(Dataset, Vec<usize>)> {
     Ok((dataset, indices))
 }
 
-/// Pairs of different classes, most frequent first: number of images, class, answer.
+/// Returns the misclassified pairs, most frequent first: number of images, true class, predicted class.
 fn mistakes(result: &Evaluation) -> Vec<(u32, usize, usize)> {
     let rows = result.confusion.iter().enumerate();
     let pairs = rows.flat_map(|(class, row)| row.iter().enumerate().map(move |(k, &n)| (n, class, k)));
@@ -109,8 +135,8 @@ fn mistakes(result: &Evaluation) -> Vec<(u32, usize, usize)> {
 fn text(args: &Args, result: &Evaluation, dataset: &Dataset, out: &mut dyn Write) -> io::Result<()> {
     let images = result.images;
     writeln!(out, "images  {images}")?;
-    writeln!(out, "top-1   {:.2} %  ({} right)", 100.0 * result.top1_share(), result.top1)?;
-    writeln!(out, "top-5   {:.2} %  ({} right)", 100.0 * result.top5_share(), result.top5)?;
+    writeln!(out, "top-1   {:.2} %  ({} correct)", 100.0 * result.top1_share(), result.top1)?;
+    writeln!(out, "top-5   {:.2} %  ({} correct)", 100.0 * result.top5_share(), result.top5)?;
     writeln!(out, "loss    {:.4}", result.loss)?;
     let names = dataset.classes();
     if args.per_class {
@@ -121,7 +147,7 @@ fn text(args: &Args, result: &Evaluation, dataset: &Dataset, out: &mut dyn Write
     }
     if args.confusion {
         for (n, class, answer) in mistakes(result) {
-            writeln!(out, "{n:>5}  {} taken for {}", names[class], names[answer])?;
+            writeln!(out, "{n:>5}  {} predicted as {}", names[class], names[answer])?;
         }
     }
     Ok(())
@@ -147,4 +173,20 @@ fn json(args: &Args, result: &Evaluation, dataset: &Dataset, out: &mut dyn Write
     }
     writeln!(out, "{value:#}")?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ensembles_need_the_same_labels_in_the_same_order() {
+        let labels = |names: &[&str]| Labels::Names(names.iter().map(|&n| n.to_owned()).collect());
+        let first = labels(&["cat", "dog"]);
+        assert!(same_labels(&first, &first).is_ok());
+        for other in [labels(&["dog", "cat"]), labels(&["cat"]), labels(&["cat", "dog", "cow"])] {
+            let error = same_labels(&first, &other).unwrap_err().to_string();
+            assert!(error.contains("same class labels in the same order"), "{error}");
+        }
+    }
 }
