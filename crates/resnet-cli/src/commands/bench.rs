@@ -215,7 +215,7 @@ fn measure(
     })
 }
 
-/// The value below which a share `q` of the times lies, in milliseconds.
+/// Returns the quantile `q` of the times in milliseconds.
 fn quantile(times: &mut [Duration], q: f64) -> f64 {
     times.sort();
     let index = ((times.len().saturating_sub(1)) as f64 * q).round() as usize;

@@ -122,7 +122,7 @@ fn row(model: &Model) -> ModelRow<'_> {
     }
 }
 
-/// Whether each model is on the frontier: no other is at least as accurate at no higher cost.
+/// Returns, for each model, whether it is on the Pareto front of accuracy and MACs.
 fn frontier(models: &[Model]) -> Vec<bool> {
     let mut order: Vec<usize> = (0..models.len()).collect();
     let accuracy = |i: usize| models[i].top1().unwrap_or(f64::NEG_INFINITY);

@@ -104,7 +104,7 @@ pub fn run(args: Args, out: &mut dyn Write) -> anyhow::Result<Outcome> {
     match train(args, launch, out) {
         // A process reports its own errors; rank 0 reports those that all processes see.
         Err(error) if rank > 0 && workers::is_told_by_others(&error) => Ok(Outcome::Failure),
-        Err(error) if rank > 0 && !workers::is_lost(&error) => Err(error.context(format!("worker {rank}"))),
+        Err(error) if rank > 0 && !workers::is_lost(&error) => Err(error.context(format!("rank {rank}"))),
         result => result,
     }
 }
