@@ -156,7 +156,7 @@ fn a_killed_run_is_resumed_to_the_same_bytes() {
     child.wait().unwrap();
     let resumed = crate::cli::run(&mut train(&s(&parts), &["--resume"]), &[]);
     resumed.ok();
-    assert!(resumed.stderr.contains("going on at step"), "{resumed:?}");
+    assert!(resumed.stderr.contains("resumed at step"), "{resumed:?}");
     let bytes = |run: &Path| fs::read(run.join("model.safetensors")).unwrap();
     assert!(bytes(&parts) == bytes(Path::new(&whole)), "the models differ");
 

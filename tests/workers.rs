@@ -177,7 +177,7 @@ mod mpi {
             assert!(losses(&out).len() < 54, "{name}: it was over");
             let resumed = run(&mut mpirun_with(&["--resume"], START, &[]), &[]);
             resumed.ok();
-            assert!(resumed.stderr.contains("going on at step"), "{name}: {resumed:?}");
+            assert!(resumed.stderr.contains("resumed at step"), "{name}: {resumed:?}");
             let model = |name: &str| fs::read(dir.path().join(name).join("model.safetensors")).unwrap();
             assert!(model(name) == model("whole"), "{name}: the models differ");
         }
