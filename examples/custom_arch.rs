@@ -1,4 +1,4 @@
-//! A network of one's own: described as data, looked at, initialised, run. `cargo run --example custom_arch`.
+//! A custom architecture, described as data: `cargo run --example custom_arch`.
 
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};

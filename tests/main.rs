@@ -7,6 +7,7 @@ mod cli;
 mod fakehub;
 mod golden;
 mod inspect;
+mod manners;
 mod predict;
 mod tidy;
 mod train;

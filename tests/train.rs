@@ -126,7 +126,7 @@ fn a_killed_run_is_resumed_to_identical_bytes() {
             "train",
             "--scratch",
             "resnet20_cifar",
-            "--grey",
+            "--gray",
             "--size",
             "16",
             "--config",
@@ -176,7 +176,7 @@ fn a_full_disk_ends_a_run_and_keeps_earlier_files() {
     let train = |script: &str| {
         let mut command = std::process::Command::new("sh");
         command.args(["-c", &format!("{script} exec \"$0\" \"$@\"")]).arg(env!("CARGO_BIN_EXE_resnet-cli"));
-        command.args(["train", "--scratch", "resnet20_cifar", "--grey", "--size", "12", "--config", &config]);
+        command.args(["train", "--scratch", "resnet20_cifar", "--gray", "--size", "12", "--config", &config]);
         command.arg("--out").arg(&out);
         command
     };
@@ -218,7 +218,7 @@ fn a_run_that_diverges_keeps_a_network_that_predicts() {
          [schedule]\nlr = 1.2\nwarmup = 1.0\n",
     );
     let fixed =
-        ["train", "--scratch", "resnet20_cifar", "--grey", "--size", "12", "--config", &config, "--out"];
+        ["train", "--scratch", "resnet20_cifar", "--gray", "--size", "12", "--config", &config, "--out"];
     let failed = resnet_cli(&[&fixed[..], &[&out, &data]].concat());
     assert_eq!(failed.code, 1, "{failed:?}");
     for part in ["epoch 2: loss", "diverged at step", "at a learning rate of", "last good state is kept"] {

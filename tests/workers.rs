@@ -155,7 +155,7 @@ mod mpi {
     #[test]
     fn a_killed_process_ends_all_and_the_run_is_resumed() {
         let dir = tempfile::tempdir().unwrap();
-        let fresh = ["--scratch", "resnet20_cifar", "--grey", "--size", "16"];
+        let fresh = ["--scratch", "resnet20_cifar", "--gray", "--size", "16"];
         let flags = [&fresh[..], &["--sync-bn", "--batch-size", "2", "--timeout", "3"]].concat();
         let whole = arguments(dir.path(), "whole", &flags);
         run(&mut mpirun(dir.path(), START, &[], &whole), &[]).ok();

@@ -6,18 +6,20 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use clap::ValueEnum;
 use resnet_model::engine::EngineOptions;
-use resnet_model::{Classifier, Labels};
+use resnet_model::{Classifier, Labels, escape};
 use resnet_train::Dataset;
 use resnet_train::eval::{Evaluation, Views, evaluate};
 
 use crate::device::Choice;
+use crate::exit::Outcome;
 use crate::terminal;
 use crate::weights::Selection;
 
-/// Measure the accuracy of a checkpoint on labeled images.
+/// Measure the accuracy of a checkpoint on labeled images
 ///
-/// Several checkpoints form an ensemble, whose probabilities are averaged. DATA is the same as for train; with a validation
-/// split, only its images are used, otherwise all.
+/// DATA is a folder or CSV file as in `train`; if it has a validation split, only that is used. The probabilities of several
+/// checkpoints are averaged (an ensemble); they must have the same class labels in the same order. Images that cannot be
+/// read are reported and skipped: the exit status is then 3.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Average over four corner crops, the center crop and their mirror images
@@ -33,8 +35,8 @@ pub struct Args {
     #[arg(long)]
     confusion: bool,
     /// Output format
-    #[arg(long, value_enum, default_value_t = Form::Text)]
-    format: Form,
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    format: Format,
     /// Device: auto, cpu, cuda, cuda:NUMBER, metal
     #[arg(long, default_value_t)]
     device: Choice,
@@ -47,15 +49,15 @@ pub struct Args {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Form {
-    /// A short table
+enum Format {
+    /// A table
     Text,
     /// One JSON object
     Json,
 }
 
-/// Runs the command; `false` if an image could not be read.
-pub fn run(args: Args, out: &mut dyn Write) -> anyhow::Result<bool> {
+/// Runs the command.
+pub fn run(args: Args, out: &mut dyn Write) -> anyhow::Result<Outcome> {
     let Some((data, checkpoints)) = args.paths.split_last() else {
         bail!("expected a checkpoint and images")
     };
@@ -65,8 +67,11 @@ pub fn run(args: Args, out: &mut dyn Write) -> anyhow::Result<bool> {
     for name in checkpoints {
         let selection = Selection { weights: Some(name.clone()), ..Selection::default() };
         let checkpoint = selection.open().with_context(|| format!("`{name}`"))?;
-        if labels.is_none() {
-            labels = checkpoint.meta().labels.clone();
+        let own = &checkpoint.meta().labels;
+        match (&labels, own) {
+            (_, Labels::None) => {}
+            (Labels::None, own) => labels = own.clone(),
+            (first, own) => same_labels(first, own).with_context(|| format!("`{name}`"))?,
         }
         let options = EngineOptions { batch: args.batch_size, ..EngineOptions::default() };
         models.push(Classifier::with_options(&checkpoint, &device, options)?);
@@ -79,14 +84,35 @@ pub fn run(args: Args, out: &mut dyn Write) -> anyhow::Result<bool> {
     let views = Views { ten_crop: args.ten_crop, sizes: args.sizes.clone() };
     let result = evaluate(&models, &dataset, &indices, &views, args.batch_size, &mut |n| bar.inc(n as u64))?;
     bar.finish_and_clear();
-    for why in &result.skipped {
-        let _ = writeln!(io::stderr(), "skipped: {why}");
-    }
+    result.skipped.iter().for_each(|why| terminal::warn(format_args!("skipped: {why}")));
     match args.format {
-        Form::Text => text(&args, &result, &dataset, out)?,
-        Form::Json => json(&args, &result, &dataset, out)?,
+        Format::Text => text(&args, &result, &dataset, out)?,
+        Format::Json => json(&args, &result, &dataset, out)?,
     }
-    Ok(result.skipped.is_empty())
+    Ok(Outcome::from_failed(result.skipped.len(), result.images + result.skipped.len()))
+}
+
+/// Returns an error if the labels of two checkpoints differ: their outputs are averaged by class index.
+fn same_labels(first: &Labels, other: &Labels) -> anyhow::Result<()> {
+    let name = |labels: &Labels, class| labels.get(class).map(|label| label.name.to_owned());
+    for class in 0.. {
+        match (name(first, class), name(other, class)) {
+            (None, None) => break,
+            (a, b) if a == b => {}
+            (a, b) => {
+                let show = |name: Option<String>| {
+                    name.map_or("missing".into(), |name| format!("`{}`", escape(&name)))
+                };
+                bail!(
+                    "an ensemble needs the same class labels in the same order: class {class} is {}, but {} in the first \
+                     checkpoint",
+                    show(b),
+                    show(a)
+                );
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Returns the dataset and the indices to evaluate.
@@ -150,4 +176,20 @@ fn json(args: &Args, result: &Evaluation, dataset: &Dataset, out: &mut dyn Write
     }
     writeln!(out, "{value:#}")?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ensembles_need_the_same_labels_in_the_same_order() {
+        let labels = |names: &[&str]| Labels::Names(names.iter().map(|&n| n.to_owned()).collect());
+        let first = labels(&["cat", "dog"]);
+        assert!(same_labels(&first, &first).is_ok());
+        for other in [labels(&["dog", "cat"]), labels(&["cat"]), labels(&["cat", "dog", "cow"])] {
+            let error = same_labels(&first, &other).unwrap_err().to_string();
+            assert!(error.contains("same class labels in the same order"), "{error}");
+        }
+    }
 }

@@ -1,4 +1,4 @@
-//! `train`: train or fine-tune a network on a folder of images.
+//! `train`: training and fine-tuning on a folder of images.
 
 use std::fs::OpenOptions;
 use std::io::{self, Write};
@@ -21,11 +21,12 @@ use resnet_train::fit::{Begin, End, Report, Run, fit_distributed};
 use resnet_train::{Config, Dataset, Event};
 
 use crate::device::Choice;
-use crate::terminal;
+use crate::exit::Outcome;
+use crate::terminal::{self, Verbosity};
 use crate::weights::Selection;
 use crate::workers;
 
-/// Train or fine-tune a network on a folder of images.
+/// Train or fine-tune a network on a folder of images
 ///
 /// DATA is a folder with one folder of images per class, a folder with `train` and `val` folders of that form, or a CSV
 /// file with the columns path, label and optionally split. The result, RUN/model.safetensors, is a checkpoint that predict
@@ -53,7 +54,7 @@ pub struct Args {
     /// Trainable part: all, head, or a tap such as layer4 (that and all later layers)
     #[arg(long, value_name = "PART")]
     train: Option<String>,
-    /// Passes over the images
+    /// Number of epochs
     #[arg(long, value_name = "N")]
     epochs: Option<usize>,
     /// Images per batch and process
@@ -70,7 +71,7 @@ pub struct Args {
     size: Option<usize>,
     /// Train on grayscale images (one channel); the stem of trained weights is adapted
     #[arg(long)]
-    grey: bool,
+    gray: bool,
     /// Output folder for states, the best network, curves and metrics
     #[arg(long, value_name = "RUN", default_value = "run")]
     out: PathBuf,
@@ -94,13 +95,13 @@ pub struct Args {
     data: PathBuf,
 }
 
-/// Runs the command; `false` if the run was stopped before its end.
-pub fn run(args: Args, out: &mut dyn Write) -> anyhow::Result<bool> {
+/// Runs the command.
+pub fn run(args: Args, out: &mut dyn Write) -> anyhow::Result<Outcome> {
     let launch = workers::launched()?;
     let rank = launch.map_or(0, |launch| launch.rank);
     match train(args, launch, out) {
         // The failed rank reports its error; rank 0 reports what all ranks find.
-        Err(error) if rank > 0 && workers::is_reported_elsewhere(&error) => Ok(false),
+        Err(error) if rank > 0 && workers::is_reported_elsewhere(&error) => Ok(Outcome::Failure),
         Err(error) if rank > 0 && !workers::is_lost_rank(&error) => {
             Err(error.context(format!("rank {rank}")))
         }
@@ -108,7 +109,7 @@ pub fn run(args: Args, out: &mut dyn Write) -> anyhow::Result<bool> {
     }
 }
 
-fn train(args: Args, launch: Option<Launch>, out: &mut dyn Write) -> anyhow::Result<bool> {
+fn train(args: Args, launch: Option<Launch>, out: &mut dyn Write) -> anyhow::Result<Outcome> {
     if let Some(threads) = args.threads.or_else(|| launch.map(|launch| workers::threads(&launch))) {
         rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().context("--threads")?;
     }
@@ -122,7 +123,7 @@ fn train(args: Args, launch: Option<Launch>, out: &mut dyn Write) -> anyhow::Res
             std::process::exit(130);
         }
     })
-    .context("cannot listen for Ctrl-C")?;
+    .context("cannot handle Ctrl-C")?;
     let device = args.device.of_worker(launch.as_ref()).open()?;
     let timeout = Duration::from_secs(args.timeout as u64);
     let connect = |launch| workers::connect(launch, &device, Limits { timeout, stop: stop.clone() });
@@ -165,9 +166,9 @@ fn train(args: Args, launch: Option<Launch>, out: &mut dyn Write) -> anyhow::Res
     let report = report?;
     match console {
         Some(console) => console.finish()?,
-        None => return Ok(report.end != End::Stopped),
+        None => return Ok(Outcome::from_success(report.end != End::Stopped)),
     }
-    summary(&report, out)
+    print_summary(&report, out)
 }
 
 impl Args {
@@ -196,13 +197,13 @@ impl Args {
         let classes = dataset.classes().len();
         let start = Initialization { seed, ..Initialization::default() };
         if let Some(name) = &self.scratch {
-            let channels = if self.grey { 1 } else { 3 };
+            let channels = if self.gray { 1 } else { 3 };
             let arch = zoo::arch(name)?.with_classes(classes).with_in_channels(channels);
             let size = self.size.unwrap_or(224);
             // Small images are not cropped.
             let resize = if size < 64 { size } else { size * 256 / 224 };
             let mut preprocess = Preprocess::torchvision(resize, size);
-            if self.grey {
+            if self.gray {
                 preprocess.channels = Channels::Gray;
                 (preprocess.mean, preprocess.std) = (vec![0.5], vec![0.5]);
             }
@@ -211,7 +212,7 @@ impl Args {
         let (depth, model, weights) = (self.depth, self.model.clone(), self.weights.clone());
         let selection = Selection { depth, model, weights, ..Selection::default() };
         let mut checkpoint: Checkpoint = selection.open()?;
-        if self.grey {
+        if self.gray {
             checkpoint = checkpoint.with_in_channels(1)?;
         }
         let (parameters, partial) = Parameters::transfer(&checkpoint, classes, start, device)?;
@@ -247,9 +248,7 @@ impl Console {
     }
 
     fn line(&self, text: &str) {
-        self.bar.suspend(|| {
-            let _ = writeln!(io::stderr(), "{text}");
-        });
+        self.bar.suspend(|| terminal::message(Verbosity::Normal, text));
     }
 
     fn handle(&mut self, event: &Event) {
@@ -305,14 +304,14 @@ fn describe(record: &EpochMetrics) -> String {
     format!("epoch {epoch}: loss {:.4}, accuracy {accuracy:.2} %{val}", record.loss)
 }
 
-fn summary(report: &Report, out: &mut dyn Write) -> anyhow::Result<bool> {
+fn print_summary(report: &Report, out: &mut dyn Write) -> anyhow::Result<Outcome> {
     if report.end == End::Stopped {
         let _ = writeln!(io::stderr(), "stopped; the same command with --resume continues");
-        return Ok(false);
+        return Ok(Outcome::Failure);
     }
     let Some(path) = &report.checkpoint else { bail!("the run ended before its first evaluation") };
     let metrics = Checkpoint::open(path)?.meta().metrics.clone();
     let top1 = metrics.get("top1").map_or(String::new(), |top1| format!("  accuracy {top1:.2} %"));
     writeln!(out, "{}{top1}", path.display())?;
-    Ok(true)
+    Ok(Outcome::Success)
 }
