@@ -15,7 +15,7 @@ mod neon;
 mod portable;
 pub(crate) mod tile;
 
-pub use memory::Aligned;
+pub use memory::AlignedVec;
 
 /// An instruction set that this machine has; a value cannot be made on a machine without it.
 ///
