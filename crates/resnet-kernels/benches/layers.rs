@@ -9,7 +9,7 @@ use std::time::Duration;
 use divan::Bencher;
 use divan::counter::ItemsCount;
 use resnet_kernels::{
-    Activation, Algorithm, Aligned, Blocked, ConvShape, Epilogue, Input, InputHint, Isa, PackedConv, Plan,
+    Activation, Algorithm, AlignedVec, Blocked, ConvShape, Epilogue, Input, InputHint, Isa, PackedConv, Plan,
     PoolSpec, Precision, Residual, ThreadPool, View, ViewMut, fma_peak, reference::ConvWeights,
 };
 
@@ -106,10 +106,10 @@ fn conv(bencher: Bencher, case: &Case) {
     let dims = [batch, shape.c_in, size, size];
     let layout = Blocked::new(dims).unwrap().with_halo(convs[0].input_halo()).unwrap();
     let output_layout = Blocked::new(convs[0].output_dims(dims).unwrap()).unwrap();
-    let mut input = Aligned::zeroed(layout.len());
+    let mut input = AlignedVec::zeroed(layout.len());
     input.iter_mut().enumerate().for_each(|(i, x)| *x = (i % 13) as f32 / 13.0);
-    let mut output = Aligned::zeroed(output_layout.len());
-    let mut scratch = Aligned::zeroed(convs[0].scratch_len(dims, case.threads).unwrap());
+    let mut output = AlignedVec::zeroed(output_layout.len());
+    let mut scratch = AlignedVec::zeroed(convs[0].scratch_len(dims, case.threads).unwrap());
     let pool = ThreadPool::new(case.threads).unwrap();
     let mut next = convs.iter().cycle();
     let macs = shape.macs(batch, [size, size]).unwrap();

@@ -6,7 +6,7 @@ use crate::layout::{Blocked, View, ViewMut};
 use crate::pool::PoolSpec;
 use crate::reference::ConvWeights;
 use crate::shape::ConvShape;
-use crate::simd::{Aligned, Dispatch, Simd};
+use crate::simd::{AlignedVec, Dispatch, Simd};
 use crate::threads::ThreadPool;
 
 mod direct;
@@ -103,7 +103,7 @@ impl PackedConv {
     }
 
     /// The memory of the packed weights.
-    pub(crate) fn into_weights(self) -> Aligned {
+    pub(crate) fn into_weights(self) -> AlignedVec {
         self.panels.weights
     }
 

@@ -10,7 +10,7 @@ use crate::error::{Error, check_len, product};
 use crate::layout::{Blocked, LANES, View, ViewMut};
 use crate::reference::ConvWeights;
 use crate::shape::ConvShape;
-use crate::simd::{Aligned, Isa};
+use crate::simd::{AlignedVec, Isa};
 use crate::threads::ThreadPool;
 
 mod blocked;
@@ -78,7 +78,7 @@ impl PlanarConv<'_> {
         let conv = self.packed(self.shape, self.input, weights)?;
         let from = self.layout(self.input, conv.input_halo())?;
         let blocked = match conv.plan().algorithm {
-            Algorithm::Planar => Aligned::default(),
+            Algorithm::Planar => AlignedVec::default(),
             _ => self.blocked(from, input)?,
         };
         let (to, result) = self.run(&conv, (self.input, input), (from, &blocked))?;
@@ -100,7 +100,7 @@ impl PlanarConv<'_> {
         let columns = Phase::list(&self.shape, 1, w, output[3]);
         let halo = |phases: &[Phase]| phases.iter().map(|phase| phase.padding).max().unwrap_or(0);
         let from = self.layout(output, [halo(&rows), halo(&columns)])?;
-        let mut blocked = Aligned::default();
+        let mut blocked = AlignedVec::default();
         let mut result = vec![0.0; self.input.iter().product()];
         for row in &rows {
             for column in &columns {
@@ -151,8 +151,8 @@ impl PlanarConv<'_> {
         Blocked::new(dims)?.with_halo(halo)
     }
 
-    fn blocked(&self, layout: Blocked, planar: &[f32]) -> Result<Aligned, Error> {
-        let mut blocked = Aligned::zeroed(layout.len());
+    fn blocked(&self, layout: Blocked, planar: &[f32]) -> Result<AlignedVec, Error> {
+        let mut blocked = AlignedVec::zeroed(layout.len());
         layout.pack(planar, &mut blocked, self.pool)?;
         Ok(blocked)
     }
@@ -163,14 +163,14 @@ impl PlanarConv<'_> {
         conv: &PackedConv,
         (dims, planar): ([usize; 4], &[f32]),
         (layout, blocked): (Blocked, &[f32]),
-    ) -> Result<(Blocked, Aligned), Error> {
+    ) -> Result<(Blocked, AlignedVec), Error> {
         let input = match conv.plan().algorithm {
             Algorithm::Planar => Input::Planar { dims, data: planar },
             _ => Input::Blocked(View { layout, data: blocked }),
         };
         let to = Blocked::new(conv.output_dims(dims)?)?;
-        let mut result = Aligned::zeroed(to.len());
-        let mut scratch = Aligned::zeroed(conv.scratch_len(dims, self.pool.threads())?);
+        let mut result = AlignedVec::zeroed(to.len());
+        let mut scratch = AlignedVec::zeroed(conv.scratch_len(dims, self.pool.threads())?);
         let target = ViewMut { layout: to, data: &mut result };
         conv.run(input, Residual::None, target, &mut scratch, self.pool)?;
         Ok((to, result))

@@ -27,20 +27,21 @@ impl Blocked {
     /// A layout for `[N, C, H, W]` without a halo. Errors: a zero size, or a length that overflows.
     pub fn new(dims: [usize; 4]) -> Result<Self, Error> {
         let [n, c, h, w] = dims;
-        for (what, size) in [("batch", n), ("channels", c), ("height", h), ("width", w)] {
-            if size == 0 {
-                return Err(Error::Zero { what });
-            }
-        }
         Self { n, c, h, w, halo: [0, 0] }.checked()
     }
 
-    /// The same tensor with a zero border of `[vertical, horizontal]` pixels. Error: the length overflows.
+    /// Returns this layout with a zero border of `[vertical, horizontal]` pixels. Errors: a zero size, or a length that
+    /// overflows.
     pub fn with_halo(self, halo: [usize; 2]) -> Result<Self, Error> {
         Self { halo, ..self }.checked()
     }
 
     fn checked(self) -> Result<Self, Error> {
+        for (what, size) in [("batch", self.n), ("channels", self.c), ("height", self.h), ("width", self.w)] {
+            if size == 0 {
+                return Err(Error::Zero { what });
+            }
+        }
         let what = "activation length";
         let side = |size: usize, halo: usize| halo.checked_mul(2).and_then(|both| both.checked_add(size));
         let (Some(h), Some(w)) = (side(self.h, self.halo[0]), side(self.w, self.halo[1])) else {
@@ -80,7 +81,7 @@ impl Blocked {
         self.n * self.image_len()
     }
 
-    /// Whether the tensor has no elements; never true of a layout made by [`Blocked::new`].
+    /// Returns `true` if the tensor has no elements; never the case for a layout made by [`Blocked::new`].
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -200,6 +201,7 @@ fn check_tensor(what: &'static str, layout: &Blocked, len: usize, dims: [usize; 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{Algorithm, ConvShape, ConvWeights, Epilogue, Input, Isa, PackedConv, Plan, Residual};
 
     #[test]
     fn packing_is_undone_by_unpacking_and_clears_the_rest() {
@@ -238,5 +240,26 @@ mod tests {
         assert_eq!(Blocked::new([1 << 32, 1 << 20, 1 << 10, 1 << 10]).unwrap_err().to_string(), overflow);
         let layout = Blocked::new([1, 1, 1, 1]).unwrap();
         assert_eq!(layout.with_halo([usize::MAX, 0]).unwrap_err().to_string(), overflow);
+    }
+
+    #[test]
+    fn empty_batches_and_channels_are_errors() {
+        let shape = ConvShape { kernel: [3, 3], padding: [1, 1], ..ConvShape::pointwise(16, 16) };
+        let weights = vec![0.0; 16 * 16 * 9];
+        let pool = ThreadPool::new(2).unwrap();
+        for algorithm in [Algorithm::Direct, Algorithm::Winograd4] {
+            let plan = Plan { algorithm, isa: Isa::best() };
+            let weights = ConvWeights { weights: &weights, bias: None };
+            let conv = PackedConv::new(shape, plan, weights, Epilogue::default()).unwrap();
+            let run = |n, c| {
+                let layout = Blocked { n, c, h: 4, w: 4, halo: [1, 1] };
+                let output = ViewMut { layout: Blocked { halo: [0, 0], ..layout }, data: &mut [] };
+                let input = Input::Blocked(View { layout, data: &[] });
+                conv.run(input, Residual::None, output, &mut [], &pool).unwrap_err().to_string()
+            };
+            assert_eq!(run(0, 16), "batch is zero, expected at least 1");
+            assert_eq!(run(1, 0), "input has shape [1, 0, 4, 4], expected [1, 16, 4, 4]");
+            assert!(conv.scratch_len([0, 16, 4, 4], 2).is_err());
+        }
     }
 }

@@ -19,8 +19,8 @@
 //! let input = Blocked::new([1, 64, 56, 56])?.with_halo(conv.input_halo())?;
 //! let output = Blocked::new(conv.output_dims(input.dims())?)?;
 //! let pool = ThreadPool::new(2)?;
-//! let (mut x, mut y) = (Aligned::zeroed(input.len()), Aligned::zeroed(output.len()));
-//! let mut scratch = Aligned::zeroed(conv.scratch_len(input.dims(), pool.threads())?);
+//! let (mut x, mut y) = (AlignedVec::zeroed(input.len()), AlignedVec::zeroed(output.len()));
+//! let mut scratch = AlignedVec::zeroed(conv.scratch_len(input.dims(), pool.threads())?);
 //!
 //! // As often as needed.
 //! input.pack(&vec![1.0; 64 * 56 * 56], &mut x, &pool)?;
@@ -60,5 +60,5 @@ pub use peak::fma_peak;
 pub use pool::{AvgPoolSpec, PoolSpec, avg_pool, global_avg_pool, max_pool};
 pub use reference::ConvWeights;
 pub use shape::ConvShape;
-pub use simd::{Aligned, Isa};
+pub use simd::{AlignedVec, Isa};
 pub use threads::{MAX_THREADS, ThreadPool};

@@ -3,7 +3,7 @@
 use crate::error::{Error, check_len, product};
 use crate::layout::LANES;
 use crate::reference::ConvWeights;
-use crate::simd::Aligned;
+use crate::simd::AlignedVec;
 use crate::simd::tile::{Addend, MAX_PIXELS, Reduction, Tile, next_pixels};
 use crate::simd::{Dispatch, Isa, Simd};
 use crate::threads::{Target, ThreadPool};
@@ -21,8 +21,8 @@ pub struct PackedLinear {
     /// Output blocks per panel.
     panel: usize,
     /// `[panel][features in][blocks × 16]`.
-    weights: Aligned,
-    bias: Aligned,
+    weights: AlignedVec,
+    bias: AlignedVec,
 }
 
 impl PackedLinear {
@@ -44,13 +44,13 @@ impl PackedLinear {
         let panel = isa.dispatch(PanelBlocks).min(features_out.div_ceil(LANES));
         let width = panel * LANES;
         let padded = features_out.next_multiple_of(width);
-        let mut weights = Aligned::zeroed(product("weights length", &[padded, features_in])?);
+        let mut weights = AlignedVec::zeroed(product("weights length", &[padded, features_in])?);
         for (row, source) in params.weights.chunks_exact(features_in).enumerate() {
             let packed = &mut weights[row / width * width * features_in..][..width * features_in];
             let column = packed.iter_mut().skip(row % width).step_by(width);
             column.zip(source).for_each(|(to, from)| *to = *from);
         }
-        let mut bias = Aligned::zeroed(padded);
+        let mut bias = AlignedVec::zeroed(padded);
         if let Some(source) = params.bias {
             bias[..features_out].copy_from_slice(source);
         }

@@ -88,6 +88,9 @@ impl ConvShape {
         if c != self.c_in {
             return Err(Error::Shape { what: "input", found: input, expected: [n, self.c_in, h, w] });
         }
+        if n == 0 {
+            return Err(Error::Zero { what: "batch" });
+        }
         let [oh, ow] = self.output_hw([h, w])?;
         Ok([n, self.c_out, oh, ow])
     }

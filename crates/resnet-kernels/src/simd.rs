@@ -15,13 +15,13 @@ mod neon;
 mod portable;
 pub(crate) mod tile;
 
-pub use memory::Aligned;
+pub use memory::AlignedVec;
 
 /// An instruction set that this machine has; a value cannot be made on a machine without it.
 ///
 /// ```
 /// use resnet_kernels::Isa;
-/// assert_eq!(Isa::by_name("portable").unwrap().name(), "portable");
+/// assert_eq!("portable".parse::<Isa>().unwrap().name(), "portable");
 /// assert!(Isa::available().contains(&Isa::best()));
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -58,17 +58,7 @@ impl Isa {
         Self::available().first().copied().unwrap_or(Isa(Token::Portable(portable::Portable)))
     }
 
-    /// The instruction set called `avx512`, `avx2`, `neon` or `portable`. Error: this machine does not have it.
-    pub fn by_name(name: &str) -> Result<Self, Error> {
-        let available = Self::available();
-        let found = available.iter().find(|isa| isa.name() == name).copied();
-        found.ok_or_else(|| Error::Isa {
-            name: name.into(),
-            available: available.iter().map(Isa::name).collect(),
-        })
-    }
-
-    /// The name that [`Isa::by_name`] understands.
+    /// Name of the instruction set: `avx512`, `avx2`, `neon` or `portable`.
     pub fn name(&self) -> &'static str {
         struct Name;
         impl Dispatch for Name {
@@ -91,6 +81,24 @@ impl Isa {
             Token::Neon(token) => work.run(token),
             Token::Portable(token) => work.run(token),
         }
+    }
+}
+
+impl std::str::FromStr for Isa {
+    type Err = Error;
+
+    /// Returns the instruction set with this [`Isa::name`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Isa`] if the name is unknown or this machine does not support the instruction set.
+    fn from_str(name: &str) -> Result<Self, Error> {
+        let available = Self::available();
+        let found = available.iter().find(|isa| isa.name() == name).copied();
+        found.ok_or_else(|| Error::Isa {
+            name: name.into(),
+            available: available.iter().map(Isa::name).collect(),
+        })
     }
 }
 
@@ -154,9 +162,9 @@ mod tests {
     fn names_are_unique_and_found() {
         let available = Isa::available();
         for isa in &available {
-            assert_eq!(Isa::by_name(isa.name()).unwrap(), *isa);
+            assert_eq!(isa.name().parse::<Isa>().unwrap(), *isa);
         }
-        let error = Isa::by_name("mmx").unwrap_err().to_string();
+        let error = "mmx".parse::<Isa>().unwrap_err().to_string();
         assert!(
             error.starts_with("instruction set `mmx` is not available here, expected one of ["),
             "{error}"

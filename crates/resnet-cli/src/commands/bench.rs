@@ -128,7 +128,7 @@ impl Args {
         for name in &self.isa {
             match name.as_str() {
                 "all" => isas.extend(Isa::available()),
-                name => isas.push(Isa::by_name(name).with_context(|| format!("--isa {name}"))?),
+                name => isas.push(name.parse::<Isa>().with_context(|| format!("--isa {name}"))?),
             }
         }
         Ok(isas)

@@ -3,7 +3,7 @@
 use crate::layout::LANES;
 use crate::reference::ConvWeights;
 use crate::shape::ConvShape;
-use crate::simd::Aligned;
+use crate::simd::AlignedVec;
 use crate::simd::Simd;
 use crate::simd::tile::{Reduction, lines_ahead};
 
@@ -30,16 +30,16 @@ pub(crate) struct Panels {
     pub list: Vec<Panel>,
     /// First output block of every panel, and the end of the last.
     pub bounds: Vec<usize>,
-    pub weights: Aligned,
+    pub weights: AlignedVec,
     /// `[blocks × 16]`, zero where the convolution has none.
-    pub bias: Aligned,
+    pub bias: AlignedVec,
 }
 
 impl Panels {
     /// Cuts the output channels into panels; `products` is the number of weights per pair of padded channels.
     fn cut<S: Simd>(shape: &ConvShape, bias: Option<&[f32]>, products: usize, planar: bool) -> Self {
         let mut panels = Self::empty::<S>(shape, products, planar);
-        panels.weights = Aligned::zeroed(panels.len());
+        panels.weights = AlignedVec::zeroed(panels.len());
         panels.bias[..shape.c_out].copy_from_slice(bias.unwrap_or(&vec![0.0; shape.c_out]));
         panels
     }
@@ -65,7 +65,7 @@ impl Panels {
         }
         let mut bounds: Vec<usize> = list.iter().map(|panel| panel.block).collect();
         bounds.push(blocks);
-        Self { list, bounds, weights: Aligned::default(), bias: Aligned::zeroed(blocks * LANES) }
+        Self { list, bounds, weights: AlignedVec::default(), bias: AlignedVec::zeroed(blocks * LANES) }
     }
 
     pub(super) fn weights(&self, panel: &Panel) -> &[f32] {

@@ -10,7 +10,7 @@ use crate::error::{Error, check_at_least, check_len, product};
 use crate::layout::{Blocked, LANES, View, ViewMut};
 use crate::reference::ConvWeights;
 use crate::shape::ConvShape;
-use crate::simd::{Aligned, Isa};
+use crate::simd::{AlignedVec, Isa};
 use crate::threads::ThreadPool;
 
 /// A convolution of blocked tensors without a halo, whose weights `[c_out, c_in / groups, kernel height, kernel width]` are
@@ -36,7 +36,12 @@ impl BlockedConv<'_> {
     }
 
     /// The output. Errors: shapes and lengths that do not fit, a planar input of a convolution with groups.
-    pub fn forward(&self, input: Input, weights: &[f32], memory: &mut BufferPool) -> Result<Aligned, Error> {
+    pub fn forward(
+        &self,
+        input: Input,
+        weights: &[f32],
+        memory: &mut BufferPool,
+    ) -> Result<AlignedVec, Error> {
         let to = self.output()?;
         check_len("weights", weights.len(), self.shape.weight_len()?)?;
         let mut output = memory.take(to.len());
@@ -66,9 +71,9 @@ impl BlockedConv<'_> {
         &self,
         grad: &[f32],
         weights: &[f32],
-        before: Option<Aligned>,
+        before: Option<AlignedVec>,
         memory: &mut BufferPool,
-    ) -> Result<Aligned, Error> {
+    ) -> Result<AlignedVec, Error> {
         let output = self.output()?;
         let grad = view(output, "gradient", grad)?;
         check_len("weights", weights.len(), self.shape.weight_len()?)?;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::simd::Aligned;
+use crate::simd::AlignedVec;
 
 /// Buffers that were given back, by length.
 ///
@@ -10,7 +10,7 @@ use crate::simd::Aligned;
 /// what is computed in it.
 #[derive(Debug, Default)]
 pub struct BufferPool {
-    free: BTreeMap<usize, Vec<Aligned>>,
+    free: BTreeMap<usize, Vec<AlignedVec>>,
 }
 
 /// Steps between neighbouring lengths: an eighth of the next lower power of two, so that layers of nearly equal size
@@ -22,23 +22,23 @@ fn class(len: usize) -> usize {
 
 impl BufferPool {
     /// At least `len` elements, with any content.
-    pub fn take(&mut self, len: usize) -> Aligned {
+    pub fn take(&mut self, len: usize) -> AlignedVec {
         let class = class(len);
         match self.free.get_mut(&class).and_then(Vec::pop) {
             Some(buffer) => buffer,
-            None => Aligned::zeroed(class),
+            None => AlignedVec::zeroed(class),
         }
     }
 
     /// At least `len` elements, of which the first `len` are 0.
-    pub fn zeroed(&mut self, len: usize) -> Aligned {
+    pub fn zeroed(&mut self, len: usize) -> AlignedVec {
         let mut buffer = self.take(len);
         buffer[..len].fill(0.0);
         buffer
     }
 
     /// Keeps `buffer` for those who ask for one of its length.
-    pub fn give(&mut self, buffer: Aligned) {
+    pub fn give(&mut self, buffer: AlignedVec) {
         if !buffer.is_empty() {
             self.free.entry(buffer.len()).or_default().push(buffer);
         }

@@ -5,7 +5,7 @@ use super::PlanarConv;
 use crate::error::{Error, product};
 
 use crate::layout::{LANES, View};
-use crate::simd::{Aligned, Dispatch, Kernel, Simd};
+use crate::simd::{AlignedVec, Dispatch, Kernel, Simd};
 use crate::threads::ThreadPool;
 
 /// Bytes of the output's gradient that all taps pass over before the next ones come: they stay in the second-level cache.
@@ -97,12 +97,12 @@ impl Form {
 }
 
 /// The input, split by the stride, with the padding as zeros: `[N, C, stride, stride, rows, pitch]`.
-fn split(conv: &PlanarConv, form: &Form, input: &[f32]) -> Result<Aligned, Error> {
+fn split(conv: &PlanarConv, form: &Form, input: &[f32]) -> Result<AlignedVec, Error> {
     let [n, c, h, w] = conv.input;
     let shape = &conv.shape;
     let [rows, pitch] = form.phase;
     // The last run of the last plane may read behind its row.
-    let mut out = Aligned::zeroed(product("split input", &[n * c, form.plane])? + pitch);
+    let mut out = AlignedVec::zeroed(product("split input", &[n * c, form.plane])? + pitch);
     let len = n * c * form.plane;
     conv.pool.for_each_chunk(&mut out[..len], form.plane, |index, plane| {
         let source = &input[index * h * w..][..h * w];
@@ -127,10 +127,10 @@ fn split(conv: &PlanarConv, form: &Form, input: &[f32]) -> Result<Aligned, Error
 }
 
 /// The gradient with the channels of a panel side by side: `[N, groups, panels, H', pitch, width]`.
-fn interleave(conv: &PlanarConv, form: &Form, grad: Grad, batch: usize) -> Result<Aligned, Error> {
+fn interleave(conv: &PlanarConv, form: &Form, grad: Grad, batch: usize) -> Result<AlignedVec, Error> {
     let [oh, ow] = form.output;
     let (groups, width, pitch) = (conv.shape.groups, form.width(), form.phase[1]);
-    let mut out = Aligned::zeroed(product("panels", &[batch * groups, form.panels, form.panel()])?);
+    let mut out = AlignedVec::zeroed(product("panels", &[batch * groups, form.panels, form.panel()])?);
     conv.pool.for_each_chunk(&mut out, form.panel(), |index, panel| {
         let first = index % form.panels * width;
         let group = index / form.panels;
@@ -187,7 +187,7 @@ fn run<S: Simd>(
     let per_task = tiles_per_task(conv.pool, shape.groups * form.panels, needed);
     // Whole tasks, so that none has tiles of two panels.
     let tiles = needed.next_multiple_of(per_task);
-    let mut sums = Aligned::zeroed(product("sums", &[shape.groups * form.panels, tiles, tile])?);
+    let mut sums = AlignedVec::zeroed(product("sums", &[shape.groups * form.panels, tiles, tile])?);
     let channel_taps = shape.kernel[0] * shape.kernel[1];
     let strip = (STRIP_BYTES / (form.width() * size_of::<f32>() * form.phase[1]).max(1)).max(1);
     let task = |panel: usize, first: usize, sums: &mut [f32]| {

@@ -1,12 +1,12 @@
 use super::*;
 use crate::layout::Blocked;
 use crate::reference;
-use crate::simd::Aligned;
+use crate::simd::AlignedVec;
 use crate::testing::{assert_close, random};
 
-fn blocked(dims: [usize; 4], halo: usize, planar: &[f32], pool: &ThreadPool) -> (Blocked, Aligned) {
+fn blocked(dims: [usize; 4], halo: usize, planar: &[f32], pool: &ThreadPool) -> (Blocked, AlignedVec) {
     let layout = Blocked::new(dims).unwrap().with_halo([halo, halo]).unwrap();
-    let mut data = Aligned::zeroed(layout.len());
+    let mut data = AlignedVec::zeroed(layout.len());
     layout.pack(planar, &mut data, pool).unwrap();
     (layout, data)
 }
@@ -22,7 +22,7 @@ fn check(window: PoolSpec, dims: [usize; 4], poison: &[(usize, f32)]) {
             let (layout, data) = blocked(dims, halo, &planar, &pool);
             let run = |pooling: &dyn Fn(View, ViewMut) -> Result<(), Error>| {
                 let layout_out = Blocked::new(out_dims).unwrap().with_halo([halo, 0]).unwrap();
-                let mut out = Aligned::zeroed(layout_out.len());
+                let mut out = AlignedVec::zeroed(layout_out.len());
                 pooling(View { layout, data: &data }, ViewMut { layout: layout_out, data: &mut out })
                     .unwrap();
                 let mut back = vec![0.0; out_dims.iter().product()];

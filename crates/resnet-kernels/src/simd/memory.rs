@@ -14,17 +14,17 @@ const HUGE: usize = 2 << 20;
 /// `f32` zeros that start on a cache line, so that one pixel block is one line.
 ///
 /// Vectors of `f32` start on 16 bytes only, which makes every 64-byte access straddle two lines.
-pub struct Aligned {
+pub struct AlignedVec {
     data: NonNull<f32>,
     len: usize,
 }
 
-// SAFETY: `Aligned` owns its memory, as a `Vec<f32>` does.
-unsafe impl Send for Aligned {}
-// SAFETY: a shared `Aligned` gives shared access to `f32`s only.
-unsafe impl Sync for Aligned {}
+// SAFETY: `AlignedVec` owns its memory, as a `Vec<f32>` does.
+unsafe impl Send for AlignedVec {}
+// SAFETY: a shared `AlignedVec` gives shared access to `f32`s only.
+unsafe impl Sync for AlignedVec {}
 
-impl Aligned {
+impl AlignedVec {
     /// `len` zeros. Ends the process, as `Vec` does, when there is no memory; check lengths that users decide on.
     pub fn zeroed(len: usize) -> Self {
         let Some(layout) = Self::layout(len) else {
@@ -68,7 +68,7 @@ fn advise_huge(data: NonNull<u8>, size: usize) {
 #[cfg(not(target_os = "linux"))]
 fn advise_huge(_data: NonNull<u8>, _size: usize) {}
 
-impl Drop for Aligned {
+impl Drop for AlignedVec {
     fn drop(&mut self) {
         if let Some(layout) = Self::layout(self.len) {
             // SAFETY: `zeroed` allocated with the same layout, which depends on the length only.
@@ -77,7 +77,7 @@ impl Drop for Aligned {
     }
 }
 
-impl std::ops::Deref for Aligned {
+impl std::ops::Deref for AlignedVec {
     type Target = [f32];
 
     fn deref(&self) -> &[f32] {
@@ -86,14 +86,14 @@ impl std::ops::Deref for Aligned {
     }
 }
 
-impl std::ops::DerefMut for Aligned {
+impl std::ops::DerefMut for AlignedVec {
     fn deref_mut(&mut self) -> &mut [f32] {
         // SAFETY: as for `deref`, and `self` is borrowed mutably.
         unsafe { std::slice::from_raw_parts_mut(self.data.as_ptr(), self.len) }
     }
 }
 
-impl Clone for Aligned {
+impl Clone for AlignedVec {
     fn clone(&self) -> Self {
         let mut copy = Self::zeroed(self.len);
         copy.copy_from_slice(self);
@@ -101,15 +101,15 @@ impl Clone for Aligned {
     }
 }
 
-impl Default for Aligned {
+impl Default for AlignedVec {
     fn default() -> Self {
         Self::zeroed(0)
     }
 }
 
-impl std::fmt::Debug for Aligned {
+impl std::fmt::Debug for AlignedVec {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-        f.debug_struct("Aligned").field("len", &self.len).finish()
+        f.debug_struct("AlignedVec").field("len", &self.len).finish()
     }
 }
 
@@ -120,7 +120,7 @@ mod tests {
     #[test]
     fn memory_is_aligned_and_zero() {
         for len in [0, 1, 15, 1000, 400_000, 524_288, 1_300_000] {
-            let mut memory = Aligned::zeroed(len);
+            let mut memory = AlignedVec::zeroed(len);
             assert_eq!(memory.len(), len);
             assert!(len == 0 || (memory.as_ptr() as usize).is_multiple_of(LINE));
             assert!(memory.iter().all(|x| *x == 0.0));

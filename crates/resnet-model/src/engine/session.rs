@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use resnet_kernels::{Aligned, Blocked};
+use resnet_kernels::{AlignedVec, Blocked};
 
 use super::memory::{Lifetime, place};
 use super::pack::{Compiled, Kernel, Program};
@@ -166,12 +166,12 @@ fn scratch_len(s: &Compiled, costs: &[cost::Cost], n: usize, threads: usize) -> 
 #[derive(Debug)]
 pub(super) struct Session {
     layout: Arc<Layout>,
-    pub(super) arena: Aligned,
+    pub(super) arena: AlignedVec,
 }
 
 impl Session {
     pub(super) fn new(layout: Arc<Layout>) -> Session {
-        Session { arena: Aligned::zeroed(layout.arena), layout }
+        Session { arena: AlignedVec::zeroed(layout.arena), layout }
     }
 
     pub(super) fn layout(&self) -> &Arc<Layout> {

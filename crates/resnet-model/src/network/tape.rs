@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Tensor, Var};
-use resnet_kernels::{Aligned, Blocked, BufferPool, View};
+use resnet_kernels::{AlignedVec, Blocked, BufferPool, View};
 
 use super::steps::Step;
 use super::{DropConfig, Layer, Network, Statistics};
@@ -159,12 +159,12 @@ impl std::fmt::Debug for Tape<'_> {
 /// A blocked tensor without a halo; its memory goes back when it is dropped.
 struct Act {
     layout: Blocked,
-    data: Aligned,
+    data: AlignedVec,
     home: Shared,
 }
 
 impl Act {
-    fn new(home: &Shared, layout: Blocked, data: Aligned) -> Act {
+    fn new(home: &Shared, layout: Blocked, data: AlignedVec) -> Act {
         Act { layout, data, home: home.clone() }
     }
 
@@ -187,7 +187,7 @@ impl Act {
     }
 
     /// The memory without the tensor.
-    fn into_data(mut self) -> Aligned {
+    fn into_data(mut self) -> AlignedVec {
         std::mem::take(&mut self.data)
     }
 

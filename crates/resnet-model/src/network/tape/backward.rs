@@ -242,7 +242,7 @@ impl Pass<'_> {
                 }
                 (true, _) => {
                     kernels.grad_input_in_place(&of, [&all_w, &all_b], grad.slice_mut()).map_err(kernel)?;
-                    let empty = Act::new(&home, x.layout, resnet_kernels::Aligned::default());
+                    let empty = Act::new(&home, x.layout, resnet_kernels::AlignedVec::default());
                     Some(std::mem::replace(&mut grad, empty))
                 }
             };
