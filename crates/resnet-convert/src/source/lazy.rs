@@ -248,7 +248,10 @@ mod tests {
             assert!(errors > 0, "{order:?}");
         }
         let first = Verified(Arc::new(checked(!CRC))).read_at(0, &mut out).unwrap_err();
-        assert!(first.to_string().contains("entry: checksum cbf43926"), "{first}");
+        assert!(
+            first.to_string().contains("entry: checksum mismatch: expected 340bc6d9, found cbf43926"),
+            "{first}"
+        );
     }
 
     #[test]
