@@ -1,4 +1,4 @@
-//! Honest files: every container, every dialect, and what is reported of them.
+//! Valid files of every format and dialect, and the reports on them.
 
 mod command;
 pub(crate) mod dialects;
@@ -129,16 +129,16 @@ fn types_are_kept_unless_a_cast_is_asked_for() {
 }
 
 #[test]
-fn weights_that_are_no_floating_point_numbers_are_refused() {
+fn integer_weights_are_errors() {
     let mut odd = tensors(&small(Block::Basic, 3));
     let weight = odd.iter_mut().find(|t| t.name == "fc.weight").unwrap();
     (weight.class, weight.bytes) = ("LongStorage", vec![0; 3 * 16 * 8]);
     let error = convert(&network::zip(&odd, &[]), &ConvertOptions::default()).unwrap_err();
-    assert!(error.to_string().contains("`fc.weight` is of type I64, expected F16, BF16, F32"), "{error}");
+    assert!(error.to_string().contains("`fc.weight` has dtype I64, expected F16, BF16, F32"), "{error}");
 }
 
 #[test]
-fn architectures_come_from_shapes() {
+fn architectures_are_identified_from_shapes() {
     let resnet = |change: fn(&mut ResNet)| {
         let mut net = match small(Block::Bottleneck, 4) {
             Arch::ResNet(net) => net,
@@ -169,13 +169,25 @@ fn architectures_come_from_shapes() {
 }
 
 #[test]
-fn what_shapes_cannot_tell_must_be_told() {
+fn assumptions_are_reported_and_names_override_them() {
     let plain = zoo::arch("plain18").unwrap().with_classes(2);
     let bytes = network::zip(&tensors(&plain), &[]);
     let report = check("plain18", &bytes, &plain, &tensors(&plain));
     assert_eq!(report.identified.by, IdentifiedBy::Assumed);
-    assert_eq!(report.identified.assumed, ["no shortcuts", "no anti-aliasing"]);
-    assert!(report.to_string().contains("known by     the shapes; assumed: no shortcuts"), "{report}");
+    assert_eq!(
+        report.identified.assumed,
+        [
+            "no shortcuts",
+            "no anti-aliasing",
+            "max pooling in the stem",
+            "global average pooling",
+            "ReLU",
+            "symmetric padding",
+            "no dilation",
+            "norm epsilon 1e-5"
+        ]
+    );
+    assert!(report.to_string().contains("identified   the shapes; assumed: no shortcuts"), "{report}");
 
     // A name decides between networks of equal tensors, wherever it comes from.
     let blur = zoo::arch("resnetblur18").unwrap().with_classes(2);
@@ -185,8 +197,8 @@ fn what_shapes_cannot_tell_must_be_told() {
     let named = ConvertOptions { name: Some("resnetblur18.ra_in1k".into()), ..ConvertOptions::default() };
     let (checkpoint, report) = convert(&bytes, &named).unwrap();
     assert_eq!((&checkpoint.meta().arch, report.identified.by), (&blur, IdentifiedBy::Named));
-    let told = network::zip_named(&tensors(&blur), "resnetblur18");
-    let report = check("named by the file", &told, &blur, &tensors(&blur));
+    let named = network::zip_named(&tensors(&blur), "resnetblur18");
+    let report = check("named by the file", &named, &blur, &tensors(&blur));
     assert_eq!(report.identified.evidence, "the shapes and the name `resnetblur18` under `arch` in the file");
 
     let bytes = network::zip(&tensors(&plain), &[]);
@@ -252,14 +264,14 @@ fn a_wrong_checksum_found_while_writing_leaves_nothing() {
 }
 
 #[test]
-fn files_without_a_network_say_what_they_hold() {
+fn errors_list_the_tensors_of_unknown_networks() {
     let odd = [Named::f32("encoder.weight", &[3, 3], 0), Named::f32("decoder.weight\u{1b}", &[2], 1)];
     let error = convert(&network::zip(&odd, &[]), &ConvertOptions::default()).unwrap_err().to_string();
-    assert!(error.contains("2 tensors, but no ResNet among them: `encoder.weight` [3, 3]"), "{error}");
+    assert!(error.contains("2 tensors that match no known network: `encoder.weight` [3, 3]"), "{error}");
     assert!(error.contains("decoder.weight\\u{1b}"), "{error}");
 }
 
-/// The output is no copy of the input's name: a link to the input is the input.
+/// Another path to the input is the input.
 #[test]
 fn the_input_is_never_overwritten() {
     let bytes = network::safetensors(&tensors(&small(Block::Basic, 3)));
@@ -275,4 +287,22 @@ fn the_input_is_never_overwritten() {
         assert!(matches!(error, Error::SameFile(_)), "{error}");
     }
     assert_eq!(std::fs::read(&file.path).unwrap(), bytes);
+}
+
+#[test]
+fn a_canceled_conversion_leaves_nothing() {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    let file = file("in.pth", &network::zip(&tensors(&small(Block::Basic, 3)), &[]));
+    for name in ["out.safetensors", "out.pth", "out.onnx"] {
+        let cancel = Arc::new(AtomicBool::new(false));
+        let options = ConvertOptions { cancel: Some(cancel.clone()), ..ConvertOptions::default() };
+        let output = file.dir().join(name);
+        let conversion =
+            Conversion { input: &file.path, output: &output, existing: Existing::Keep, options: &options };
+        let result = resnet_convert::convert(conversion, &mut |_| cancel.store(true, Ordering::Relaxed));
+        assert!(matches!(result, Err(Error::Canceled(_))), "{name}: {result:?}");
+        assert_eq!(file.folder(), ["in.pth"], "{name}");
+    }
 }

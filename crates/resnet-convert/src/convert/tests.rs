@@ -28,7 +28,7 @@ fn zeros(shape: &[usize]) -> RawTensor {
     RawTensor::new(Dtype::F32, shape.to_vec(), Arc::new(Zeros(len))).unwrap()
 }
 
-/// The network's tensors, under names and in shapes of somebody else's.
+/// The network's tensors with other names and shapes.
 fn state(
     arch: &Arch,
     rename: impl Fn(&str) -> String,
@@ -66,7 +66,7 @@ fn large_networks_of_torchvision_and_timm() {
     }
 }
 
-/// The image tower of OpenAI's files; the text's is left out.
+/// The image encoder of OpenAI's files; the text encoder is dropped.
 #[test]
 fn towers_of_clip() {
     let arch = zoo::arch("resnet50x4_clip").unwrap();
@@ -127,7 +127,7 @@ fn inception_resnet_v2_of_old() {
     assert_eq!(checkpoint.meta().arch, arch);
 }
 
-/// `Sequential(*resnet.children())` and other names that say nothing, for networks with a name.
+/// Uninformative names for networks of the zoo.
 #[test]
 fn structure_finds_networks_of_the_zoo() {
     for name in ["resnet18", "resnext50_32x4d", "seresnet50", "resnetv2_50", "vgg11_bn"] {
@@ -150,18 +150,23 @@ fn structure_finds_networks_of_the_zoo() {
         let twins = ["resnet18", "resnetv2_50"].contains(&name);
         assert_eq!(report.identified.alternatives.is_empty(), !twins, "{report}");
 
-        // In another order nothing tells modules of equal shapes apart.
+        // In another order, modules of equal shapes cannot be distinguished.
+        let letters = |name: &str| -> String {
+            let letter = |c: char| c.to_digit(10).map_or(c, |n| char::from(b'a' + n as u8));
+            name.chars().map(letter).collect()
+        };
         let inner = 1..tensors.len() - 2;
         tensors[inner].reverse();
+        tensors.iter_mut().for_each(|(name, _)| *name = letters(name));
         let error = build_checkpoint(file(&tensors), "a".as_ref(), &ConvertOptions::default()).unwrap_err();
-        assert!(error.to_string().contains("nothing tells them apart"), "{name}: {error}");
-        assert_eq!(error.hint(), Some("--arch NAME insists on an architecture"));
+        assert!(error.to_string().contains("is ambiguous"), "{name}: {error}");
+        assert_eq!(error.hint(), Some("--arch NAME sets the architecture"));
     }
 }
 
-/// Who insists is believed as far as the shapes allow.
+/// A specified architecture is used if the shapes allow it.
 #[test]
-fn structure_with_an_architecture_insisted_on() {
+fn structure_with_a_specified_architecture() {
     let arch = zoo::arch("resnet50d").unwrap();
     let tensors: Vec<_> = state(&arch, str::to_owned, own_shape).tensors;
     let number = |(i, (name, t)): (usize, (String, RawTensor))| {
@@ -180,12 +185,12 @@ fn structure_with_an_architecture_insisted_on() {
     let named = ConvertOptions { name: Some("resnet50d.ra2_in1k".into()), ..ConvertOptions::default() };
     assert_eq!(known(file(), &named).0.meta().arch, arch);
     let error = build_checkpoint(file(), "a".as_ref(), &insist("resnet34")).unwrap_err();
-    assert!(error.to_string().contains("no ResNet among them"), "{error}");
+    assert!(error.to_string().contains("match no known network"), "{error}");
 }
 
-/// A backbone with another head: what does not fit is left out and listed, but only if that is allowed.
+/// A backbone with another head: with `partial`, unexpected tensors are omitted and listed.
 #[test]
-fn partial_leaves_out_what_does_not_fit() {
+fn partial_omits_unexpected_tensors() {
     let arch = zoo::arch("resnet18").unwrap();
     let file = || {
         let mut file = state(&arch, |n| n.replace("fc.", "fc.1."), own_shape);
@@ -193,28 +198,28 @@ fn partial_leaves_out_what_does_not_fit() {
         file
     };
     let error = build_checkpoint(file(), "a".as_ref(), &ConvertOptions::default()).unwrap_err();
-    assert_eq!(error.hint(), Some("--partial leaves them out"), "{error}");
+    assert_eq!(error.hint(), Some("--partial omits them"), "{error}");
     let partial = ConvertOptions { partial: true, ..ConvertOptions::default() };
     let (checkpoint, report) = known(file(), &partial);
     assert_eq!(checkpoint.meta().arch, arch.clone().with_classes(0));
     let dropped: Vec<&str> = report.dropped.iter().map(|d| d.name.as_str()).collect();
     assert_eq!(dropped, ["fc.1.bias", "fc.1.weight", "layer1.0.gate"]);
 
-    // A head without its bias is no head.
+    // A head without its bias is omitted.
     let mut file = state(&arch, str::to_owned, own_shape);
     file.tensors.retain(|(name, _)| name != "fc.bias");
     assert_eq!(known(file, &partial).0.meta().arch.classes(), None);
 
-    // Nothing stands in for a part of the body.
+    // Tensors of the backbone are required.
     let mut file = state(&arch, str::to_owned, own_shape);
     file.tensors.retain(|(name, _)| name != "layer4.1.bn2.running_var");
     let error = build_checkpoint(file, "a".as_ref(), &partial).unwrap_err().to_string();
     assert!(error.contains("1 tensor missing (layer4.1.bn2.running_var)"), "{error}");
 }
 
-/// Norms that were folded into the convolutions come back as norms that change nothing but add.
+/// Folded norms become norms with scale 1 and the bias of the convolution.
 #[test]
-fn folded_norms_are_made_anew() {
+fn folded_norms_are_synthesized() {
     let arch = zoo::arch("resnet18").unwrap();
     let mut file = state(&arch, str::to_owned, own_shape);
     let norms = |name: &str| name.contains("bn") || name.contains("downsample.1");
@@ -262,4 +267,96 @@ fn an_author_changes_preprocessing_and_strides() {
     let (checkpoint, _) = known(by_torchvision, &ConvertOptions::default());
     assert_eq!(checkpoint.meta().arch, arch);
     assert_eq!(checkpoint.meta().preprocess, Preprocess::torchvision(256, 224));
+}
+
+/// A detection checkpoint's `pixel_mean` and `pixel_std` override Detectron2's defaults.
+#[test]
+fn pixel_stats_decide_preprocessing_and_strides() {
+    let arch = zoo::arch("resnet50").unwrap();
+    let rename = |n: &str| {
+        let n = n.replace("downsample.0", "shortcut").replace("downsample.1", "shortcut.norm");
+        let n = (1..=3).fold(n, |n, i| n.replace(&format!("bn{i}"), &format!("conv{i}.norm")));
+        let n = (1..=4).fold(n, |n, i| n.replace(&format!("layer{i}"), &format!("res{}", i + 1)));
+        if n.starts_with("conv1") { format!("stem.{n}") } else { n.replace("fc.", "linear.") }
+    };
+    let file = |mean: [f32; 3], std: [f32; 3]| {
+        let rename = |n: &str| format!("backbone.bottom_up.{}", rename(n));
+        let mut file = state(&arch, rename, own_shape);
+        for (name, values) in [("pixel_mean", mean), ("pixel_std", std)] {
+            file.tensors.push((name.into(), RawTensor::from_f32(vec![3, 1, 1], &values).unwrap()));
+        }
+        known(file, &ConvertOptions::default()).0
+    };
+    let rgb = file([123.675, 116.280, 103.530], [58.395, 57.120, 57.375]);
+    assert_eq!(rgb.meta().arch, arch);
+    let preprocess = &rgb.meta().preprocess;
+    assert_eq!((preprocess.channels, preprocess.std[0]), (Channels::Rgb, 58.395));
+    let bgr = file([100.0, 110.0, 120.0], [2.0; 3]);
+    assert_eq!(bgr.meta().arch.to_string(), "resnet50 with strides in the first 1×1");
+    let preprocess = &bgr.meta().preprocess;
+    assert_eq!((preprocess.channels, preprocess.mean[0], preprocess.std[0]), (Channels::Bgr, 100.0, 2.0));
+}
+
+/// Numbered names in file order, sorted as text or shuffled: the result is exact or an error.
+#[test]
+fn numbered_names_are_matched_in_numeric_order() {
+    for name in ["resnet18", "resnet34", "resnet101", "seresnet50"] {
+        let arch = zoo::arch(name).unwrap();
+        let expected = state(&arch, str::to_owned, own_shape).tensors;
+        // Every tensor has a first element that identifies it.
+        let marked = |i: usize, tensor: &RawTensor| {
+            let marker = Marked { index: i as u32, len: tensor.byte_len() };
+            RawTensor::new(Dtype::F32, tensor.shape().to_vec(), Arc::new(marker)).unwrap()
+        };
+        let (mut modules, mut last) = (0, String::new());
+        let mut tensors = Vec::new();
+        for (i, (from, tensor)) in expected.iter().enumerate() {
+            let (module, leaf) = from.rsplit_once('.').unwrap();
+            if module != last {
+                (modules, last) = (modules + 1, module.to_owned());
+            }
+            tensors.push((format!("net.{modules}.{leaf}"), marked(i, tensor)));
+        }
+        let mut sorted = tensors.clone();
+        sorted.sort_by(|a, b| a.0.cmp(&b.0));
+        let mut reversed = tensors.clone();
+        reversed.reverse();
+        let mut rotated = tensors.clone();
+        rotated.rotate_left(40);
+        let mut exact = 0;
+        for tensors in [tensors, sorted, reversed, rotated] {
+            let file = StateDict { tensors, ..StateDict::new(Format::Safetensors) };
+            let Ok((checkpoint, _)) = build_checkpoint(file, "a".as_ref(), &ConvertOptions::default()) else {
+                continue;
+            };
+            exact += 1;
+            for (i, (name, _)) in expected.iter().enumerate().filter(|(_, (_, t))| !t.shape().is_empty()) {
+                let mut first = [0; 4];
+                checkpoint.tensors()[name].bytes().read_at(0, &mut first).unwrap();
+                assert_eq!(u32::from_le_bytes(first), i as u32, "{name}");
+            }
+        }
+        assert!(exact >= 2, "{name}: file order and sorted names are matched");
+    }
+}
+
+/// Zeros after an index.
+#[derive(Debug)]
+struct Marked {
+    index: u32,
+    len: u64,
+}
+
+impl Bytes for Marked {
+    fn len(&self) -> u64 {
+        self.len
+    }
+
+    fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        out.fill(0);
+        if offset == 0 {
+            out.iter_mut().zip(self.index.to_le_bytes()).for_each(|(to, from)| *to = from);
+        }
+        Ok(())
+    }
 }

@@ -1,4 +1,4 @@
-//! Files that a file refers to: only ever ones beside it.
+//! Files that a checkpoint refers to, restricted to its folder.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -8,14 +8,13 @@ use resnet_model::file::SharedFile;
 
 use crate::error::{Code, Fault};
 
-/// The longest file name.
+/// Maximum length of a file name, in bytes.
 const MAX: usize = 255;
 
-/// Opens the file `name` in the folder of the file at `path`, which refers to it; `code` is for a name that leads
-/// elsewhere.
+/// Opens the file `name` in the folder of `path`. A name that leads elsewhere is a fault with `code`.
 ///
-/// A link is followed if its target lies in that folder too, or in the folder where `path` itself leads: in the Hugging
-/// Face cache a snapshot is a folder of links into `blobs`.
+/// A link is followed if its target is in that folder or in the folder of the link target of `path`: a snapshot in the
+/// Hugging Face cache is a folder of links into `blobs`.
 pub(super) fn open(path: &Path, name: &str, code: Code) -> Result<(PathBuf, SharedFile), Fault> {
     let elsewhere = |what: &str| Fault::new(code, format!("`{}` {what}", escape(name)));
     let plain = !name.is_empty()
@@ -23,28 +22,28 @@ pub(super) fn open(path: &Path, name: &str, code: Code) -> Result<(PathBuf, Shar
         && !matches!(name, "." | "..")
         && !name.contains(|c: char| matches!(c, '/' | '\\' | ':') || c.is_control());
     if !plain {
-        return Err(elsewhere("is no plain file name"));
+        return Err(elsewhere("is not a plain file name"));
     }
     let unreadable = |e: io::Error| Fault::new(Code::Read, format!("`{}`: {e}", escape(name)));
     let found = find(path, Path::new(name)).map_err(unreadable)?;
     if !found.folders.iter().any(|folder| found.target.parent() == Some(folder)) {
-        return Err(elsewhere("is a link out of the folder"));
+        return Err(elsewhere("links outside the folder"));
     }
     let opened = SharedFile::open(&found.target).map_err(unreadable)?;
     Ok((found.file, opened))
 }
 
-/// A file that another one refers to.
+/// File that a checkpoint refers to.
 pub(crate) struct CompanionFile {
-    /// Its path beside the other one.
+    /// The path in the checkpoint's folder.
     pub(crate) file: PathBuf,
-    /// Where that leads, links followed.
+    /// The path with links resolved.
     pub(crate) target: PathBuf,
-    /// Where it may lead: the folder that the other file is named in, and the one that it really lies in.
+    /// The allowed folders: the checkpoint's, before and after resolving links.
     pub(crate) folders: Vec<PathBuf>,
 }
 
-/// Finds the file `name` in the folder of the file at `path`; whether it may be opened is for the caller to say.
+/// Finds the file `name` in the folder of `path`. The caller checks `folders` before opening it.
 pub(crate) fn find(path: &Path, name: &Path) -> io::Result<CompanionFile> {
     let folder = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,

@@ -1,4 +1,4 @@
-//! A plain pickle: numpy arrays, as Detectron's model zoo has them.
+//! Reader of pickled numpy arrays, as in Detectron's model zoo.
 
 use std::sync::Arc;
 
@@ -26,7 +26,7 @@ pub(super) fn read(bytes: Arc<dyn Bytes>) -> Result<StateDict, Fault> {
     Ok(into)
 }
 
-/// Whether these first bytes look like a pickle of protocol 0 or 1, which has no mark of its own.
+/// Returns `true` if the first bytes look like a pickle of protocol 0 or 1, which has no magic bytes.
 pub(super) fn is_text_pickle(head: &[u8]) -> bool {
     let is_name = |line: &[u8]| {
         !line.is_empty() && line.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.'))

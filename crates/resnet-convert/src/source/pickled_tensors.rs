@@ -1,5 +1,5 @@
-//! From the values of a pickle to names and tensors: dictionaries of tensors, nested as deep as they like, modules and
-//! TorchScript objects. Names of nested values are joined with dots.
+//! Collection of the tensors in a pickle: nested dictionaries, modules and TorchScript objects. Names of nested values are
+//! joined with dots.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -17,14 +17,14 @@ use crate::error::{Code, Fault};
 const MAX_VISITS: usize = 1_000_000;
 const MAX_DEPTH: usize = 256;
 
-/// Where the storages of a pickle are.
+/// Storages of a pickle.
 pub(crate) struct Storages {
-    /// As many as the pickle declares.
+    /// One blob per declared storage.
     pub(crate) blobs: Vec<Blob>,
     pub(crate) big_endian: bool,
 }
 
-/// Collects the tensors of `pickle` into `into`; `bytes` is what the pickle was read from.
+/// Collects the tensors of `pickle`, which was read from `bytes`, into `into`.
 pub(crate) fn collect(
     pickle: &Pickle,
     bytes: &Arc<dyn Bytes>,
@@ -36,7 +36,7 @@ pub(crate) fn collect(
         Walker { pickle, bytes, storages, maker, into, names: HashSet::new(), todo: vec![], open: vec![] };
     walker.run()?;
     into.opaque = pickle.globals.opaque();
-    // What training scripts write beside the weights.
+    // Metadata of training scripts.
     for (key, value) in pickle.arena.dict(pickle.root).unwrap_or_default() {
         if let (Some(key @ ("arch" | "architecture" | "model_name" | "__author__")), Some(value)) =
             (pickle.arena.str(*key), pickle.arena.str(*value))
@@ -46,12 +46,12 @@ pub(crate) fn collect(
     }
     if into.tensors.is_empty() && into.unsupported.is_empty() {
         let found = pickle.arena.type_name(pickle.root);
-        return Err(Fault::new(Code::Empty, format!("no tensor in it, but a value of type {found}")));
+        return Err(Fault::new(Code::Empty, format!("expected tensors, found a value of type {found}")));
     }
     Ok(())
 }
 
-/// What is left to do: look at a value, or leave a container.
+/// Step of the traversal: enter a value or leave a container.
 enum Visit {
     Enter { value: Value, name: Option<String> },
     Leave,
@@ -65,7 +65,7 @@ struct Walker<'a> {
     into: &'a mut StateDict,
     names: HashSet<String>,
     todo: Vec<Visit>,
-    /// The containers that the current value is in.
+    /// The containers around the current value.
     open: Vec<NodeId>,
 }
 
@@ -81,7 +81,7 @@ impl Walker<'_> {
                     if visits > MAX_VISITS {
                         return Err(Fault::new(
                             Code::Expansion,
-                            format!("more than {MAX_VISITS} values when spelled out"),
+                            format!("more than {MAX_VISITS} values after expanding shared ones"),
                         ));
                     }
                     self.enter(value, name)?;
@@ -95,7 +95,7 @@ impl Walker<'_> {
         match value {
             Value::Tensor(id) => {
                 let name = self.claim(name)?;
-                let missing = || Fault::new(Code::StorageMissing, "a tensor without a storage");
+                let missing = || Fault::new(Code::StorageMissing, "tensor without a storage");
                 let spec = self.pickle.specs.tensors.get(id as usize).ok_or_else(missing)?;
                 let blob = self.storages.blobs.get(spec.storage.root as usize).ok_or_else(missing)?;
                 let tensor = self.maker.tensor(spec, blob, self.storages.big_endian);
@@ -129,7 +129,7 @@ impl Walker<'_> {
             return Ok(());
         }
         if self.open.contains(&id) {
-            return Err(Fault::new(Code::Cycle, "a value that contains itself"));
+            return Err(Fault::new(Code::Cycle, "value that contains itself"));
         }
         if self.open.len() >= MAX_DEPTH {
             return Err(Fault::new(Code::Depth, format!("values nested more than {MAX_DEPTH} deep")));
@@ -138,7 +138,7 @@ impl Walker<'_> {
         self.todo.push(Visit::Leave);
         for (key, value) in children.into_iter().rev() {
             let name = match (&name, key) {
-                (Some(parent), NamePart::Part(part)) => Some(join(parent, &part)),
+                (Some(parent), NamePart::ByteRange(part)) => Some(join(parent, &part)),
                 (Some(parent), NamePart::Same) => Some(parent.clone()),
                 (Some(_), NamePart::Long) => Some("…".repeat(MAX_NAME)),
                 _ => None,
@@ -148,7 +148,7 @@ impl Walker<'_> {
         Ok(())
     }
 
-    /// The values in a container that may hold tensors, with what they add to the name.
+    /// Returns the values in a container that may hold tensors, with their parts of the name.
     fn children(&self, node: &Node) -> Vec<(NamePart, Value)> {
         match node {
             Node::Dict(items) => self.items(items),
@@ -166,11 +166,11 @@ impl Walker<'_> {
 
     fn key(&self, key: Value) -> NamePart {
         match key {
-            Value::Int(n) => NamePart::Part(n.to_string()),
-            Value::Bool(b) => NamePart::Part(b.to_string()),
+            Value::Int(n) => NamePart::ByteRange(n.to_string()),
+            Value::Bool(b) => NamePart::ByteRange(b.to_string()),
             _ => match self.pickle.arena.str(key) {
-                Some(s) => NamePart::Part(s.to_owned()),
-                // A string that is too long to be kept is too long to be a name.
+                Some(s) => NamePart::ByteRange(s.to_owned()),
+                // A string too long to be kept in memory is too long to be a name.
                 None if matches!(self.pickle.arena.node_of(key), Some(Node::Str { .. })) => NamePart::Long,
                 None => NamePart::None,
             },
@@ -185,7 +185,7 @@ impl Walker<'_> {
         };
         let first = |value| arena.tuple(value).and_then(|parts| parts.first()).copied();
         match meaning {
-            // Old parameters hold their tensor as an argument or in their state.
+            // Old versions pickle a Parameter's tensor as an argument or in its state.
             Global::Parameter => {
                 let tensor = [object.args, object.state].into_iter().filter_map(first);
                 tensor
@@ -211,15 +211,15 @@ impl Walker<'_> {
         }
     }
 
-    /// The name for a tensor, if it can be one and no other tensor has it.
+    /// Returns `name` if it is valid and unused.
     fn claim(&mut self, name: Option<String>) -> Result<String, Fault> {
-        let bad = |what: &str| Fault::new(Code::Name, format!("a tensor whose name is {what}"));
+        let bad = |what: &str| Fault::new(Code::Name, format!("invalid tensor name: {what}"));
         let name =
-            name.ok_or_else(|| Fault::new(Code::Type, "a tensor under a key that is no short text"))?;
+            name.ok_or_else(|| Fault::new(Code::Type, "tensor under a key that is not a short string"))?;
         match () {
             () if name.is_empty() => return Err(bad("empty")),
             () if name.len() > MAX_NAME => return Err(bad(&format!("longer than {MAX_NAME} bytes"))),
-            () if name.contains('\0') => return Err(bad(&format!("`{}`, with NUL", escape(&name)))),
+            () if name.contains('\0') => return Err(bad(&format!("`{}` contains NUL", escape(&name)))),
             () => {}
         }
         match self.names.insert(name.clone()) {
@@ -238,13 +238,13 @@ impl Walker<'_> {
     }
 }
 
-/// What a child adds to the name of its parent.
+/// ByteRange that a child adds to the name of its parent.
 enum NamePart {
-    Part(String),
+    ByteRange(String),
     Same,
-    /// A text too long to be a name.
+    /// A string too long for a name.
     Long,
-    /// Nothing that could be a name; a tensor here is refused.
+    /// Not a name; a tensor here is an error.
     None,
 }
 
@@ -253,7 +253,7 @@ fn enumerate(parts: &[Value]) -> Vec<(NamePart, Value)> {
         .iter()
         .enumerate()
         .filter(|(_, v)| matches!(v, Value::Node(_) | Value::Tensor(_) | Value::Unsupported(_)));
-    parts.map(|(i, &v)| (NamePart::Part(i.to_string()), v)).collect()
+    parts.map(|(i, &v)| (NamePart::ByteRange(i.to_string()), v)).collect()
 }
 
 fn is_object(node: Option<&Node>) -> bool {
@@ -263,7 +263,7 @@ fn is_object(node: Option<&Node>) -> bool {
 fn join(parent: &str, part: &str) -> String {
     match parent.is_empty() {
         true => part.to_owned(),
-        // Only a prefix of an overlong name is needed to refuse it.
+        // A prefix of an overlong name is enough to reject it.
         false if parent.len() > MAX_NAME => parent.to_owned(),
         false => format!("{parent}.{part}"),
     }

@@ -81,7 +81,7 @@ fn tensors_that_nothing_is_known_about_are_not_dropped_in_silence() {
     all.push(Named::f32("neck.fc.weight", &[4, 16], 1));
     let error = convert(&zip(&all, &[]), &ConvertOptions::default()).unwrap_err();
     assert!(matches!(&error, Error::Leftover { names, .. } if names == &["neck.fc.weight"]), "{error}");
-    assert_eq!(error.hint(), Some("--partial leaves them out"));
+    assert_eq!(error.hint(), Some("--partial omits them"));
     let options = ConvertOptions { partial: true, ..ConvertOptions::default() };
     let (_, report) = convert(&zip(&all, &[]), &options).unwrap();
     assert_eq!(report.dropped[0].name, "neck.fc.weight");

@@ -65,7 +65,10 @@ fn f13_an_index_names_only_files_beside_it() {
     for name in [&absolute, &parent, "", ".", "..", "C:x", r"a\\b", "a/b", r"x\u0000", &"n".repeat(300)] {
         std::fs::write(&at.path, index(&[("w", name)])).unwrap();
         let error = failure(&at.path);
-        assert!(error.contains("is no plain file name") && error.contains("[shard-path]"), "{name}: {error}");
+        assert!(
+            error.contains("is not a plain file name") && error.contains("[shard-path]"),
+            "{name}: {error}"
+        );
     }
     std::fs::write(&at.path, index(&[("w", "gone")])).unwrap();
     assert!(failure(&at.path).contains("`gone`: No such file"));
@@ -93,7 +96,7 @@ fn f13_links_stay_in_the_folder_or_in_the_cache() {
     std::fs::remove_file(snapshot.join(NAMES[1])).unwrap();
     symlink("../../2", snapshot.join(NAMES[1])).unwrap();
     let error = failure(&path);
-    assert!(error.contains("is a link out of the folder [shard-path]"), "{error}");
+    assert!(error.contains("links outside the folder [shard-path]"), "{error}");
 }
 
 #[test]
@@ -121,8 +124,8 @@ fn an_index_and_its_shards_must_agree() {
     check(good.replace(&first, &moved), "which the index has in `m-2-of-2` [shard]");
     check(r#"{"weight_map": {}}"#.into(), "no tensors [no-tensors]");
     check(r#"{"weight_map": {"a": 1}}"#.into(), "no index of shards");
-    check(r#"{"weight_map": []}"#.into(), "an object from tensor to file");
-    check(r#"{"config": 1}"#.into(), "JSON text, not a checkpoint [format]");
+    check(r#"{"weight_map": []}"#.into(), "an object from tensor name to file name");
+    check(r#"{"config": 1}"#.into(), "JSON text file, not a checkpoint [format]");
     check(format!(r#"{{"weight_map": {}"#, "[".repeat(100_000)), "no index of shards");
     // A shard must not be an index again, nor of another kind than the first.
     check(index(&[("w", "model.index.json")]), "an index of shards is read by its path");

@@ -1,4 +1,4 @@
-//! What a pickle's calls mean: tensors are rebuilt, containers made; everything else becomes an opaque object.
+//! Calls in a pickle: tensors and containers are built, everything else becomes an opaque object.
 
 use crate::error::{Code, Fault};
 
@@ -7,7 +7,7 @@ use super::numpy;
 use super::specs::{Specs, TensorSpec, dims, natural};
 use super::value::{Arena, Node, Object, Span, Text, Value};
 
-/// What calls work on.
+/// State that calls operate on.
 pub(crate) struct CallContext<'a> {
     pub(crate) arena: &'a mut Arena,
     pub(crate) globals: &'a Globals,
@@ -292,7 +292,7 @@ impl CallContext<'_> {
     }
 }
 
-/// The bytes that Latin-1 text stands for.
+/// Decodes UTF-8 of Latin-1 text to bytes.
 pub(crate) fn latin1(text: &[u8]) -> Option<Vec<u8>> {
     std::str::from_utf8(text).ok()?.chars().map(|c| u8::try_from(u32::from(c)).ok()).collect()
 }

@@ -1,5 +1,5 @@
-//! The closed list of names that a pickle may refer to. Nothing is ever imported or called: a name on the list has a
-//! meaning here, any other is opaque and reported, and a few that no checkpoint needs are refused outright.
+//! Closed list of the globals in pickles. Nothing is imported or called: listed names have a meaning, others are opaque and
+//! reported, and names that no checkpoint needs are errors.
 
 use std::collections::HashMap;
 
@@ -10,13 +10,13 @@ use crate::error::{Code, Fault};
 
 use super::value::UnsupportedKind;
 
-/// The longest module or name, in bytes.
+/// Maximum length of a module or name, in bytes.
 pub(crate) const MAX_NAME: usize = 1024;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct GlobalId(u32);
 
-/// What a name means.
+/// Meaning of a global.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Global {
     /// `OrderedDict`, `defaultdict`, `Counter`, `dict`.
@@ -32,10 +32,10 @@ pub(crate) enum Global {
     RebuildParameter,
     RebuildFromType,
     Parameter,
-    /// A function that builds tensors of a kind that is not read.
+    /// A function that builds unsupported tensors.
     Unsupported(UnsupportedKind),
     Storage(Dtype),
-    /// A storage of elements that are not read, of this many bytes.
+    /// A storage with unsupported elements of this size in bytes.
     UnsupportedStorage(u64),
     UnknownStorage,
     /// An element type, `torch.float32`.
@@ -49,7 +49,7 @@ pub(crate) enum Global {
     NewObject,
     /// A class of a TorchScript archive: its attributes are a module's.
     Script,
-    /// Anything else; never looked into.
+    /// Any other; its contents are skipped.
     Opaque,
 }
 
@@ -68,7 +68,7 @@ pub(crate) struct Globals {
 }
 
 impl Globals {
-    /// Notes a name; refuses it if it has no reason to be in a checkpoint.
+    /// Registers a name. Returns an error for an unsafe one.
     pub(crate) fn find(&mut self, module: &str, name: &str) -> Result<GlobalId, Fault> {
         let key = (module.to_owned(), name.to_owned());
         if let Some(&id) = self.index.get(&key) {
@@ -79,10 +79,10 @@ impl Globals {
         }
         if is_unsafe(module, name) {
             let full = escape(&format!("{module}.{name}"));
-            return Err(Fault::new(Code::UnsafeGlobal, format!("the pickle asks for `{full}`")));
+            return Err(Fault::new(Code::UnsafeGlobal, format!("unsafe global `{full}`")));
         }
         if module.split('.').next() == Some("joblib") {
-            return Err(Fault::new(Code::NotTorch, "a joblib file, which PyTorch cannot read either"));
+            return Err(Fault::new(Code::NotTorch, "joblib file, not a PyTorch checkpoint"));
         }
         let id = GlobalId(u32::try_from(self.entries.len()).map_err(|_| Fault::new(Code::Limit, "names"))?);
         let meaning = meaning(module, name);
@@ -103,7 +103,7 @@ impl Globals {
             .unwrap_or_default()
     }
 
-    /// The names that mean nothing here.
+    /// Returns the opaque names.
     pub(crate) fn opaque(&self) -> Vec<String> {
         let unknown = self.entries.iter().filter(|e| e.meaning == Global::Opaque);
         unknown.map(|e| escape(&format!("{}.{}", e.module, e.name))).collect()
@@ -189,8 +189,8 @@ fn meaning(module: &str, name: &str) -> Global {
     }
 }
 
-/// Whether a name has no reason to be in a checkpoint: functions that run code, reach files, processes or the
-/// network, or look other functions up. A courtesy to the user; safety lies in never calling anything.
+/// Returns `true` for names that no checkpoint needs: functions that run code, access files, processes or the network, or
+/// look up other functions. This only improves the error; safety comes from never calling anything.
 fn is_unsafe(module: &str, name: &str) -> bool {
     const MODULES: &[&str] = &[
         "os",

@@ -1,4 +1,4 @@
-//! Persistent ids: how a pickle refers to the storages that lie beside it.
+//! Persistent ids: references from a pickle to storages outside it.
 
 use std::collections::HashMap;
 
@@ -10,21 +10,21 @@ use super::globals::{Global, Globals};
 use super::specs::{Specs, natural};
 use super::value::{Arena, Node, UnsupportedKind, Value};
 
-/// What persistent ids mean in a container.
+/// Scheme of persistent ids in a format.
 #[derive(Debug)]
 pub(crate) enum PersistentIds {
-    /// Nothing lies beside the pickle.
+    /// The pickle has no storages.
     None,
     /// `('storage', class, key, location, elements)`.
     Zip,
-    /// As in zip archives, then `None` or `(view key, offset, elements)`; and `('module', class, file, source)`.
+    /// [`Zip`](Self::Zip)'s tuple plus `None` or `(view key, offset, elements)`; and `('module', class, file, source)`.
     Legacy,
-    /// Numbers of storages and tensors that are known.
+    /// Ids of storages and tensors.
     Tar(HashMap<i64, Value>),
 }
 
 impl PersistentIds {
-    /// The value that `id` refers to.
+    /// Returns the value for `id`.
     pub(crate) fn resolve(
         &self,
         arena: &Arena,
@@ -32,7 +32,8 @@ impl PersistentIds {
         specs: &mut Specs,
         id: Value,
     ) -> Result<Value, Fault> {
-        let bad = || Fault::new(Code::Persid, format!("a persistent id of type {}", arena.type_name(id)));
+        let bad =
+            || Fault::new(Code::Persid, format!("invalid persistent id of type {}", arena.type_name(id)));
         if let PersistentIds::Tar(known) = self {
             let number = match id {
                 Value::Int(n) => Some(n),
@@ -63,7 +64,7 @@ impl PersistentIds {
         specs: &mut Specs,
         parts: &[Value],
     ) -> Result<Value, Fault> {
-        let args = |what: &str| Fault::new(Code::Args, format!("a storage {what}"));
+        let args = |what: &str| Fault::new(Code::Args, format!("storage {what}"));
         let (class, key, location, numel, view) = match (self, parts) {
             (PersistentIds::Zip, [_, class, key, location, numel]) => {
                 (class, key, location, numel, &Value::None)
@@ -79,9 +80,7 @@ impl PersistentIds {
         }
         let key = match key {
             Value::Node(id) if matches!(arena.node(*id), Some(Node::Str { .. })) => {
-                arena.str(*key).ok_or_else(|| {
-                    Fault::new(Code::StorageMissing, "a storage whose key is too long to be a name")
-                })?
+                arena.str(*key).ok_or_else(|| Fault::new(Code::StorageMissing, "storage key is too long"))?
             }
             _ => return Err(args("without a key")),
         };
@@ -103,10 +102,10 @@ impl PersistentIds {
     }
 }
 
-/// The element type of a storage class.
+/// Returns the dtype of a storage class.
 pub(crate) fn storage_dtype(globals: &Globals, class: super::globals::GlobalId) -> Result<Dtype, Fault> {
     match globals.meaning(class) {
         Global::Storage(dtype) => Ok(dtype),
-        _ => Err(Fault::new(Code::Dtype, format!("a storage of class `{}`", globals.name(class)))),
+        _ => Err(Fault::new(Code::Dtype, format!("unsupported storage class `{}`", globals.name(class)))),
     }
 }

@@ -29,11 +29,11 @@ pub(crate) enum Value {
     Storage(u32),
     /// A tensor, by index into the specs.
     Tensor(u32),
-    /// A tensor of a kind that is not read.
+    /// A tensor of an unsupported kind.
     Unsupported(UnsupportedKind),
 }
 
-/// Kinds of tensors that are not read.
+/// Unsupported kinds of tensors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum UnsupportedKind {
     Quantized,
@@ -48,13 +48,13 @@ pub(crate) enum UnsupportedKind {
 impl UnsupportedKind {
     pub(crate) fn as_str(self) -> &'static str {
         match self {
-            UnsupportedKind::Quantized => "a quantised tensor",
-            UnsupportedKind::Sparse => "a sparse tensor",
-            UnsupportedKind::Nested => "a nested tensor",
-            UnsupportedKind::WithoutData => "a tensor without data",
-            UnsupportedKind::Subclass => "a tensor of a subclass",
-            UnsupportedKind::Device => "a tensor of a special device",
-            UnsupportedKind::Elements => "a tensor of elements that are not read",
+            UnsupportedKind::Quantized => "quantized tensor",
+            UnsupportedKind::Sparse => "sparse tensor",
+            UnsupportedKind::Nested => "nested tensor",
+            UnsupportedKind::WithoutData => "tensor without data",
+            UnsupportedKind::Subclass => "tensor subclass",
+            UnsupportedKind::Device => "tensor of an unsupported device",
+            UnsupportedKind::Elements => "tensor with an unsupported dtype",
         }
     }
 }
@@ -62,7 +62,7 @@ impl UnsupportedKind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct NodeId(u32);
 
-/// Where the bytes of a string are.
+/// Location of a string.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Span {
     /// In the arena.
