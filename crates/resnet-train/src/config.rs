@@ -197,7 +197,7 @@ impl Config {
             OptimizerKind::Lamb => 5e-3,
         };
         let images = self.batch_size * self.grad_accum_steps * world_size;
-        if pretrained { base * (images as f64 / 640.0).min(1.0) } else { base }
+        if pretrained { (base * images as f64 / 640.0).min(base) } else { base }
     }
 
     /// Returns the trainable part of the network.
@@ -261,7 +261,7 @@ mod tests {
         check("clip_grad = -1.0", "setting `clip_grad` is -1");
         check("[loss]\nlabel_smoothing = 1.5", "setting `loss.label_smoothing` is 1.5");
         check("[optimizer]\nkind = \"sgd\"\nrate = 1", "rate");
-        check("[schedule]\nrate = nan", "setting `schedule.lr` is NaN");
+        check("[schedule]\nlr = nan", "setting `schedule.lr` is NaN");
         check("epochs = ", "configuration: ");
         assert_eq!(Config::from_toml("").unwrap(), Config::default());
         let json = serde_json::to_string(&Config::default()).unwrap();
@@ -287,7 +287,7 @@ mod tests {
             serde_json::to_value(Config::from_toml("epochs = 3\n[schedule]\nlr = 0.5\n").unwrap()).unwrap();
         assert_eq!(
             differences(&there, &here),
-            ["epochs: there 3, here 10", "schedule.lr: there 0.5, here 0.1"]
+            ["epochs: 3 in the run, 10 now", "schedule.lr: 0.5 in the run, null now"]
         );
         assert!(differences(&here, &here).is_empty());
     }

@@ -33,7 +33,7 @@ pub struct Chart {
 
 /// Width in pixels, and height of each chart.
 const SIZE: (u32, u32) = (760, 320);
-/// Width of the names beside a chart.
+/// Width of the legend next to a chart.
 const LEGEND: u32 = 116;
 
 /// The curves of a run: loss, errors and learning rate by epoch, as SVG.
@@ -140,7 +140,7 @@ fn lines(context: &mut Context, chart: &Chart, curves: &[Curve]) -> Result<(), F
     Ok(())
 }
 
-/// Names beside the chart, where they hide no curve.
+/// Draws the legend next to the chart, where it hides no curve.
 fn legend(area: &Area, curves: &[Curve]) -> Result<(), Failure> {
     for (place, curve) in curves.iter().enumerate() {
         let y = 48 + 18 * place as i32;

@@ -262,7 +262,7 @@ fn several_ranks_equal_one_process_with_the_total_batch_size() {
     check("uneven", 2, &Config { augment: Augment::none(), ..config(30) });
 }
 
-/// Each worker leaves out other parts, and unsynchronised statistics are averaged.
+/// Each rank drops other features, and unsynchronized statistics are averaged.
 #[test]
 fn ranks_with_dropout_stay_in_step() {
     let data = dataset(41);
