@@ -1,4 +1,4 @@
-//! A checkpoint's network where it is fastest: the engine on the CPU, candle elsewhere.
+//! The engine on the CPU, and candle on other devices, behind one type.
 
 use candle_core::{DType, Device, Tensor};
 
@@ -6,7 +6,7 @@ use crate::engine::{Engine, EngineOptions};
 use crate::graph::Graph;
 use crate::{Checkpoint, Network, Result};
 
-/// A network for inference on some device.
+/// A network for inference on any device.
 #[derive(Debug)]
 pub enum Runtime {
     /// On the CPU.
@@ -16,7 +16,7 @@ pub enum Runtime {
 }
 
 impl Runtime {
-    /// The network of `checkpoint` on `device`; `options` are those of the engine, used on the CPU only.
+    /// Builds the network of `checkpoint` on `device`; `options` apply to the engine, on the CPU only.
     pub fn new(checkpoint: &Checkpoint, device: &Device, options: EngineOptions) -> Result<Runtime> {
         Ok(match device {
             Device::Cpu => Runtime::Engine(Box::new(Engine::new(checkpoint, options)?)),
@@ -24,7 +24,7 @@ impl Runtime {
         })
     }
 
-    /// The graph that is run, batch norms folded.
+    /// Returns the graph with batch norms folded.
     pub fn graph(&self) -> &Graph {
         match self {
             Runtime::Engine(engine) => engine.graph(),
@@ -32,7 +32,7 @@ impl Runtime {
         }
     }
 
-    /// The results named `taps` of normalised images `x` `[N, C, H, W]`, in the order asked for.
+    /// Returns the results named `taps` of normalized images `x` `[N, C, H, W]`, in the given order.
     pub fn features(&self, x: &Tensor, taps: &[&str]) -> Result<Vec<Tensor>> {
         match self {
             Runtime::Engine(engine) => engine.features(x, taps),
@@ -40,7 +40,7 @@ impl Runtime {
         }
     }
 
-    /// The network's own results `[N, K]`, one row per image, of normalised images `x` of shape `dims` `[N, C, H, W]`.
+    /// Returns the output of the network `[N, K]`, one row per image, for normalized images `x` of shape `dims` `[N, C, H, W]`.
     pub fn rows(&self, x: Vec<f32>, dims: [usize; 4]) -> Result<Vec<Vec<f32>>> {
         match self {
             Runtime::Engine(engine) => {
