@@ -35,10 +35,7 @@ impl Model {
     /// The network of `checkpoint` on `device`, for batches of `batch` images. Error: it has no head.
     pub fn new(checkpoint: &Checkpoint, device: &Device, batch: usize) -> Result<Model> {
         let options = EngineOptions { batch, ..EngineOptions::default() };
-        let classes =
-            checkpoint.meta().arch.classes().ok_or_else(|| {
-                resnet_model::Error::Arch("the network has no head and gives no scores".into())
-            })?;
+        let classes = checkpoint.meta().arch.classes().ok_or_else(|| resnet_model::Error::NoHead)?;
         let preprocess = checkpoint.meta().preprocess.clone();
         Ok(Model { runtime: Runtime::new(checkpoint, device, options)?, preprocess, classes })
     }
