@@ -57,7 +57,7 @@ impl Diagram {
     /// Creates the diagram of `graph`, whose operations have the given costs. With `only`, it is restricted to operations under
     /// that name (`layer1.0`) and their inputs; `None` if there are none.
     pub fn new(graph: &Graph, costs: &[Cost], only: Option<&str>) -> Option<Diagram> {
-        let uses = graph.uses();
+        let readers = graph.only_readers();
         let wanted = |name: &str| only.is_none_or(|only| is_under(name, only));
         let mut shapes: Vec<Shape> = Vec::new();
         let mut shape_of: BTreeMap<NodeId, usize> = BTreeMap::new();
@@ -69,7 +69,7 @@ impl Diagram {
             }
             drawn = true;
             if let (Some(note), [before]) = (note(&node.op), node.inputs.as_slice())
-                && uses[before.index()] == 1
+                && readers[before.index()].is_some()
                 && let Some(&shape) = shape_of.get(before)
                 && shapes[shape].takes(note)
             {

@@ -72,10 +72,7 @@ impl Classifier {
     ) -> Result<Classifier> {
         let meta = checkpoint.meta().clone();
         if meta.arch.classes().is_none() {
-            return Err(Error::Arch(format!(
-                "{} has no classification head; it returns features, not logits",
-                meta.arch
-            )));
+            return Err(Error::NoHead);
         }
         if meta.preprocess.mean.len() != meta.arch.in_channels() {
             return Err(Error::InputChannels {

@@ -35,10 +35,67 @@ pub enum Error {
     /// Invalid or unsupported checkpoint metadata.
     #[error("invalid checkpoint metadata: {0}")]
     Meta(String),
-    /// An architecture that cannot be built.
-    #[error("architecture: {0}")]
-    Arch(String),
-    /// A model name that is not in the zoo.
+    /// An option outside its valid range.
+    #[error("invalid {option}: expected {expected}, found {found}")]
+    InvalidOption {
+        /// The option, e.g. `norm_eps`.
+        option: &'static str,
+        /// The value.
+        found: String,
+        /// The valid values.
+        expected: String,
+    },
+    /// An option that the family of the architecture does not have.
+    #[error("{family} has no {option} option")]
+    NoSuchOption {
+        /// The family, e.g. `VGG`.
+        family: &'static str,
+        /// The option.
+        option: &'static str,
+    },
+    /// Two properties of an architecture that exclude each other.
+    #[error("{feature} cannot be combined with {other}")]
+    UnsupportedCombination {
+        /// The first property.
+        feature: &'static str,
+        /// The second property.
+        other: &'static str,
+    },
+    /// Channels that do not divide into equal parts.
+    #[error("the {channels} channels of {layer} are not divisible by {divisor}")]
+    Indivisible {
+        /// The layer or stage.
+        layer: String,
+        /// Number of channels.
+        channels: usize,
+        /// Number of groups, or channels per part.
+        divisor: usize,
+    },
+    /// A network without a classification head, where logits are needed.
+    #[error("the network has no classification head: it outputs features, not class scores")]
+    NoHead,
+    /// An option for layers that the network does not have.
+    #[error("{option} is {value}, but the network has no {layers}")]
+    NotApplicable {
+        /// The option, e.g. `drop_path`.
+        option: &'static str,
+        /// Its value.
+        value: f64,
+        /// The layers that it applies to.
+        layers: &'static str,
+    },
+    /// Synchronized batch norm on a device or with a dtype that does not support it.
+    #[error("synchronized batch norm is supported in f32 on the CPU only")]
+    UnsupportedSyncBatchNorm,
+    /// An inconsistency in a compiled engine: a bug in this crate.
+    #[error("internal error in the engine at `{layer}`: {problem}; please report it")]
+    Engine {
+        /// The operation.
+        layer: String,
+        /// The inconsistency.
+        problem: &'static str,
+    },
+    /// A model name that the zoo does not know.
     #[error("unknown model `{name}`{}", suggestions(nearest))]
     UnknownModel {
         /// The requested name.

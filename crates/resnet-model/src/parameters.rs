@@ -30,8 +30,7 @@ impl Trainable {
             Trainable::Head => {
                 let is_linear = |id: &NodeId| matches!(graph.node(*id).op, Op::Linear(_));
                 let head = graph.ids().filter(is_linear).last();
-                head.ok_or_else(|| Error::Arch("the network has no classification head to train".into()))?
-                    .index()
+                head.ok_or_else(|| Error::NoHead)?.index()
             }
             Trainable::From(tap) => {
                 let node = graph.tap(tap)?.node;
@@ -345,6 +344,7 @@ impl SimpleBackend for Backend {
 mod tests {
     use super::*;
     use crate::{synthetic, zoo};
+    use candle_core::ModuleT;
 
     fn small() -> Arch {
         zoo::arch("resnet20_cifar").unwrap()
@@ -361,7 +361,7 @@ mod tests {
         let check = |trained: Trainable, count: usize, first: &str| {
             let before = parameters.copy().unwrap();
             let network = before.network(&trained, Statistics::default()).unwrap();
-            let loss = network.forward_train(&x).unwrap().sqr().unwrap().sum_all().unwrap();
+            let loss = network.forward_t(&x, true).unwrap().sqr().unwrap().sum_all().unwrap();
             let gradients = loss.backward().unwrap();
             let with: Vec<&str> = before
                 .list()

@@ -1,4 +1,4 @@
-//! Norms that activate their result, of candle's operations.
+//! Normalization layers with a built-in activation.
 
 use candle_core::{Result, Tensor};
 
@@ -20,7 +20,7 @@ pub(crate) fn evo_norm(
     affine(&normal.reshape(x.shape())?, weight, bias)
 }
 
-/// Filter response normalisation of `x` `[N, C, H, W]`; `weight`, `bias` and the threshold `tau` are `[C]`.
+/// Filter response normalization of `x` `[N, C, H, W]`; `weight`, `bias` and the threshold `tau` are `[C]`.
 pub(crate) fn filter_response_norm(
     x: &Tensor,
     norm: &FilterResponseNorm,

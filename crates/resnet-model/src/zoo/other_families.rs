@@ -1,10 +1,10 @@
-//! The networks beside ResNet that its papers compare with or lead to: one line each.
+//! Pre-activation ResNets, VGG, Inception and CLIP networks, one line per variant.
 
 use crate::arch::{
     Arch, Block, Clip, ClipHead, GlobalPool, Inception, Norm, ProjectionV2, ResNetV2, StemV2, Vgg, VggNorm,
 };
 
-/// Blocks per stage, by the layers that bottleneck blocks make of them (basic blocks: 18 and 34).
+/// Blocks per stage, named by the number of layers with bottleneck blocks (with basic blocks: 18 and 34).
 const N26: [usize; 4] = [2, 2, 2, 2];
 const N50: [usize; 4] = [3, 4, 6, 3];
 const N101: [usize; 4] = [3, 4, 23, 3];
@@ -22,12 +22,12 @@ fn bit(depths: [usize; 4], width: usize) -> ResNetV2 {
     ResNetV2::bit(&depths, width)
 }
 
-/// A deep stem and a mean before the projections (arXiv 1812.01187).
+/// A deep stem, and average pooling before the projections (arXiv 1812.01187).
 fn d(net: ResNetV2) -> ResNetV2 {
     ResNetV2 { stem: StemV2::Deep { widths: [32, 32, 64] }, projection: ProjectionV2::AvgConv, ..net }
 }
 
-/// As `d`, with a stem that widens step by step.
+/// `d` with a tiered stem.
 fn t(net: ResNetV2) -> ResNetV2 {
     ResNetV2 { stem: StemV2::Deep { widths: [24, 32, 64] }, ..d(net) }
 }
@@ -69,7 +69,7 @@ pub(super) fn pre_activation() -> Vec<(&'static str, Arch)> {
         ("resnetv2_152x2_bit", bit(N152, 2)),
         ("resnetv2_152x4_bit", bit(N152, 4)),
     ];
-    // The paper's own networks (arXiv 1603.05027, table 4).
+    // The networks of the paper (arXiv 1603.05027, table 4).
     let cifar = [("preresnet164_cifar", 164), ("preresnet1001_cifar", 1001)];
     let cifar = cifar.into_iter().filter_map(|(name, depth)| Some((name, ResNetV2::cifar(depth)?)));
     table.into_iter().chain(cifar).map(|(name, net)| (name, Arch::ResNetV2(net))).collect()
@@ -93,7 +93,7 @@ pub(super) fn vgg() -> Vec<(&'static str, Arch)> {
     ]
 }
 
-/// torchvision's and timm's Inception networks.
+/// The Inception networks of torchvision and timm.
 pub(super) fn inception() -> Vec<(&'static str, Arch)> {
     vec![
         ("inception_v3", Arch::InceptionV3(Inception::imagenet())),
@@ -102,7 +102,7 @@ pub(super) fn inception() -> Vec<(&'static str, Arch)> {
     ]
 }
 
-/// CLIP with a mean instead of attention, and no last layer.
+/// CLIP with average instead of attention pooling, and no last layer.
 fn gap(net: Clip) -> Clip {
     Clip { head: ClipHead::Global { pool: GlobalPool::Avg }, num_classes: 0, ..net }
 }

@@ -1,50 +1,49 @@
-//! Everything that computes each value from the value at its place: norms that follow no convolution, attention gates,
-//! sums, ReLU, together in one pass.
+//! Elementwise operations in one pass: norms without a preceding convolution, attention gates, residual adds and ReLU.
 
 use resnet_kernels::{Blocked, LANES, ThreadPool, View, ViewMut};
 
-/// `relu(scale · x + shift + residual)`, each part where it is wanted.
+/// `relu(scale · x + shift + residual)`; all parts are optional.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Map {
-    pub(super) first: First,
+pub(super) struct Elementwise {
+    pub(super) coefficients: Coefficients,
     pub(super) residual: bool,
     pub(super) relu: bool,
 }
 
-/// Where scale and shift come from.
+/// The source of scale and shift.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) enum First {
-    /// There are none.
+pub(super) enum Coefficients {
+    /// No scale and shift.
     Identity,
-    /// A factor for all values.
+    /// A constant scale.
     Factor(f32),
-    /// A factor per image and channel: the step's second input `[N, C]`.
+    /// A scale per image and channel: the second input of the step, `[N, C]`.
     Gate,
-    /// Numbers per channel: a batch norm.
-    Affine(Affine),
-    /// Numbers per image and channel: a group norm.
-    Group { groups: usize, eps: f64, affine: Affine },
+    /// Scale and shift per channel: a batch norm.
+    PerChannel(ScaleShift),
+    /// Scale and shift per image and channel: a group norm.
+    Group { groups: usize, eps: f64, affine: ScaleShift },
 }
 
-/// A factor and an addend per channel.
+/// Scale and shift per channel.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Affine {
+pub(super) struct ScaleShift {
     pub(super) scale: Vec<f32>,
     pub(super) shift: Vec<f32>,
 }
 
-impl Map {
-    /// Computes `to` from `x` and, where wanted, `gate` `[N, C]` and `residual`, which lie as their layouts say.
+impl Elementwise {
+    /// Computes `to` from `x`, `gate` `[N, C]` and `residual`.
     pub(super) fn run(&self, x: View, gate: &[f32], residual: Option<View>, to: ViewMut, pool: &ThreadPool) {
         let (images, c) = (x.layout.n, x.layout.c);
-        let coefficients: Vec<Affine> = match &self.first {
-            First::Identity => vec![Affine { scale: vec![1.0; c], shift: vec![0.0; c] }],
-            First::Factor(factor) => vec![Affine { scale: vec![*factor; c], shift: vec![0.0; c] }],
-            First::Affine(affine) => vec![affine.clone()],
-            First::Gate => {
-                gate.chunks(c).map(|g| Affine { scale: g.to_vec(), shift: vec![0.0; c] }).collect()
+        let coefficients: Vec<ScaleShift> = match &self.coefficients {
+            Coefficients::Identity => vec![ScaleShift { scale: vec![1.0; c], shift: vec![0.0; c] }],
+            Coefficients::Factor(factor) => vec![ScaleShift { scale: vec![*factor; c], shift: vec![0.0; c] }],
+            Coefficients::PerChannel(affine) => vec![affine.clone()],
+            Coefficients::Gate => {
+                gate.chunks(c).map(|g| ScaleShift { scale: g.to_vec(), shift: vec![0.0; c] }).collect()
             }
-            First::Group { groups, eps, affine } => {
+            Coefficients::Group { groups, eps, affine } => {
                 (0..images).map(|image| group_norm(x, image, *groups, *eps, affine, pool)).collect()
             }
         };
@@ -52,12 +51,13 @@ impl Map {
         let row_len = layout.w * LANES;
         pool.for_each_chunk(to.data, layout.plane_len(), |plane, data| {
             let (image, block) = (plane / layout.blocks(), plane % layout.blocks());
-            let own = &coefficients[image.min(coefficients.len() - 1)];
-            // Channels that only fill up the last block stay zero.
+            let image_coefficients = &coefficients[image.min(coefficients.len() - 1)];
+            // Padding channels of the last block stay zero.
             let (mut scale, mut shift) = ([0.0; LANES], [0.0; LANES]);
             let first = block * LANES;
             for lane in 0..LANES.min(c - first) {
-                (scale[lane], shift[lane]) = (own.scale[first + lane], own.shift[first + lane]);
+                (scale[lane], shift[lane]) =
+                    (image_coefficients.scale[first + lane], image_coefficients.shift[first + lane]);
             }
             for y in 0..layout.h {
                 let start = layout.pixel(y, 0);
@@ -65,8 +65,9 @@ impl Map {
                 let from = row_of(&x, image, block, y);
                 match residual {
                     Some(residual) => {
-                        let beside = row_of(&residual, image, block, y);
-                        for ((to, x), r) in chunks_mut(row).iter_mut().zip(chunks(from)).zip(chunks(beside)) {
+                        let residual = row_of(&residual, image, block, y);
+                        for ((to, x), r) in chunks_mut(row).iter_mut().zip(chunks(from)).zip(chunks(residual))
+                        {
                             for lane in 0..LANES {
                                 to[lane] = x[lane] * scale[lane] + shift[lane] + r[lane];
                             }
@@ -81,7 +82,7 @@ impl Map {
                     }
                 }
                 if self.relu {
-                    // Not `max`, which would make a number of NaN.
+                    // Unlike `max`, this propagates NaN.
                     row.iter_mut().for_each(|v| *v = if *v < 0.0 { 0.0 } else { *v });
                 }
             }
@@ -97,15 +98,22 @@ fn chunks_mut(row: &mut [f32]) -> &mut [[f32; LANES]] {
     row.as_chunks_mut().0
 }
 
-/// The pixels of one row of one block of channels.
+/// Returns one row of pixels of a channel block.
 fn row_of<'a>(view: &View<'a>, image: usize, block: usize, y: usize) -> &'a [f32] {
     let Blocked { w, .. } = view.layout;
     let start = image * view.layout.image_len() + block * view.layout.plane_len() + view.layout.pixel(y, 0);
     &view.data[start..start + w * LANES]
 }
 
-/// The factors and addends that normalise one image's groups of channels, in f64.
-fn group_norm(x: View, image: usize, groups: usize, eps: f64, affine: &Affine, pool: &ThreadPool) -> Affine {
+/// Returns scale and shift of a group norm for one image, computed in f64.
+fn group_norm(
+    x: View,
+    image: usize,
+    groups: usize,
+    eps: f64,
+    affine: &ScaleShift,
+    pool: &ThreadPool,
+) -> ScaleShift {
     let per_group = x.layout.c / groups;
     let mean = group_means(x, image, &vec![0.0; groups], pool, |v, _| v);
     let variance = group_means(x, image, &mean, pool, |v, mean| (v - mean) * (v - mean));
@@ -115,11 +123,11 @@ fn group_norm(x: View, image: usize, groups: usize, eps: f64, affine: &Affine, p
         (scale as f32, (f64::from(affine.shift[channel]) - mean[group] * scale) as f32)
     };
     let (scale, shift) = (0..x.layout.c).map(coefficient).unzip();
-    Affine { scale, shift }
+    ScaleShift { scale, shift }
 }
 
-/// The mean of `f(value, about[group])` over each group of channels of one image. Every channel is summed up in a lane of
-/// its own, so that the loop fills vector registers.
+/// Returns the mean of `f(value, about[group])` over each group of channels of one image. Each channel has its own SIMD
+/// lane.
 fn group_means(
     x: View,
     image: usize,
@@ -148,7 +156,7 @@ fn group_means(
     sums[..c].chunks(per_group).map(|group| group.iter().sum::<f64>() / count).collect()
 }
 
-/// Channels of `inputs`, one after the other, in `to`.
+/// Concatenates the channels of `inputs` in `to`.
 pub(super) fn concat(inputs: &[View], to: ViewMut, pool: &ThreadPool) {
     let layout = to.layout;
     pool.for_each_chunk(to.data, layout.plane_len(), |plane, data| {
@@ -156,26 +164,26 @@ pub(super) fn concat(inputs: &[View], to: ViewMut, pool: &ThreadPool) {
         let mut first = 0;
         for input in inputs {
             let c = input.layout.c;
-            let wanted = (block * LANES).max(first)..((block + 1) * LANES).min(first + c);
+            let channels = (block * LANES).max(first)..((block + 1) * LANES).min(first + c);
             for y in 0..layout.h {
                 let start = layout.pixel(y, 0);
                 let row = chunks_mut(&mut data[start..start + layout.w * LANES]);
-                if wanted.len() == LANES && (wanted.start - first).is_multiple_of(LANES) {
-                    let from = chunks(row_of(input, image, (wanted.start - first) / LANES, y));
+                if channels.len() == LANES && (channels.start - first).is_multiple_of(LANES) {
+                    let from = chunks(row_of(input, image, (channels.start - first) / LANES, y));
                     row.copy_from_slice(from);
                     continue;
                 }
-                for channel in wanted.clone() {
-                    let own = channel - first;
-                    let from = chunks(row_of(input, image, own / LANES, y));
+                for channel in channels.clone() {
+                    let source = channel - first;
+                    let from = chunks(row_of(input, image, source / LANES, y));
                     for (to, from) in row.iter_mut().zip(from) {
-                        to[channel % LANES] = from[own % LANES];
+                        to[channel % LANES] = from[source % LANES];
                     }
                 }
             }
             first += c;
         }
-        // Channels that only fill up the last block are zero, whatever the memory held before.
+        // Zero the padding channels of the last block, since the buffer is reused.
         for channel in first.max(block * LANES)..(block + 1) * LANES {
             for y in 0..layout.h {
                 let start = layout.pixel(y, 0);

@@ -1,4 +1,4 @@
-//! A checkpoint's tensors as candle's modules ask for them.
+//! A candle `VarBuilder` over the tensors of a checkpoint.
 
 use candle_core::{DType, Device, Shape, Tensor};
 use candle_nn::var_builder::SimpleBackend;
@@ -9,39 +9,39 @@ use crate::fold::Folded;
 use crate::graph::Op;
 use crate::{Checkpoint, Error, Result};
 
-/// The tensors of a checkpoint by name, those of convolutions as `folded` says.
+/// Returns a builder over the tensors of a checkpoint; `folded` replaces those of convolutions.
 pub(crate) fn var_builder(
     checkpoint: &Checkpoint,
     folded: Option<Folded>,
     dtype: DType,
     device: &Device,
 ) -> VarBuilder<'static> {
-    let source = Source { checkpoint: checkpoint.clone(), folded };
-    VarBuilder::from_backend(Box::new(source), dtype, device.clone())
+    let backend = CheckpointBackend { checkpoint: checkpoint.clone(), folded };
+    VarBuilder::from_backend(Box::new(backend), dtype, device.clone())
 }
 
-/// Hands a checkpoint's tensors, folded or not, to a `VarBuilder`.
-struct Source {
+/// The backend of the builder.
+struct CheckpointBackend {
     checkpoint: Checkpoint,
     folded: Option<Folded>,
 }
 
-impl Source {
+impl CheckpointBackend {
     fn tensor(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
         let folded = self.folded.as_ref().and_then(|folded| {
-            let (module, part) = name.rsplit_once('.')?;
+            let (module, suffix) = name.rsplit_once('.')?;
             let node = folded.graph().nodes().iter().find(|n| n.name == module)?;
             let Op::Conv(conv) = node.op else { return None };
-            Some((folded, node, conv, part))
+            Some((folded, node, conv, suffix))
         });
-        let Some((folded, node, conv, part)) = folded else {
+        let Some((folded, node, conv, suffix)) = folded else {
             let tensor = self.checkpoint.tensor(name)?;
             if dtype == DType::I64 && tensor.dtype() == crate::raw::Dtype::I64 && tensor.shape().is_empty() {
                 return Ok(Tensor::new(tensor.scalar().unwrap_or(0), device)?);
             }
             return self.checkpoint.to_tensor(name, dtype, device);
         };
-        let tensor = match part {
+        let tensor = match suffix {
             "bias" => Tensor::from_vec(folded.bias(node, &self.checkpoint)?, conv.out_channels, device)?,
             _ => {
                 let weight = folded.conv(node, &self.checkpoint, Vec::new())?.weight;
@@ -52,7 +52,7 @@ impl Source {
     }
 }
 
-impl SimpleBackend for Source {
+impl SimpleBackend for CheckpointBackend {
     fn get(&self, s: Shape, name: &str, _: Init, dtype: DType, dev: &Device) -> candle_core::Result<Tensor> {
         let tensor = self.get_unchecked(name, dtype, dev)?;
         if tensor.shape() != &s {

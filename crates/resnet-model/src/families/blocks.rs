@@ -1,4 +1,4 @@
-//! What several families are made of.
+//! Layers that several families share.
 
 use crate::arch::options::NORM_GROUPS;
 use crate::arch::{Attention, Norm};
@@ -6,7 +6,7 @@ use crate::graph::{
     AvgPool, Builder, Divisor, EvoNorm, FilterResponseNorm, GroupNorm, NodeId, Op, Pad, PoolSpec, Rounding,
 };
 
-/// The norm of a network, by PyTorch's name.
+/// Adds the norm.
 pub(super) fn norm(g: &mut Builder, name: &str, x: NodeId, norm: Norm, eps: f64) -> NodeId {
     match norm {
         Norm::Batch => g.batch_norm(name, x, eps),
@@ -16,7 +16,7 @@ pub(super) fn norm(g: &mut Builder, name: &str, x: NodeId, norm: Norm, eps: f64)
     }
 }
 
-/// `x` weighted channel by channel. `channels` are those of the unpruned stage, which the sizes follow from.
+/// Adds channel attention. `channels` are those of the unpruned stage, which determine the sizes.
 pub(super) fn attention(
     g: &mut Builder,
     name: &str,
@@ -43,18 +43,18 @@ pub(super) fn attention(
     g.scale(format!("{name}.scale"), x, gate)
 }
 
-/// The mean of 2×2 pixels, odd ones dropped.
-pub(super) const fn mean_2x2() -> AvgPool {
+/// 2×2 average pooling without the last pixel of an odd size.
+pub(super) const fn avg_pool_2x2() -> AvgPool {
     AvgPool { window: PoolSpec::square(2, 2), rounding: Rounding::Floor, divisor: Divisor::Window }
 }
 
-/// The mean of 2×2 pixels, or of what is left of them at an odd border.
-pub(super) const fn mean_2x2_ceil() -> AvgPool {
+/// 2×2 average pooling with `ceil_mode`, without padding in the divisor.
+pub(super) const fn avg_pool_2x2_ceil() -> AvgPool {
     AvgPool { window: PoolSpec::square(2, 2), rounding: Rounding::Ceil, divisor: Divisor::Pixels }
 }
 
-/// The mean of 2×2 pixels at every pixel, one row and column of zeros behind the last (timm's `AvgPool2dSame`).
-pub(super) fn mean_2x2_same(g: &mut Builder, name: &str, x: NodeId) -> NodeId {
+/// Adds 2×2 average pooling with stride 1 and zeros after the last row and column (timm's `AvgPool2dSame`).
+pub(super) fn avg_pool_2x2_same(g: &mut Builder, name: &str, x: NodeId) -> NodeId {
     let x = g.pad(format!("{name}.pad"), x, Pad { before: [0; 2], after: [1; 2] });
     let window = PoolSpec::square(2, 1);
     g.avg_pool(name, x, AvgPool { window, rounding: Rounding::Floor, divisor: Divisor::Window })
