@@ -9,8 +9,8 @@ use std::time::Duration;
 use divan::Bencher;
 use divan::counter::ItemsCount;
 use resnet_kernels::{
-    Activation, Algorithm, AlignedVec, Blocked, ConvShape, Epilogue, Input, InputHint, Isa, PackedConv, Plan,
-    PoolSpec, Precision, Residual, ThreadPool, View, ViewMut, fma_peak, reference::ConvWeights,
+    Activation, Algorithm, AlignedVec, Blocked, ConvShape, ConvWeights, Epilogue, Input, InputHint, Isa,
+    PackedConv, Plan, PoolSpec, Precision, Residual, ThreadPool, View, ViewMut, fma_peak,
 };
 
 fn main() {

@@ -4,8 +4,7 @@ use crate::epilogue::{Activation, Residual};
 use crate::error::{Error, check_at_least, check_len, product};
 use crate::layout::{Blocked, View, ViewMut};
 use crate::pool::PoolSpec;
-use crate::reference::ConvWeights;
-use crate::shape::ConvShape;
+use crate::shape::{ConvShape, ConvWeights};
 use crate::simd::{AlignedVec, Dispatch, Simd};
 use crate::threads::ThreadPool;
 
@@ -93,7 +92,7 @@ impl PackedConv {
 
     /// The same, with long direct sums added up in parts of about a hundred products (fewer over a planar input), which
     /// halves their rounding errors and costs a few percent of the time. Winograd's sums stay as they are.
-    pub fn in_parts(self) -> Self {
+    pub fn with_chunked_sums(self) -> Self {
         Self { parts: true, ..self }
     }
 

@@ -8,8 +8,7 @@ use crate::epilogue::Residual;
 use crate::error::{Error, check_len, product};
 
 use crate::layout::{Blocked, LANES, View, ViewMut};
-use crate::reference::ConvWeights;
-use crate::shape::ConvShape;
+use crate::shape::{ConvShape, ConvWeights};
 use crate::simd::{AlignedVec, Isa};
 use crate::threads::ThreadPool;
 
@@ -24,8 +23,8 @@ mod weights;
 
 pub use blocked::BlockedConv;
 pub use memory::BufferPool;
-pub use norm::{Norm, NormGrad};
-pub use pool::{add_to, grad_avg_pool, grad_gate, grad_global_avg_pool, grad_max_pool, scale};
+pub use norm::{BatchNorm, BatchNormGrad};
+pub use pool::{add_to, grad_avg_pool, grad_gate, grad_global_avg_pool, grad_max_pool, scale_channels};
 
 use phase::Phase;
 
@@ -144,7 +143,7 @@ impl PlanarConv<'_> {
         let site = InputHint { batch: input[0], input: [input[2], input[3]] };
         let plan = Plan::choose(&shape, site, self.isa, precision);
         let conv = PackedConv::new(shape, plan, ConvWeights { weights, bias: None }, Epilogue::default())?;
-        Ok(if self.precision == Precision::Exact { conv.in_parts() } else { conv })
+        Ok(if self.precision == Precision::Exact { conv.with_chunked_sums() } else { conv })
     }
 
     fn layout(&self, dims: [usize; 4], halo: [usize; 2]) -> Result<Blocked, Error> {

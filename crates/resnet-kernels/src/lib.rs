@@ -51,14 +51,13 @@ pub use conv::{Algorithm, Epilogue, Input, InputHint, PackedConv, Plan, Precisio
 pub use epilogue::{Activation, Residual};
 pub use error::Error;
 pub use grad::{
-    BlockedConv, BufferPool, Norm, NormGrad, PlanarConv, add_to, grad_avg_pool, grad_gate,
-    grad_global_avg_pool, grad_max_pool, scale,
+    BatchNorm, BatchNormGrad, BlockedConv, BufferPool, PlanarConv, add_to, grad_avg_pool, grad_gate,
+    grad_global_avg_pool, grad_max_pool, scale_channels,
 };
 pub use layout::{Blocked, LANES, View, ViewMut};
 pub use linear::PackedLinear;
 pub use peak::fma_peak;
 pub use pool::{AvgPoolSpec, PoolSpec, avg_pool, global_avg_pool, max_pool};
-pub use reference::ConvWeights;
-pub use shape::ConvShape;
+pub use shape::{ConvShape, ConvWeights};
 pub use simd::{AlignedVec, Isa};
 pub use threads::{MAX_THREADS, ThreadPool};

@@ -2,7 +2,7 @@
 
 use crate::error::{Error, check_len, product};
 use crate::layout::LANES;
-use crate::reference::ConvWeights;
+use crate::shape::ConvWeights;
 use crate::simd::AlignedVec;
 use crate::simd::tile::{Addend, MAX_PIXELS, Reduction, Tile, next_pixels};
 use crate::simd::{Dispatch, Isa, Simd};

@@ -4,16 +4,7 @@
 
 use crate::error::{Error, check_len, product};
 use crate::pool::{AvgPoolSpec, PoolSpec};
-use crate::shape::ConvShape;
-
-/// Weights `[c_out, c_in / groups, kernel height, kernel width]` and bias `[c_out]` of a convolution.
-#[derive(Clone, Copy, Debug)]
-pub struct ConvWeights<'a> {
-    /// Weights in PyTorch's order.
-    pub weights: &'a [f32],
-    /// Bias, one per output channel, or none.
-    pub bias: Option<&'a [f32]>,
-}
+use crate::shape::{ConvShape, ConvWeights};
 
 /// Convolution of `input` `[N, C, H, W]` with zero padding; taps outside the image are skipped.
 ///

@@ -25,6 +25,15 @@ pub struct ConvShape {
     pub groups: usize,
 }
 
+/// Weights `[c_out, c_in / groups, kernel height, kernel width]` and bias `[c_out]` of a convolution.
+#[derive(Clone, Copy, Debug)]
+pub struct ConvWeights<'a> {
+    /// Weights in PyTorch's order.
+    pub weights: &'a [f32],
+    /// Bias, one per output channel, or none.
+    pub bias: Option<&'a [f32]>,
+}
+
 impl ConvShape {
     /// A 1×1 convolution: the base that other shapes override fields of.
     pub const fn pointwise(c_in: usize, c_out: usize) -> Self {

@@ -1,8 +1,7 @@
 //! Weights in the order in which the register tiles consume them.
 
 use crate::layout::LANES;
-use crate::reference::ConvWeights;
-use crate::shape::ConvShape;
+use crate::shape::{ConvShape, ConvWeights};
 use crate::simd::AlignedVec;
 use crate::simd::Simd;
 use crate::simd::tile::{Reduction, lines_ahead};

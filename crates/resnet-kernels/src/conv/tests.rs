@@ -58,7 +58,7 @@ impl Case {
         let params = ConvWeights { weights: &weights, bias: self.bias.then_some(&bias[..]) };
         let finish = Epilogue { activation: self.activation, max_pool: self.max_pool };
         let conv = PackedConv::new(shape, plan, params, finish).unwrap();
-        let conv = if self.parts { conv.in_parts() } else { conv };
+        let conv = if self.parts { conv.with_chunked_sums() } else { conv };
         let dims = [batch, shape.c_in, size[0], size[1]];
         let out_dims = conv.output_dims(dims).unwrap();
         let layout = |dims, spare: usize| Blocked::new(dims).unwrap().with_halo([spare, spare * 2]).unwrap();

@@ -8,8 +8,7 @@ use crate::conv::{Algorithm, Epilogue, Input, PackedConv, Plan, Precision};
 use crate::epilogue::Residual;
 use crate::error::{Error, check_at_least, check_len, product};
 use crate::layout::{Blocked, LANES, View, ViewMut};
-use crate::reference::ConvWeights;
-use crate::shape::ConvShape;
+use crate::shape::{ConvShape, ConvWeights};
 use crate::simd::{AlignedVec, Isa};
 use crate::threads::ThreadPool;
 
@@ -57,7 +56,7 @@ impl BlockedConv<'_> {
                 let source = Source { of: &self.shape, weights, turn: Turn::Forward };
                 let conv = self.packed(self.shape, self.input, source, memory)?;
                 self.run_blocked(&conv, view, Residual::None, target, memory)?;
-                memory.give(conv.into_weights());
+                memory.put(conv.into_weights());
             }
         }
         Ok(output)
@@ -92,7 +91,7 @@ impl BlockedConv<'_> {
                 let conv = self.turned(shape, output.dims(), weights, (&rows[0], &columns[0]), memory)?;
                 let target = ViewMut { layout: to, data: &mut result[..to.len()] };
                 self.run_blocked(&conv, grad, residual, target, memory)?;
-                memory.give(conv.into_weights());
+                memory.put(conv.into_weights());
                 return Ok(result);
             }
         }
@@ -105,7 +104,7 @@ impl BlockedConv<'_> {
                 let mut part = memory.take(from.len());
                 let target = ViewMut { layout: from, data: &mut part[..from.len()] };
                 self.run_blocked(&conv, grad, Residual::None, target, memory)?;
-                memory.give(conv.into_weights());
+                memory.put(conv.into_weights());
                 self.pool.for_each_chunk(&mut result[..to.len()], to.plane_len(), |index, plane| {
                     let part = &part[index * from.plane_len()..][..from.plane_len()];
                     for y in 0..from.h {
@@ -115,7 +114,7 @@ impl BlockedConv<'_> {
                         column.add(pixels, line.as_chunks_mut::<LANES>().0);
                     }
                 });
-                memory.give(part);
+                memory.put(part);
             }
         }
         Ok(result)
@@ -238,7 +237,7 @@ impl BlockedConv<'_> {
         });
         let view = View { layout, data: &padded[..layout.len()] };
         self.run(conv, dims, Input::Blocked(view), residual, to, memory)?;
-        memory.give(padded);
+        memory.put(padded);
         Ok(())
     }
 
@@ -253,7 +252,7 @@ impl BlockedConv<'_> {
     ) -> Result<(), Error> {
         let mut scratch = memory.take(conv.scratch_len(dims, self.pool.threads())?);
         conv.run(input, residual, to, &mut scratch, self.pool)?;
-        memory.give(scratch);
+        memory.put(scratch);
         Ok(())
     }
 }

@@ -38,7 +38,7 @@ impl BufferPool {
     }
 
     /// Keeps `buffer` for those who ask for one of its length.
-    pub fn give(&mut self, buffer: AlignedVec) {
+    pub fn put(&mut self, buffer: AlignedVec) {
         if !buffer.is_empty() {
             self.free.entry(buffer.len()).or_default().push(buffer);
         }
@@ -61,7 +61,7 @@ mod tests {
         first.fill(1.0);
         let (address, len) = (first.as_ptr(), first.len());
         assert!((1000..1200).contains(&len));
-        memory.give(first);
+        memory.put(first);
         assert_eq!(memory.bytes(), len * 4);
         let again = memory.zeroed(990);
         assert_eq!((again.as_ptr(), memory.bytes()), (address, 0));

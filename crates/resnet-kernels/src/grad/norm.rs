@@ -18,7 +18,7 @@ type Lanes<T> = Vec<[T; LANES]>;
 
 /// A batch normalisation of a tensor `[N, C, H, W]`.
 #[derive(Clone, Copy, Debug)]
-pub struct Norm<'a> {
+pub struct BatchNorm<'a> {
     /// How the tensor lies; without a halo.
     pub layout: Blocked,
     /// The instruction set.
@@ -29,22 +29,22 @@ pub struct Norm<'a> {
 
 /// What the gradients of a normalisation are computed from; vectors are `[C]`.
 #[derive(Clone, Copy, Debug)]
-pub struct NormGrad<'a> {
+pub struct BatchNormGrad<'a> {
     /// What was normalised.
     pub x: &'a [f32],
     /// The result behind the rectifier, if there is one: where it is 0, nothing passes.
-    pub rectified: Option<&'a [f32]>,
+    pub relu_output: Option<&'a [f32]>,
     /// Mean of each channel.
     pub mean: &'a [f64],
     /// `1 / √(variance + eps)` of each channel.
-    pub scale: &'a [f64],
+    pub inv_std: &'a [f64],
     /// Trained factors.
     pub weight: &'a [f32],
     /// Whether mean and scale were computed from `x`.
-    pub of_batch: bool,
+    pub batch_stats: bool,
 }
 
-impl Norm<'_> {
+impl BatchNorm<'_> {
     fn check(&self, what: &'static str, data: &[f32]) -> Result<(), Error> {
         if self.layout.halo != [0, 0] {
             return Err(Error::Halo { found: self.layout.halo, expected: [0, 0] });
@@ -106,12 +106,12 @@ impl Norm<'_> {
     /// The gradient to the result, masked by the rectifier in place, and the gradients to weight and bias, `[C]`.
     ///
     /// Errors: a halo, slices of other lengths.
-    pub fn grad_parameters(&self, of: &NormGrad, grad: &mut [f32]) -> Result<[Vec<f64>; 2], Error> {
+    pub fn grad_parameters(&self, of: &BatchNormGrad, grad: &mut [f32]) -> Result<[Vec<f64>; 2], Error> {
         self.check("input", of.x)?;
-        self.check("output", of.rectified.unwrap_or(of.x))?;
+        self.check("output", of.relu_output.unwrap_or(of.x))?;
         self.check("gradient", grad)?;
         check_len("mean", of.mean.len(), self.layout.c)?;
-        check_len("scale", of.scale.len(), self.layout.c)?;
+        check_len("scale", of.inv_std.len(), self.layout.c)?;
         let mean: Vec<f32> = of.mean.iter().map(|m| *m as f32).collect();
         let mean = self.lanes("mean", &mean)?;
         let (area, blocks) = (self.layout.h * self.layout.w, self.layout.blocks());
@@ -122,12 +122,12 @@ impl Norm<'_> {
         self.pool.for_each_chunk(&mut planes, 1, |index, part| {
             let [(grad, sums)] = part else { return };
             let x = of.x[index * len..][..len].as_chunks::<LANES>().0;
-            let y = of.rectified.map(|y| y[index * len..][..len].as_chunks::<LANES>().0);
+            let y = of.relu_output.map(|y| y[index * len..][..len].as_chunks::<LANES>().0);
             let grad = grad.as_chunks_mut::<LANES>().0;
             *sums = self.isa.dispatch(Vectorized(Sums { x, y, grad, mean: &mean[index % blocks] }));
         });
         let mut result = [(); 2].map(|()| Vec::with_capacity(self.layout.c));
-        for (channel, scale) in of.scale.iter().enumerate() {
+        for (channel, scale) in of.inv_std.iter().enumerate() {
             let sum = |which: usize| {
                 let of_image = |i: usize| planes[i * blocks + channel / LANES].1[which][channel % LANES];
                 (0..self.layout.n).map(of_image).sum::<f64>()
@@ -143,7 +143,7 @@ impl Norm<'_> {
     /// Errors: a halo, slices of other lengths.
     pub fn grad_input(
         &self,
-        of: &NormGrad,
+        of: &BatchNormGrad,
         [weight, bias]: [&[f64]; 2],
         grad: &[f32],
         out: &mut [f32],
@@ -161,10 +161,10 @@ impl Norm<'_> {
         Ok(())
     }
 
-    /// [`Norm::grad_input`] over the gradient itself.
+    /// [`BatchNorm::grad_input`] over the gradient itself.
     pub fn grad_input_in_place(
         &self,
-        of: &NormGrad,
+        of: &BatchNormGrad,
         [weight, bias]: [&[f64]; 2],
         grad: &mut [f32],
     ) -> Result<(), Error> {
@@ -180,21 +180,25 @@ impl Norm<'_> {
     }
 
     /// Mean, factor, slope and shift of `gx = factor · g + slope · (x − mean) + shift`.
-    fn input_vectors(&self, of: &NormGrad, [weight, bias]: [&[f64]; 2]) -> Result<[Lanes<f32>; 4], Error> {
+    fn input_vectors(
+        &self,
+        of: &BatchNormGrad,
+        [weight, bias]: [&[f64]; 2],
+    ) -> Result<[Lanes<f32>; 4], Error> {
         self.check("input", of.x)?;
         let (c, count) = (self.layout.c, (self.layout.n * self.layout.h * self.layout.w) as f64);
         check_len("factors", of.weight.len(), c)?;
         check_len("weight gradient", weight.len(), c)?;
         check_len("bias gradient", bias.len(), c)?;
         let vector = |f: &dyn Fn(usize, f64) -> f64| -> Vec<f32> {
-            (0..c).map(|i| f(i, f64::from(of.weight[i]) * of.scale[i]) as f32).collect()
+            (0..c).map(|i| f(i, f64::from(of.weight[i]) * of.inv_std[i]) as f32).collect()
         };
-        let batch = if of.of_batch { 1.0 } else { 0.0 };
+        let batch = if of.batch_stats { 1.0 } else { 0.0 };
         // The gradient to the weight is Σ g·(x − mean)·scale.
         Ok([
             self.lanes("mean", &vector(&|i, _| of.mean[i]))?,
             self.lanes("factors", &vector(&|_, factor| factor))?,
-            self.lanes("slope", &vector(&|i, factor| -batch * factor * of.scale[i] * weight[i] / count))?,
+            self.lanes("slope", &vector(&|i, factor| -batch * factor * of.inv_std[i] * weight[i] / count))?,
             self.lanes("shift", &vector(&|i, factor| -batch * factor * bias[i] / count))?,
         ])
     }

@@ -59,7 +59,7 @@ pub(super) fn gradient(
             }
         }
     });
-    memory.give(sums);
+    memory.put(sums);
     Ok(result)
 }
 

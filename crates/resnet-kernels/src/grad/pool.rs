@@ -135,7 +135,7 @@ impl Kernel for Average<'_> {
 /// Every plane of `x` times its value of `gate` `[N, C]`; also the gradient to `x` from that to the result.
 ///
 /// Errors: a halo, lengths that do not fit.
-pub fn scale(
+pub fn scale_channels(
     isa: Isa,
     layout: Blocked,
     x: &[f32],
@@ -157,7 +157,7 @@ pub fn scale(
     Ok(())
 }
 
-/// The gradient `[N, C]` to the gate of [`scale`], from `x` and the gradient to the result.
+/// The gradient `[N, C]` to the gate of [`scale_channels`], from `x` and the gradient to the result.
 ///
 /// Errors: a halo, lengths that do not fit.
 pub fn grad_gate(

@@ -126,7 +126,7 @@ fn check_blocked(shape: ConvShape, batch: usize, size: [usize; 2]) {
             for len in [from.len(), to.len(), shape.weight_len().unwrap() * 4, 100_000] {
                 let mut buffer = memory.take(len);
                 buffer.fill(f32::NAN);
-                memory.give(buffer);
+                memory.put(buffer);
             }
             let unpack = |layout: Blocked, data: &[f32]| {
                 let mut out = vec![0.0; layout.dims().iter().product()];
@@ -195,7 +195,7 @@ fn norms_and_their_gradients_are_those_of_the_formula() {
         (0..3).flat_map(|n| data[(n * 20 + channel) * area..][..area].iter().map(|v| f64::from(*v))).collect()
     };
     for isa in Isa::available() {
-        let norm = Norm { layout, isa, pool: &pool };
+        let norm = BatchNorm { layout, isa, pool: &pool };
         let [mean, var] = norm.moments(&bx).unwrap();
         let scale: Vec<f64> = var.iter().map(|v| 1.0 / (v + 1e-5).sqrt()).collect();
         let factor: Vec<f32> = scale.iter().zip(&weight).map(|(s, w)| (s * f64::from(*w)) as f32).collect();
@@ -203,13 +203,13 @@ fn norms_and_their_gradients_are_those_of_the_formula() {
         let (mut by, mut y) = (vec![0.0; layout.len()], vec![0.0; x.len()]);
         norm.forward(&bx, [&mean32, &factor, &bias], Some(&br), true, &mut by).unwrap();
         layout.unpack(&by, &mut y, &pool).unwrap();
-        let of = NormGrad {
+        let of = BatchNormGrad {
             x: &bx,
-            rectified: Some(&by),
+            relu_output: Some(&by),
             mean: &mean,
-            scale: &scale,
+            inv_std: &scale,
             weight: &weight,
-            of_batch: true,
+            batch_stats: true,
         };
         let mut masked = bg.clone();
         let [gw, gb] = norm.grad_parameters(&of, &mut masked).unwrap();
@@ -296,15 +296,15 @@ fn means_and_gates_hand_gradients_back() {
         }
         let (x, grad, gate) = (pack(layout, 6), pack(layout, 7), random(40, 8));
         let [mut y, mut gx] = [(); 2].map(|()| vec![f32::NAN; layout.len()]);
-        scale(isa, layout, &x, &gate, &mut y, &pool).unwrap();
-        scale(isa, layout, &grad, &gate, &mut gx, &more).unwrap();
+        scale_channels(isa, layout, &x, &gate, &mut y, &pool).unwrap();
+        scale_channels(isa, layout, &grad, &gate, &mut gx, &more).unwrap();
         let sum = dot(&y, &grad);
         let of_gate = grad_gate(isa, layout, &x, &grad, &more).unwrap();
         for (what, found) in [("input", dot(&x, &gx)), ("gate", dot(&gate, &of_gate))] {
             assert!((found - sum).abs() < 1e-4, "{what}: {found}, expected {sum}");
         }
         assert!(grad_gate(isa, layout, &x[1..], &grad, &pool).is_err());
-        assert!(scale(isa, layout, &x, &gate[1..], &mut y, &pool).is_err());
+        assert!(scale_channels(isa, layout, &x, &gate[1..], &mut y, &pool).is_err());
     }
 }
 

@@ -220,7 +220,7 @@ impl Act {
 
 impl Drop for Act {
     fn drop(&mut self) {
-        lock(&self.home).give(std::mem::take(&mut self.data));
+        lock(&self.home).put(std::mem::take(&mut self.data));
     }
 }
 

@@ -3,7 +3,7 @@
 use super::forward::with_input;
 use super::*;
 use crate::graph::Op;
-use resnet_kernels::{BlockedConv, NormGrad};
+use resnet_kernels::{BatchNormGrad, BlockedConv};
 
 type Sink<'a> = &'a mut dyn FnMut(&Tensor, Tensor) -> Result<()>;
 
@@ -105,7 +105,7 @@ impl Pass<'_> {
                 let mut out = Act::empty(self.home(), layout);
                 with_values(&gate, |gate| {
                     let out = out.slice_mut();
-                    resnet_kernels::scale(ops::isa(), layout, grad.slice(), gate, out, threads)
+                    resnet_kernels::scale_channels(ops::isa(), layout, grad.slice(), gate, out, threads)
                         .map_err(kernel)
                 })?;
                 self.add(step.inputs[0], true, Value::Blocked(Rc::new(out)))
@@ -197,7 +197,7 @@ impl Pass<'_> {
         let Layer::BatchNorm(norm) = &self.network.layers[normed.norm.index()] else { return Ok(()) };
         let Normed { x, mut y, mean, scale, of_batch, share, dropped, .. } = normed;
         let mut grad = Act::owned(grad.into_blocked(self.home())?);
-        let kernels = resnet_kernels::Norm { layout: x.layout, isa: ops::isa(), pool: ops::threads()? };
+        let kernels = resnet_kernels::BatchNorm { layout: x.layout, isa: ops::isa(), pool: ops::threads()? };
         let mut residual = step.inputs.get(1).map(|node| (*node, wanted[1]));
         if let Some(dropped) = dropped {
             // The norm and what is added to it have different gradients.
@@ -214,13 +214,13 @@ impl Pass<'_> {
         let workers = self.workers;
         let home = self.home().clone();
         let (passed, parameters) = with_values(&norm.weight, |weight| {
-            let of = NormGrad {
+            let of = BatchNormGrad {
                 x: x.slice(),
-                rectified: y.as_ref().map(|y| y.slice()),
+                relu_output: y.as_ref().map(|y| y.slice()),
                 mean: &mean,
-                scale: &scale,
+                inv_std: &scale,
                 weight,
-                of_batch,
+                batch_stats: of_batch,
             };
             let [gw, gb] = kernels.grad_parameters(&of, grad.slice_mut()).map_err(kernel)?;
             let (mut all_w, mut all_b) = (gw.clone(), gb.clone());
