@@ -78,8 +78,8 @@ fn cases() -> Vec<Case> {
             for (batch, &threads) in
                 [1, 8].into_iter().flat_map(|batch| threads.iter().map(move |t| (batch, t)))
             {
-                let site = InputHint { batch, input: [size, size] };
-                let plan = Plan::choose(&shape, site, isa, Precision::F32);
+                let hint = InputHint { batch, input: [size, size] };
+                let plan = Plan::choose(&shape, hint, isa, Precision::F32);
                 let name = format!("{}-{}-{layer}-b{batch}-t{threads}", isa.name(), plan.algorithm.name());
                 cases.push(Case { name, shape, size, batch, threads, plan });
             }
@@ -94,11 +94,11 @@ fn conv(bencher: Bencher, case: &Case) {
     let Case { shape, size, batch, .. } = *case;
     let weights: Vec<f32> = (0..shape.weight_len().unwrap()).map(|i| (i % 17) as f32 / 17.0 - 0.4).collect();
     let bias = vec![0.1; shape.c_out];
-    let window = PoolSpec { kernel: [3, 3], stride: [2, 2], padding: [1, 1], ceil_mode: false };
-    let finish =
-        Epilogue { activation: Activation::Relu, max_pool: case.name.contains(STEM).then_some(window) };
-    let params = ConvWeights { weights: &weights, bias: Some(&bias) };
-    let first = PackedConv::new(shape, case.plan, params, finish).unwrap();
+    let spec = PoolSpec { kernel: [3, 3], stride: [2, 2], padding: [1, 1], ceil_mode: false };
+    let epilogue =
+        Epilogue { activation: Activation::Relu, max_pool: case.name.contains(STEM).then_some(spec) };
+    let conv_weights = ConvWeights { weights: &weights, bias: Some(&bias) };
+    let first = PackedConv::new(shape, case.plan, conv_weights, epilogue).unwrap();
     // Together more than a last-level cache keeps.
     let copies = ((64 << 20) / first.bytes()).clamp(1, 12);
     let convs = vec![first; copies];

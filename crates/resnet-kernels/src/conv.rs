@@ -54,10 +54,10 @@ pub struct Epilogue {
 pub struct PackedConv {
     shape: ConvShape,
     plan: Plan,
-    finish: Epilogue,
+    epilogue: Epilogue,
     panels: Panels,
     /// Whether long sums are added up in parts.
-    parts: bool,
+    chunked_sums: bool,
 }
 
 /// A checked call.
@@ -72,33 +72,38 @@ struct Call<'a> {
 impl PackedConv {
     /// Packs weights `[c_out, c_in / groups, kernel height, kernel width]` for `plan`.
     ///
-    /// Errors: a bad shape, slices of the wrong length, an algorithm that cannot compute the shape or the finish.
-    pub fn new(shape: ConvShape, plan: Plan, params: ConvWeights, finish: Epilogue) -> Result<Self, Error> {
-        check_len("weights", params.weights.len(), shape.weight_len()?)?;
-        check_len("bias", params.bias.map_or(shape.c_out, <[f32]>::len), shape.c_out)?;
+    /// Errors: a bad shape, slices of the wrong length, an algorithm that cannot compute the shape or the epilogue.
+    pub fn new(
+        shape: ConvShape,
+        plan: Plan,
+        weights: ConvWeights,
+        epilogue: Epilogue,
+    ) -> Result<Self, Error> {
+        check_len("weights", weights.weights.len(), shape.weight_len()?)?;
+        check_len("bias", weights.bias.map_or(shape.c_out, <[f32]>::len), shape.c_out)?;
         plan.algorithm.supports(&shape)?;
-        if let Some(window) = &finish.max_pool {
-            window.check()?;
+        if let Some(spec) = &epilogue.max_pool {
+            spec.check()?;
             if plan.algorithm != Algorithm::Planar {
                 return Err(Error::Algorithm {
                     algorithm: plan.algorithm.name(),
-                    why: "a fused max-pooling",
+                    what: "a fused max-pooling",
                 });
             }
         }
-        let panels = plan.isa.dispatch(Pack { shape: &shape, algorithm: plan.algorithm, params });
-        Ok(Self { shape, plan, finish, panels, parts: false })
+        let panels = plan.isa.dispatch(Pack { shape: &shape, algorithm: plan.algorithm, weights });
+        Ok(Self { shape, plan, epilogue, panels, chunked_sums: false })
     }
 
     /// The same, with long direct sums added up in parts of about a hundred products (fewer over a planar input), which
     /// halves their rounding errors and costs a few percent of the time. Winograd's sums stay as they are.
     pub fn with_chunked_sums(self) -> Self {
-        Self { parts: true, ..self }
+        Self { chunked_sums: true, ..self }
     }
 
     /// A convolution of panels that were filled for `plan` elsewhere.
-    pub(crate) fn of_panels(shape: ConvShape, plan: Plan, panels: Panels) -> Self {
-        Self { shape, plan, finish: Epilogue::default(), panels, parts: false }
+    pub(crate) fn from_panels(shape: ConvShape, plan: Plan, panels: Panels) -> Self {
+        Self { shape, plan, epilogue: Epilogue::default(), panels, chunked_sums: false }
     }
 
     /// The memory of the packed weights.
@@ -139,8 +144,8 @@ impl PackedConv {
     /// `[N, C, H, W]` of the output, after a fused pooling. Errors: wrong channels, an input too small for the kernel.
     pub fn output_dims(&self, input: [usize; 4]) -> Result<[usize; 4], Error> {
         let [n, c, mut h, mut w] = self.shape.output_dims(input)?;
-        if let Some(window) = &self.finish.max_pool {
-            [h, w] = window.output_hw([h, w])?;
+        if let Some(spec) = &self.epilogue.max_pool {
+            [h, w] = spec.output_hw([h, w])?;
         }
         Ok([n, c, h, w])
     }
@@ -174,13 +179,14 @@ impl PackedConv {
         check_at_least("scratch", scratch.len(), self.scratch_len(dims, pool.threads())?)?;
         let call = Call { conv: self, residual, output, scratch, pool };
         let planar = self.plan.algorithm == Algorithm::Planar;
+        let algorithm = self.plan.algorithm.name();
         match input {
             Input::Planar { dims, data } if planar => {
                 check_len("input", data.len(), product("input length", &dims)?)?;
-                if !matches!(call.residual, Residual::None) && self.finish.max_pool.is_some() {
+                if !matches!(call.residual, Residual::None) && self.epilogue.max_pool.is_some() {
                     return Err(Error::Algorithm {
                         algorithm: "planar",
-                        why: "a residual before a fused max-pooling",
+                        what: "a residual before a fused max-pooling",
                     });
                 }
                 self.plan.isa.dispatch(RunPlanar { call, dims, data });
@@ -193,8 +199,12 @@ impl PackedConv {
                 }
                 self.plan.isa.dispatch(RunBlocked { call, view });
             }
-            Input::Planar { .. } => return Err(Error::InputKind { found: "planar", expected: "blocked" }),
-            Input::Blocked(_) => return Err(Error::InputKind { found: "blocked", expected: "planar" }),
+            Input::Planar { .. } => {
+                return Err(Error::InputLayout { algorithm, found: "planar", expected: "blocked" });
+            }
+            Input::Blocked(_) => {
+                return Err(Error::InputLayout { algorithm, found: "blocked", expected: "planar" });
+            }
         }
         Ok(())
     }
@@ -203,7 +213,7 @@ impl PackedConv {
 struct Pack<'a> {
     shape: &'a ConvShape,
     algorithm: Algorithm,
-    params: ConvWeights<'a>,
+    weights: ConvWeights<'a>,
 }
 
 impl Dispatch for Pack<'_> {
@@ -211,12 +221,12 @@ impl Dispatch for Pack<'_> {
 
     fn run<S: Simd>(self, _: S) -> Panels {
         match self.algorithm {
-            Algorithm::Planar => Panels::planar::<S>(self.shape, self.params),
-            Algorithm::Pointwise | Algorithm::Direct => Panels::direct::<S>(self.shape, self.params),
-            Algorithm::Winograd2 => winograd::pack::<S, F2, F2, 4, 2, 4, 2>(self.shape, self.params),
-            Algorithm::Winograd2x4 => winograd::pack::<S, F2, F4, 4, 2, 6, 4>(self.shape, self.params),
-            Algorithm::Winograd4 => winograd::pack::<S, F4, F4, 6, 4, 6, 4>(self.shape, self.params),
-            Algorithm::WinogradStrided => winograd::pack::<S, S2, S2, 5, 2, 5, 2>(self.shape, self.params),
+            Algorithm::Planar => Panels::planar::<S>(self.shape, self.weights),
+            Algorithm::Pointwise | Algorithm::Direct => Panels::direct::<S>(self.shape, self.weights),
+            Algorithm::Winograd2 => winograd::pack::<S, F2, F2, 4, 2, 4, 2>(self.shape, self.weights),
+            Algorithm::Winograd2x4 => winograd::pack::<S, F2, F4, 4, 2, 6, 4>(self.shape, self.weights),
+            Algorithm::Winograd4 => winograd::pack::<S, F4, F4, 6, 4, 6, 4>(self.shape, self.weights),
+            Algorithm::WinogradStrided => winograd::pack::<S, S2, S2, 5, 2, 5, 2>(self.shape, self.weights),
         }
     }
 }
@@ -247,16 +257,16 @@ impl Dispatch for ScratchLen<'_> {
             Algorithm::Pointwise | Algorithm::Direct => Ok(0),
             Algorithm::Planar => planar::scratch_len(conv, input, output, threads),
             Algorithm::Winograd2 => {
-                winograd::scratch_len(Extent::of::<F2, F2, 4, 2, 4, 2>(), conv, output, threads)
+                winograd::scratch_len(Extent::new::<F2, F2, 4, 2, 4, 2>(), conv, output, threads)
             }
             Algorithm::Winograd2x4 => {
-                winograd::scratch_len(Extent::of::<F2, F4, 4, 2, 6, 4>(), conv, output, threads)
+                winograd::scratch_len(Extent::new::<F2, F4, 4, 2, 6, 4>(), conv, output, threads)
             }
             Algorithm::Winograd4 => {
-                winograd::scratch_len(Extent::of::<F4, F4, 6, 4, 6, 4>(), conv, output, threads)
+                winograd::scratch_len(Extent::new::<F4, F4, 6, 4, 6, 4>(), conv, output, threads)
             }
             Algorithm::WinogradStrided => {
-                winograd::scratch_len(Extent::of::<S2, S2, 5, 2, 5, 2>(), conv, output, threads)
+                winograd::scratch_len(Extent::new::<S2, S2, 5, 2, 5, 2>(), conv, output, threads)
             }
         }
     }

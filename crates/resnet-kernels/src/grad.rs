@@ -13,7 +13,7 @@ use crate::simd::{AlignedVec, Isa};
 use crate::threads::ThreadPool;
 
 mod blocked;
-mod memory;
+mod buffer_pool;
 mod norm;
 mod outer;
 mod pack;
@@ -22,7 +22,7 @@ mod pool;
 mod weights;
 
 pub use blocked::BlockedConv;
-pub use memory::BufferPool;
+pub use buffer_pool::BufferPool;
 pub use norm::{BatchNorm, BatchNormGrad};
 pub use pool::{add_to, grad_avg_pool, grad_gate, grad_global_avg_pool, grad_max_pool, scale_channels};
 
@@ -133,15 +133,15 @@ impl PlanarConv<'_> {
         let output = self.output()?;
         check_len("input", input.len(), self.input.iter().product())?;
         check_len("gradient", grad.len(), output.iter().product())?;
-        weights::gradient(self, output, input, weights::Grad::Planar(grad))
+        weights::gradient(self, output, input, weights::OutputGrad::Planar(grad))
     }
 
     fn packed(&self, shape: ConvShape, input: [usize; 4], weights: &[f32]) -> Result<PackedConv, Error> {
         let [oh, ow] = shape.output_hw([input[2], input[3]])?;
         let many = input[0].saturating_mul(oh * ow) >= WINOGRAD_PIXELS;
         let precision = if many { self.precision } else { Precision::Exact };
-        let site = InputHint { batch: input[0], input: [input[2], input[3]] };
-        let plan = Plan::choose(&shape, site, self.isa, precision);
+        let hint = InputHint { batch: input[0], input: [input[2], input[3]] };
+        let plan = Plan::choose(&shape, hint, self.isa, precision);
         let conv = PackedConv::new(shape, plan, ConvWeights { weights, bias: None }, Epilogue::default())?;
         Ok(if self.precision == Precision::Exact { conv.with_chunked_sums() } else { conv })
     }

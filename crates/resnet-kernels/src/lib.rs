@@ -12,8 +12,8 @@
 //! let shape = ConvShape { kernel: [3, 3], padding: [1, 1], ..ConvShape::pointwise(64, 128) };
 //! let plan = Plan::choose(&shape, InputHint { batch: 1, input: [56, 56] }, Isa::best(), Precision::F32);
 //! let weights = vec![0.01; shape.weight_len()?];
-//! let finish = Epilogue { activation: Activation::Relu, max_pool: None };
-//! let conv = PackedConv::new(shape, plan, ConvWeights { weights: &weights, bias: None }, finish)?;
+//! let epilogue = Epilogue { activation: Activation::Relu, max_pool: None };
+//! let conv = PackedConv::new(shape, plan, ConvWeights { weights: &weights, bias: None }, epilogue)?;
 //!
 //! // Once per input size: lay out memory. The input's halo is what `conv` reads as padding.
 //! let input = Blocked::new([1, 64, 56, 56])?.with_halo(conv.input_halo())?;

@@ -6,11 +6,11 @@ use crate::shape::ConvWeights;
 use crate::simd::AlignedVec;
 use crate::simd::tile::{Addend, MAX_PIXELS, Reduction, Tile, next_pixels};
 use crate::simd::{Dispatch, Isa, Simd};
-use crate::threads::{Target, ThreadPool};
+use crate::threads::{ThreadPool, TileOutput};
 
 /// Products of a sum before it is continued from the output: VGG's 25,088 in one go lose a digit, and these weights stay in
 /// cache for all inputs.
-const PART: usize = 256;
+const SUM_CHUNK: usize = 256;
 
 /// `y = W·x + b` with `W` packed once.
 #[derive(Clone, Debug)]
@@ -32,29 +32,33 @@ impl PackedLinear {
     pub fn new(
         isa: Isa,
         [features_out, features_in]: [usize; 2],
-        params: ConvWeights,
+        weights: ConvWeights,
     ) -> Result<Self, Error> {
         for (what, size) in [("input features", features_in), ("output features", features_out)] {
             if size == 0 {
                 return Err(Error::Zero { what });
             }
         }
-        check_len("weights", params.weights.len(), product("weights length", &[features_out, features_in])?)?;
-        check_len("bias", params.bias.map_or(features_out, <[f32]>::len), features_out)?;
+        check_len(
+            "weights",
+            weights.weights.len(),
+            product("weights length", &[features_out, features_in])?,
+        )?;
+        check_len("bias", weights.bias.map_or(features_out, <[f32]>::len), features_out)?;
         let panel = isa.dispatch(PanelBlocks).min(features_out.div_ceil(LANES));
         let width = panel * LANES;
         let padded = features_out.next_multiple_of(width);
-        let mut weights = AlignedVec::zeroed(product("weights length", &[padded, features_in])?);
-        for (row, source) in params.weights.chunks_exact(features_in).enumerate() {
-            let packed = &mut weights[row / width * width * features_in..][..width * features_in];
-            let column = packed.iter_mut().skip(row % width).step_by(width);
+        let mut packed = AlignedVec::zeroed(product("weights length", &[padded, features_in])?);
+        for (row, source) in weights.weights.chunks_exact(features_in).enumerate() {
+            let panel = &mut packed[row / width * width * features_in..][..width * features_in];
+            let column = panel.iter_mut().skip(row % width).step_by(width);
             column.zip(source).for_each(|(to, from)| *to = *from);
         }
         let mut bias = AlignedVec::zeroed(padded);
-        if let Some(source) = params.bias {
+        if let Some(source) = weights.bias {
             bias[..features_out].copy_from_slice(source);
         }
-        Ok(Self { isa, features_in, features_out, panel, weights, bias })
+        Ok(Self { isa, features_in, features_out, panel, weights: packed, bias })
     }
 
     /// `[features out, features in]`.
@@ -137,8 +141,8 @@ impl Dispatch for Run<'_> {
             let bias = &linear.bias[panel * width..][..width];
             let panel_weights =
                 &linear.weights[panel * width * linear.features_in..][..width * linear.features_in];
-            let mut target = Target::from_slice(y, LANES, linear.panel);
-            for (part, weights) in panel_weights.chunks(PART * width).enumerate() {
+            let mut output = TileOutput::from_slice(y, LANES, linear.panel);
+            for (chunk, weights) in panel_weights.chunks(SUM_CHUNK * width).enumerate() {
                 let reduction = Reduction::new([1, 1, 1], [0, 0, 0], weights.len() / width);
                 let mut tile = Tile {
                     weights,
@@ -147,19 +151,19 @@ impl Dispatch for Run<'_> {
                     pixels: 0,
                     from: [0; MAX_PIXELS],
                     to: [0; MAX_PIXELS],
-                    bias: (part == 0).then_some(bias),
-                    addend: if part == 0 { Addend::None } else { Addend::Target },
+                    bias: (chunk == 0).then_some(bias),
+                    addend: if chunk == 0 { Addend::None } else { Addend::Output },
                     relu: false,
-                    ahead: &[],
+                    prefetch: &[],
                 };
                 let mut done = 0;
                 while done < batch {
                     tile.pixels = next_pixels::<S>(linear.panel, batch - done);
                     for p in 0..tile.pixels {
-                        tile.from[p] = (done + p) * linear.features_in + part * PART;
+                        tile.from[p] = (done + p) * linear.features_in + chunk * SUM_CHUNK;
                         tile.to[p] = (done + p) * width;
                     }
-                    simd.tile(&tile, linear.panel, &mut target);
+                    simd.tile(&tile, linear.panel, &mut output);
                     done += tile.pixels;
                 }
             }
@@ -181,9 +185,9 @@ mod tests {
             {
                 let weights = random(features_in * features_out, 1);
                 let (bias, x) = (random(features_out, 2), random(batch * features_in, 3));
-                let params = ConvWeights { weights: &weights, bias: Some(&bias) };
-                let linear = PackedLinear::new(isa, [features_out, features_in], params).unwrap();
-                let expected = reference::linear(params, features_in, &x).unwrap();
+                let conv_weights = ConvWeights { weights: &weights, bias: Some(&bias) };
+                let linear = PackedLinear::new(isa, [features_out, features_in], conv_weights).unwrap();
+                let expected = reference::linear(conv_weights, features_in, &x).unwrap();
                 for threads in [1, 3] {
                     let pool = ThreadPool::new(threads).unwrap();
                     let mut scratch = vec![f32::NAN; linear.scratch_len(batch).unwrap()];
@@ -200,14 +204,14 @@ mod tests {
     fn long_sums_lose_little() {
         let (features_in, features_out) = (25_088, 40);
         let (weights, x) = (random(features_in * features_out, 1), random(features_in, 3));
-        let params = ConvWeights { weights: &weights, bias: None };
+        let conv_weights = ConvWeights { weights: &weights, bias: None };
         let exact: Vec<f64> = weights
             .chunks_exact(features_in)
             .map(|row| row.iter().zip(&x).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum())
             .collect();
         let largest = exact.iter().fold(0.0, |most: f64, y| most.max(y.abs()));
         for isa in Isa::available() {
-            let linear = PackedLinear::new(isa, [features_out, features_in], params).unwrap();
+            let linear = PackedLinear::new(isa, [features_out, features_in], conv_weights).unwrap();
             let mut scratch = vec![0.0; linear.scratch_len(1).unwrap()];
             let mut y = vec![0.0; features_out];
             linear.run(&x, &mut y, &mut scratch, &ThreadPool::new(1).unwrap()).unwrap();
@@ -219,11 +223,11 @@ mod tests {
     #[test]
     fn wrong_lengths_are_errors() {
         let isa = Isa::best();
-        let params = ConvWeights { weights: &[0.0; 6], bias: None };
-        assert!(PackedLinear::new(isa, [0, 6], params).is_err());
-        assert!(PackedLinear::new(isa, [2, 4], params).is_err());
-        assert!(PackedLinear::new(isa, [2, 3], ConvWeights { bias: Some(&[0.0]), ..params }).is_err());
-        let linear = PackedLinear::new(isa, [2, 3], params).unwrap();
+        let conv_weights = ConvWeights { weights: &[0.0; 6], bias: None };
+        assert!(PackedLinear::new(isa, [0, 6], conv_weights).is_err());
+        assert!(PackedLinear::new(isa, [2, 4], conv_weights).is_err());
+        assert!(PackedLinear::new(isa, [2, 3], ConvWeights { bias: Some(&[0.0]), ..conv_weights }).is_err());
+        let linear = PackedLinear::new(isa, [2, 3], conv_weights).unwrap();
         let pool = ThreadPool::new(1).unwrap();
         let mut scratch = vec![0.0; linear.scratch_len(2).unwrap()];
         assert!(linear.run(&[0.0; 6], &mut [0.0; 4], &mut scratch, &pool).is_ok());

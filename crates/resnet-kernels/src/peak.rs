@@ -27,9 +27,9 @@ impl Dispatch for Peak {
         while best == 0.0 || begin.elapsed() < self.budget {
             let start = Instant::now();
             match vectors {
-                24 => std::hint::black_box(simd.vectorize(Spin::<24>)),
-                6 => std::hint::black_box(simd.vectorize(Spin::<6>)),
-                _ => std::hint::black_box(simd.vectorize(Spin::<2>)),
+                24 => std::hint::black_box(simd.vectorize(FmaLoop::<24>)),
+                6 => std::hint::black_box(simd.vectorize(FmaLoop::<6>)),
+                _ => std::hint::black_box(simd.vectorize(FmaLoop::<2>)),
             };
             let count = if vectors == 24 || vectors == 6 { vectors } else { 2 };
             let flops = (ROUNDS * count * 16 * 2) as f64;
@@ -41,9 +41,9 @@ impl Dispatch for Peak {
 
 const ROUNDS: usize = 20_000;
 
-struct Spin<const VECTORS: usize>;
+struct FmaLoop<const VECTORS: usize>;
 
-impl<const VECTORS: usize> Kernel for Spin<VECTORS> {
+impl<const VECTORS: usize> Kernel for FmaLoop<VECTORS> {
     type Output = f32;
 
     #[inline(always)]

@@ -6,7 +6,7 @@ use crate::error::{Error, check_len};
 use crate::layout::{LANES, View, ViewMut};
 use crate::shape::padded_spare;
 use crate::simd::{Dispatch, Isa, Kernel, Simd};
-use crate::threads::{Axis, Cut, Order, ThreadPool};
+use crate::threads::{Axis, Partition, TaskOrder, ThreadPool};
 
 /// The windows of a pooling, with PyTorch's meaning; axes are `[vertical, horizontal]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -48,7 +48,7 @@ impl PoolSpec {
             let spare = padded_spare(axis, input[axis], self.padding[axis], self.kernel[axis])?;
             let last =
                 if self.ceil_mode { spare.div_ceil(self.stride[axis]) } else { spare / self.stride[axis] };
-            // With `ceil_mode`, a window must not start in the padding behind the input.
+            // With `ceil_mode`, a spec must not start in the padding behind the input.
             let start = last.checked_mul(self.stride[axis]).ok_or(Error::Overflow { what: "pooled size" })?;
             Ok(if start >= input[axis] + self.padding[axis] { last } else { last + 1 })
         };
@@ -96,21 +96,21 @@ impl AvgPoolSpec {
 
 /// Max-pooling: padding counts as −∞ and NaN is larger than everything, as in PyTorch.
 ///
-/// Errors: a bad window, or shapes and lengths that do not fit.
+/// Errors: a bad spec, or shapes and lengths that do not fit.
 pub fn max_pool(
     isa: Isa,
-    window: &PoolSpec,
+    spec: &PoolSpec,
     input: View,
     output: ViewMut,
     pool: &ThreadPool,
 ) -> Result<(), Error> {
-    let [h, w] = window.output_hw([input.layout.h, input.layout.w])?;
+    let [h, w] = spec.output_hw([input.layout.h, input.layout.w])?;
     check(&input, &output, [h, w])?;
-    isa.dispatch(Windows { window, divisor: None, input, output, pool });
+    isa.dispatch(Windows { spec, divisor: None, input, output, pool });
     Ok(())
 }
 
-/// Average pooling. Errors: a bad window, or shapes and lengths that do not fit.
+/// Average pooling. Errors: a bad spec, or shapes and lengths that do not fit.
 pub fn avg_pool(
     isa: Isa,
     avg: &AvgPoolSpec,
@@ -120,7 +120,7 @@ pub fn avg_pool(
 ) -> Result<(), Error> {
     let [h, w] = avg.window.output_hw([input.layout.h, input.layout.w])?;
     check(&input, &output, [h, w])?;
-    isa.dispatch(Windows { window: &avg.window, divisor: Some(avg), input, output, pool });
+    isa.dispatch(Windows { spec: &avg.window, divisor: Some(avg), input, output, pool });
     Ok(())
 }
 
@@ -141,7 +141,7 @@ fn check(input: &View, output: &ViewMut, [h, w]: [usize; 2]) -> Result<(), Error
 }
 
 struct Windows<'a> {
-    window: &'a PoolSpec,
+    spec: &'a PoolSpec,
     /// For the average; otherwise the maximum is taken.
     divisor: Option<&'a AvgPoolSpec>,
     input: View<'a>,
@@ -153,31 +153,31 @@ impl Dispatch for Windows<'_> {
     type Output = ();
 
     fn run<S: Simd>(self, simd: S) {
-        let Self { window, divisor, input, output, pool } = self;
+        let Self { spec, divisor, input, output, pool } = self;
         let (from, to) = (input.layout, output.layout);
         let (row, above) = (to.row_len(), to.halo[0]);
-        let cut = Cut {
-            order: Order::Rows,
-            outer: Axis { len: to.n * to.blocks(), unit: 1, most: 1 },
+        let partition = Partition {
+            order: TaskOrder::Rows,
+            outer: Axis { len: to.n * to.blocks(), unit: 1, max_units: 1 },
             outer_stride: to.plane_len(),
             inner_bounds: &[0, 1],
             inner_group: 1,
             inner_stride: to.plane_len(),
             run_start: above * row,
-            run: Axis { len: to.h * row, unit: row, most: to.h.div_ceil(2) },
+            run: Axis { len: to.h * row, unit: row, max_units: to.h.div_ceil(2) },
         };
-        pool.run_shares(output.data, &cut, |_, mut share| {
-            let index = share.outer.start;
+        pool.run_partitioned(output.data, &partition, |_, mut chunk| {
+            let index = chunk.outer.start;
             let plane = input.plane(index / to.blocks(), index % to.blocks());
-            for y in share.run.start / row - above..share.run.end / row - above {
-                let rows = window.rows(y, from.h);
+            for y in chunk.run.start / row - above..chunk.run.end / row - above {
+                let rows = spec.rows(y, from.h);
                 let start = to.pixel(y, 0);
-                let to = share.slice(index, 0, start..start + to.w * LANES);
+                let to = chunk.slice(index, 0, start..start + to.w * LANES);
                 // The rows with their left halo, which the width does not count.
                 let lines = plane.get(from.pixel(rows.start, 0)..).unwrap_or_default();
                 let line = from.row_len();
                 let divisor = divisor.map(|avg| (avg, avg.divisor(0, y, from.h)));
-                simd.vectorize(Row { window, divisor, lines, line, rows: rows.len(), width: from.w, to });
+                simd.vectorize(Row { spec, divisor, lines, line, rows: rows.len(), width: from.w, to });
             }
         });
     }
@@ -185,7 +185,7 @@ impl Dispatch for Windows<'_> {
 
 /// One row of a pooling.
 struct Row<'a> {
-    window: &'a PoolSpec,
+    spec: &'a PoolSpec,
     /// For the average: the pooling and its vertical divisor.
     divisor: Option<(&'a AvgPoolSpec, usize)>,
     /// Starts at the first pixel of the first row; rows are `line` elements apart.
@@ -202,7 +202,7 @@ impl Kernel for Row<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         for (x, to) in self.to.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
-            let columns = self.window.span(1, x, self.width);
+            let columns = self.spec.span(1, x, self.width);
             let start = if self.divisor.is_some() { 0.0 } else { f32::NEG_INFINITY };
             let mut acc = s.splat(start);
             for y in 0..self.rows {
@@ -223,7 +223,7 @@ impl Kernel for Row<'_> {
 
 /// One row of a max-pooling over a ring of rows.
 pub(crate) struct MaxRows<'a> {
-    pub window: &'a PoolSpec,
+    pub spec: &'a PoolSpec,
     /// `[slots][width][16]`; row `y` is in slot `y % slots`.
     pub lines: &'a [f32],
     pub slots: usize,
@@ -244,7 +244,7 @@ impl Kernel for MaxRows<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         for (x, to) in self.to.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
-            let columns = self.window.span(1, x, self.width);
+            let columns = self.spec.span(1, x, self.width);
             let mut acc = s.splat(f32::NEG_INFINITY);
             for y in self.rows.clone() {
                 let start = (y % self.slots * self.width + columns.start) * LANES;

@@ -142,7 +142,7 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// `max(x, 0)`; NaN stays NaN.
     fn relu(self, x: Self::V) -> Self::V;
     /// `x` where `y` is more than 0, else 0.
-    fn passed(self, x: Self::V, y: Self::V) -> Self::V;
+    fn select_positive(self, x: Self::V, y: Self::V) -> Self::V;
     /// The larger value; NaN if either is.
     fn max(self, a: Self::V, b: Self::V) -> Self::V;
 
@@ -151,7 +151,7 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
 
     /// A register tile: see [`tile::Tile`]. Implemented by the macro `tile::dispatch!`, since Rust cannot choose const
     /// generics at run time.
-    fn tile(self, tile: &tile::Tile, blocks: usize, target: &mut crate::threads::Target);
+    fn tile(self, tile: &tile::Tile, blocks: usize, output: &mut crate::threads::TileOutput);
 }
 
 #[cfg(test)]
@@ -191,12 +191,15 @@ mod tests {
             assert_eq!(read(s.mul(va, two)), a.map(|x| x * 2.0));
             assert_eq!(read(s.mul_add(va, two, va)), a.map(|x| x * 3.0));
             assert_eq!(read(s.relu(va)), a.map(|x| x.max(0.0)));
-            let passed = [0, 1]
+            let select_positive = [0, 1]
                 .map(|i| std::array::from_fn(|lane| if a[lane] > 0.0 { [a, nan][i][lane] } else { 0.0 }));
-            assert_eq!(read(s.passed(va, va)), passed[0]);
-            assert_eq!(read(s.passed(vn, va)).map(f32::to_bits), passed[1].map(f32::to_bits));
+            assert_eq!(read(s.select_positive(va, va)), select_positive[0]);
             assert_eq!(
-                read(s.passed(va, vn)),
+                read(s.select_positive(vn, va)).map(f32::to_bits),
+                select_positive[1].map(f32::to_bits)
+            );
+            assert_eq!(
+                read(s.select_positive(va, vn)),
                 std::array::from_fn(|i| if nan[i].is_nan() { 0.0 } else { a[i] })
             );
             assert!(read(s.relu(vn)).iter().zip(nan).all(|(x, n)| x.is_nan() == n.is_nan()));

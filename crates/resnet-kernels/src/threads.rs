@@ -16,11 +16,11 @@ use std::time::{Duration, Instant};
 
 use crate::error::Error;
 
+mod partition;
 mod queue;
-mod share;
 
-use queue::Queue;
-pub(crate) use share::{Axis, Cut, Order, Share, Target};
+pub(crate) use partition::{Axis, Chunk, Partition, TaskOrder, TileOutput};
+use queue::TaskQueue;
 
 /// More threads than this are refused: a typing error, not a machine.
 pub const MAX_THREADS: usize = 1024;
@@ -37,7 +37,7 @@ pub struct ThreadPool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
     /// The tasks of the present job; locked by the caller whose job the workers run.
-    queue: Mutex<Queue>,
+    queue: Mutex<TaskQueue>,
 }
 
 impl std::fmt::Debug for ThreadPool {
@@ -57,18 +57,18 @@ struct Shared {
     job: UnsafeCell<Option<&'static Job<'static>>>,
     /// Workers that sleep or are about to.
     sleepers: AtomicUsize,
-    gate: Mutex<Gate>,
+    control: Mutex<Control>,
     wake: Condvar,
 }
 
 #[derive(Default)]
-struct Gate {
+struct Control {
     stop: bool,
     panic: Option<Box<dyn Any + Send>>,
 }
 
 const OPEN: u64 = 1 << 31;
-const INSIDE: u64 = OPEN - 1;
+const ACTIVE: u64 = OPEN - 1;
 const EPOCH: u32 = 32;
 
 // SAFETY: `job` is the only field that is not already `Sync`. It is written by the holder of `ThreadPool::queue` while the
@@ -93,15 +93,15 @@ impl ThreadPool {
             state: AtomicU64::new(0),
             job: UnsafeCell::new(None),
             sleepers: AtomicUsize::new(0),
-            gate: Mutex::default(),
+            control: Mutex::default(),
             wake: Condvar::new(),
         });
         // Built before the workers, so that `drop` stops those already started when a later one fails.
-        let mut pool = Self { shared, workers: Vec::new(), queue: Mutex::new(Queue::new(threads)) };
+        let mut pool = Self { shared, workers: Vec::new(), queue: Mutex::new(TaskQueue::new(threads)) };
         for number in 1..threads {
             let shared = Arc::clone(&pool.shared);
             let builder = std::thread::Builder::new().name(format!("resnet-{number}"));
-            pool.workers.push(builder.spawn(move || shared.work(number)).map_err(Error::Spawn)?);
+            pool.workers.push(builder.spawn(move || shared.worker_loop(number)).map_err(Error::Spawn)?);
         }
         Ok(pool)
     }
@@ -116,35 +116,35 @@ impl ThreadPool {
     ///
     /// A panic in a task reaches the caller, after the other threads have stopped.
     pub fn run(&self, tasks: usize, task: impl Fn(usize, usize) + Sync) {
-        let alone = || {
-            let _mark = Mark::set();
+        let run_inline = || {
+            let _guard = InTask::set();
             (0..tasks).for_each(|index| task(0, index));
         };
-        if tasks <= 1 || tasks > Queue::MOST || self.workers.is_empty() || IN_TASK.get() {
-            return alone();
+        if tasks <= 1 || tasks > TaskQueue::MAX_TASKS || self.workers.is_empty() || IN_TASK.get() {
+            return run_inline();
         }
         let queue = match self.queue.try_lock() {
             Ok(queue) => queue,
             Err(TryLockError::Poisoned(queue)) => queue.into_inner(),
-            Err(TryLockError::WouldBlock) => return alone(),
+            Err(TryLockError::WouldBlock) => return run_inline(),
         };
-        queue.fill(tasks);
+        queue.reset(tasks);
         let job = |worker: usize| {
-            let _mark = Mark::set();
+            let _guard = InTask::set();
             while let Some(index) = queue.take(worker) {
                 task(worker, index);
             }
         };
-        self.shared.open(&job);
-        let mine = catch_unwind(AssertUnwindSafe(|| job(0)));
-        if mine.is_err() {
-            queue.fill(0);
+        self.shared.start_job(&job);
+        let own_result = catch_unwind(AssertUnwindSafe(|| job(0)));
+        if own_result.is_err() {
+            queue.reset(0);
         }
-        let theirs = self.shared.close();
-        if let Err(panic) = mine {
+        let worker_panic = self.shared.finish_job();
+        if let Err(panic) = own_result {
             resume_unwind(panic);
         }
-        if let Some(panic) = theirs {
+        if let Some(panic) = worker_panic {
             resume_unwind(panic);
         }
     }
@@ -153,7 +153,7 @@ impl ThreadPool {
     pub fn for_each_chunk<T: Send>(&self, data: &mut [T], len: usize, task: impl Fn(usize, &mut [T]) + Sync) {
         let len = len.max(1);
         let total = data.len();
-        let data = share::Pointer(data.as_mut_ptr());
+        let data = partition::Pointer(data.as_mut_ptr());
         self.run(total.div_ceil(len), |_, index| {
             let start = index * len;
             // SAFETY: `run` gives every index to one task only and `index * len < total`; chunks of different indices do
@@ -177,31 +177,31 @@ impl Drop for ThreadPool {
 }
 
 /// Marks the thread as inside a task, so that a nested call does not wait for the pool it occupies.
-struct Mark(bool);
+struct InTask(bool);
 
-impl Mark {
+impl InTask {
     fn set() -> Self {
         Self(IN_TASK.replace(true))
     }
 }
 
-impl Drop for Mark {
+impl Drop for InTask {
     fn drop(&mut self) {
         IN_TASK.set(self.0);
     }
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Gate> {
-        self.gate.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Control> {
+        self.control.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lets the workers in. The caller holds `ThreadPool::queue` and calls `close` before `job` goes out of scope.
-    fn open(&self, job: &Job) {
-        // SAFETY: only the lifetime changes. Workers call the reference only while inside an open state, and `close`,
+    /// Lets the workers in. The caller holds `ThreadPool::queue` and calls `finish_job` before `job` goes out of scope.
+    fn start_job(&self, job: &Job) {
+        // SAFETY: only the lifetime changes. Workers call the reference only while inside an open state, and `finish_job`,
         // which follows on every path (`run` catches panics), returns after the last of them has left.
         let job: &'static Job<'static> = unsafe { std::mem::transmute(job) };
-        // SAFETY: the state is closed and empty (initially, and after every `close`), so nobody reads the cell, and the
+        // SAFETY: the state is closed and empty (initially, and after every `finish_job`), so nobody reads the cell, and the
         // holder of `ThreadPool::queue` is the only writer.
         unsafe { *self.job.get() = Some(job) };
         let epoch = (self.state.load(Ordering::Relaxed) >> EPOCH).wrapping_add(1);
@@ -213,11 +213,11 @@ impl Shared {
         }
     }
 
-    /// Shuts the workers out, waits for those inside, and returns a panic of theirs.
-    fn close(&self) -> Option<Box<dyn Any + Send>> {
+    /// Shuts the workers out, waits for those inside, and returns a panic of worker_panic.
+    fn finish_job(&self) -> Option<Box<dyn Any + Send>> {
         let mut state = self.state.fetch_and(!OPEN, Ordering::AcqRel);
         let mut spins = 0u32;
-        while state & INSIDE != 0 {
+        while state & ACTIVE != 0 {
             spins += 1;
             if spins.is_multiple_of(1 << 12) {
                 // The worker we wait for may need this very core.
@@ -230,9 +230,9 @@ impl Shared {
         self.lock().panic.take()
     }
 
-    fn work(&self, number: usize) {
+    fn worker_loop(&self, number: usize) {
         let mut seen = 0;
-        while let Some(epoch) = self.enter(seen) {
+        while let Some(epoch) = self.join_job(seen) {
             seen = epoch;
             // SAFETY: this worker is inside an open state, so the cell was written before and is not written now.
             let job = unsafe { *self.job.get() };
@@ -246,7 +246,7 @@ impl Shared {
     }
 
     /// Waits for a job later than `seen`, enters it and returns its epoch; `None` when the pool is dropped.
-    fn enter(&self, seen: u64) -> Option<u64> {
+    fn join_job(&self, seen: u64) -> Option<u64> {
         let mut since = Instant::now();
         let mut spins = 0u32;
         loop {
@@ -271,13 +271,13 @@ impl Shared {
     /// Sleeps until a job later than `seen` is open; `None` when the pool is dropped.
     fn sleep(&self, seen: u64) -> Option<()> {
         self.sleepers.fetch_add(1, Ordering::SeqCst);
-        let mut gate = self.lock();
-        let fresh = |state: u64| state & OPEN != 0 && state >> EPOCH != seen;
-        while !gate.stop && !fresh(self.state.load(Ordering::SeqCst)) {
-            gate = self.wake.wait(gate).unwrap_or_else(PoisonError::into_inner);
+        let mut control = self.lock();
+        let is_new = |state: u64| state & OPEN != 0 && state >> EPOCH != seen;
+        while !control.stop && !is_new(self.state.load(Ordering::SeqCst)) {
+            control = self.wake.wait(control).unwrap_or_else(PoisonError::into_inner);
         }
         self.sleepers.fetch_sub(1, Ordering::SeqCst);
-        (!gate.stop).then_some(())
+        (!control.stop).then_some(())
     }
 }
 

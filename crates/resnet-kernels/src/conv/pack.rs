@@ -4,7 +4,7 @@ use crate::layout::LANES;
 use crate::shape::{ConvShape, ConvWeights};
 use crate::simd::AlignedVec;
 use crate::simd::Simd;
-use crate::simd::tile::{Reduction, lines_ahead};
+use crate::simd::tile::{Reduction, prefetch_lines};
 
 /// Output channels that one register tile computes together, and their weights.
 #[derive(Clone, Debug)]
@@ -36,7 +36,7 @@ pub(crate) struct Panels {
 
 impl Panels {
     /// Cuts the output channels into panels; `products` is the number of weights per pair of padded channels.
-    fn cut<S: Simd>(shape: &ConvShape, bias: Option<&[f32]>, products: usize, planar: bool) -> Self {
+    fn with_bias<S: Simd>(shape: &ConvShape, bias: Option<&[f32]>, products: usize, planar: bool) -> Self {
         let mut panels = Self::empty::<S>(shape, products, planar);
         panels.weights = AlignedVec::zeroed(panels.len());
         panels.bias[..shape.c_out].copy_from_slice(bias.unwrap_or(&vec![0.0; shape.c_out]));
@@ -76,15 +76,15 @@ impl Panels {
     }
 
     /// `len` weights from `start` on, or as many as there are, to be fetched while those before them are used.
-    pub(super) fn ahead(&self, start: usize, len: usize) -> Ahead<'_> {
+    pub(super) fn prefetch(&self, start: usize, len: usize) -> Prefetch<'_> {
         let from = self.weights.get(start..).unwrap_or_default();
-        Ahead(&from[..len.min(from.len())])
+        Prefetch(&from[..len.min(from.len())])
     }
 
     /// `[input block][kernel height][kernel width][16][blocks × 16]` for each panel.
-    pub(super) fn direct<S: Simd>(shape: &ConvShape, params: ConvWeights) -> Self {
+    pub(super) fn direct<S: Simd>(shape: &ConvShape, weights: ConvWeights) -> Self {
         let taps = shape.kernel[0] * shape.kernel[1];
-        let mut panels = Self::cut::<S>(shape, params.bias, taps, false);
+        let mut panels = Self::with_bias::<S>(shape, weights.bias, taps, false);
         let (ig, og) = (shape.c_in / shape.groups, shape.c_out / shape.groups);
         for panel in &panels.list {
             let width = panel.blocks * LANES;
@@ -93,7 +93,7 @@ impl Panels {
                 let oc = panel.block * LANES + column;
                 for ic in 0..ig {
                     let channel = oc / og * ig + ic - panel.from * LANES;
-                    let source = &params.weights[(oc * ig + ic) * taps..][..taps];
+                    let source = &weights.weights[(oc * ig + ic) * taps..][..taps];
                     for (tap, weight) in source.iter().enumerate() {
                         let row = (channel / LANES * taps + tap) * LANES + channel % LANES;
                         packed[row * width + column] = *weight;
@@ -105,15 +105,15 @@ impl Panels {
     }
 
     /// `[c_in][kernel height][kernel width][blocks × 16]` for each panel.
-    pub(super) fn planar<S: Simd>(shape: &ConvShape, params: ConvWeights) -> Self {
+    pub(super) fn planar<S: Simd>(shape: &ConvShape, weights: ConvWeights) -> Self {
         let taps = shape.kernel[0] * shape.kernel[1];
-        let mut panels = Self::cut::<S>(shape, params.bias, taps, true);
+        let mut panels = Self::with_bias::<S>(shape, weights.bias, taps, true);
         let rows = shape.c_in * taps;
         for panel in &panels.list {
             let width = panel.blocks * LANES;
             let packed = &mut panels.weights[panel.start..][..panel.len];
             for column in 0..width.min(shape.c_out - panel.block * LANES) {
-                let source = &params.weights[(panel.block * LANES + column) * rows..][..rows];
+                let source = &weights.weights[(panel.block * LANES + column) * rows..][..rows];
                 for (row, weight) in source.iter().enumerate() {
                     packed[row * width + column] = *weight;
                 }
@@ -125,11 +125,11 @@ impl Panels {
     /// `[A × B][c_in][blocks × 16]` for each panel: `P·g·Qᵀ` of every kernel `g`, computed in `f64`.
     pub(super) fn winograd<S: Simd, const A: usize, const B: usize>(
         shape: &ConvShape,
-        params: ConvWeights,
+        weights: ConvWeights,
         p: [[f64; 3]; A],
         q: [[f64; 3]; B],
     ) -> Self {
-        let mut panels = Self::cut::<S>(shape, params.bias, A * B, false);
+        let mut panels = Self::with_bias::<S>(shape, weights.bias, A * B, false);
         for panel in &panels.list {
             let width = panel.blocks * LANES;
             let packed = &mut panels.weights[panel.start..][..panel.len];
@@ -141,11 +141,12 @@ impl Panels {
                     for (tap, values) in kernels.as_flattened_mut().iter_mut().enumerate() {
                         for (lane, value) in values[..lanes].iter_mut().enumerate() {
                             let oc = (panel.block + block) * LANES + lane;
-                            *value = f64::from(params.weights[(oc * shape.c_in + ic) * 9 + tap]);
+                            *value = f64::from(weights.weights[(oc * shape.c_in + ic) * 9 + tap]);
                         }
                     }
-                    for (alpha, values) in transform_kernels(&kernels, &p, &q).iter().flatten().enumerate() {
-                        let row = alpha * panel.depth * LANES + ic;
+                    for (position, values) in transform_kernels(&kernels, &p, &q).iter().flatten().enumerate()
+                    {
+                        let row = position * panel.depth * LANES + ic;
                         let to = &mut packed[row * width + block * LANES..][..LANES];
                         to.iter_mut().zip(values).for_each(|(to, value)| *to = *value as f32);
                     }
@@ -157,12 +158,12 @@ impl Panels {
 }
 
 /// Weights that are next in line. The tiles that share the present weights fetch one piece each.
-pub(super) struct Ahead<'a>(&'a [f32]);
+pub(super) struct Prefetch<'a>(&'a [f32]);
 
-impl<'a> Ahead<'a> {
+impl<'a> Prefetch<'a> {
     /// The piece for the next tile with this reduction; empty when the weights after these are all fetched.
     pub(super) fn next(&mut self, reduction: &Reduction, blocks: usize) -> &'a [f32] {
-        let piece = reduction.len() * lines_ahead(blocks) * LANES;
+        let piece = reduction.len() * prefetch_lines(blocks) * LANES;
         let (now, later) = self.0.split_at(piece.min(self.0.len()));
         self.0 = later;
         now

@@ -67,13 +67,13 @@ pub struct Plan {
 
 impl Plan {
     /// The fastest plan for a shape that keeps to `precision`. Pure: the only place that knows which is fastest.
-    pub fn choose(shape: &ConvShape, site: InputHint, isa: Isa, precision: Precision) -> Self {
+    pub fn choose(shape: &ConvShape, hint: InputHint, isa: Isa, precision: Precision) -> Self {
         let algorithm = if shape.groups == 1 && shape.c_in < LANES {
             Algorithm::Planar
         } else if shape.kernel == [1, 1] && shape.padding == [0, 0] && shape.groups == 1 {
             Algorithm::Pointwise
         } else if precision == Precision::F32 {
-            cheapest(shape, site)
+            cheapest(shape, hint)
         } else {
             Algorithm::Direct
         };
@@ -87,18 +87,18 @@ const MACS_PER_BYTE: f64 = 1.2;
 const CACHED_BYTES: f64 = 6e6;
 
 /// Costs that are as good as the least: of those, the algorithm with the fewest weights saves memory.
-const ABOUT_EQUAL: f64 = 1.06;
+const COST_TOLERANCE: f64 = 1.06;
 
 /// The cheapest way to compute a convolution over a blocked input.
-fn cheapest(shape: &ConvShape, site: InputHint) -> Algorithm {
-    let Ok(output) = shape.output_hw(site.input) else { return Algorithm::Direct };
+fn cheapest(shape: &ConvShape, hint: InputHint) -> Algorithm {
+    let Ok(output) = shape.output_hw(hint.input) else { return Algorithm::Direct };
     let channels = (shape.c_in * shape.c_out) as f64;
     // The transforms cost a constant number of operations per channel, the products one per pair of channels.
     let transforms = 1.0 + 12.0 * (1.0 / shape.c_in as f64 + 1.0 / shape.c_out as f64);
     let cost = |down: f64, across: f64, weights: usize, overhead: f64| {
         let bytes = channels * weights as f64 * 4.0;
         let traffic = if bytes > CACHED_BYTES { bytes * MACS_PER_BYTE } else { 0.0 };
-        (channels * site.batch as f64 * down * across * overhead + traffic, weights)
+        (channels * hint.batch as f64 * down * across * overhead + traffic, weights)
     };
     let [two, four] = [F2::products, F4::products];
     let [h, w] = output;
@@ -111,8 +111,8 @@ fn cheapest(shape: &ConvShape, site: InputHint) -> Algorithm {
     ]
     .map(|(algorithm, (cost, weights))| (algorithm, cost, weights));
     let possible = || costs.into_iter().filter(|(algorithm, ..)| algorithm.supports(shape).is_ok());
-    let least = possible().map(|(_, cost, _)| cost).fold(f64::INFINITY, f64::min);
-    let fast = possible().filter(|(_, cost, _)| *cost <= least * ABOUT_EQUAL);
+    let lowest = possible().map(|(_, cost, _)| cost).fold(f64::INFINITY, f64::min);
+    let fast = possible().filter(|(_, cost, _)| *cost <= lowest * COST_TOLERANCE);
     fast.min_by_key(|(.., weights)| *weights).map_or(Algorithm::Direct, |(algorithm, ..)| algorithm)
 }
 
@@ -132,20 +132,20 @@ impl Algorithm {
 
     /// Refuses a shape that this algorithm cannot compute.
     pub fn supports(&self, shape: &ConvShape) -> Result<(), Error> {
-        let refuse = |why| Err(Error::Algorithm { algorithm: self.name(), why });
+        let unsupported = |what| Err(Error::Algorithm { algorithm: self.name(), what });
         match self {
             Algorithm::Direct => Ok(()),
-            Algorithm::Planar if shape.groups != 1 => refuse("groups"),
+            Algorithm::Planar if shape.groups != 1 => unsupported("groups"),
             Algorithm::Planar => Ok(()),
-            Algorithm::Pointwise if shape.kernel != [1, 1] => refuse("a kernel that is not 1x1"),
+            Algorithm::Pointwise if shape.kernel != [1, 1] => unsupported("a kernel that is not 1x1"),
             Algorithm::Pointwise => Ok(()),
             Algorithm::WinogradStrided => match *shape {
                 ConvShape { kernel: [3, 3], stride: [2, 2], dilation: [1, 1], groups: 1, .. } => Ok(()),
-                _ => refuse("anything but 3x3 with stride 2, dilation and groups of 1"),
+                _ => unsupported("anything but 3x3 with stride 2, dilation and groups of 1"),
             },
             Algorithm::Winograd2 | Algorithm::Winograd2x4 | Algorithm::Winograd4 => match *shape {
                 ConvShape { kernel: [3, 3], stride: [1, 1], dilation: [1, 1], groups: 1, .. } => Ok(()),
-                _ => refuse("anything but 3x3 with stride, dilation and groups of 1"),
+                _ => unsupported("anything but 3x3 with stride, dilation and groups of 1"),
             },
         }
     }
@@ -156,10 +156,10 @@ mod tests {
     use super::*;
 
     fn check(shape: ConvShape, size: usize, batch: usize, expected: Algorithm) {
-        let site = InputHint { batch, input: [size, size] };
-        let plan = Plan::choose(&shape, site, Isa::best(), Precision::F32);
-        assert_eq!(plan.algorithm, expected, "{shape:?} {site:?}");
-        let exact = Plan::choose(&shape, site, Isa::best(), Precision::Exact).algorithm;
+        let hint = InputHint { batch, input: [size, size] };
+        let plan = Plan::choose(&shape, hint, Isa::best(), Precision::F32);
+        assert_eq!(plan.algorithm, expected, "{shape:?} {hint:?}");
+        let exact = Plan::choose(&shape, hint, Isa::best(), Precision::Exact).algorithm;
         assert!(matches!(exact, Algorithm::Planar | Algorithm::Pointwise | Algorithm::Direct));
         assert!(exact.supports(&shape).is_ok() && expected.supports(&shape).is_ok());
     }

@@ -18,7 +18,7 @@ struct Case {
     /// Halo of input, residual and output beyond what is needed.
     spare: [usize; 3],
     threads: usize,
-    parts: bool,
+    chunked_sums: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +40,7 @@ impl Case {
             max_pool: None,
             spare: [0; 3],
             threads: 1,
-            parts: false,
+            chunked_sums: false,
         }
     }
 
@@ -55,10 +55,10 @@ impl Case {
         let pool = ThreadPool::new(self.threads).unwrap();
         let weights = random(shape.weight_len().unwrap(), 1);
         let bias = random(shape.c_out, 2);
-        let params = ConvWeights { weights: &weights, bias: self.bias.then_some(&bias[..]) };
-        let finish = Epilogue { activation: self.activation, max_pool: self.max_pool };
-        let conv = PackedConv::new(shape, plan, params, finish).unwrap();
-        let conv = if self.parts { conv.with_chunked_sums() } else { conv };
+        let conv_weights = ConvWeights { weights: &weights, bias: self.bias.then_some(&bias[..]) };
+        let epilogue = Epilogue { activation: self.activation, max_pool: self.max_pool };
+        let conv = PackedConv::new(shape, plan, conv_weights, epilogue).unwrap();
+        let conv = if self.chunked_sums { conv.with_chunked_sums() } else { conv };
         let dims = [batch, shape.c_in, size[0], size[1]];
         let out_dims = conv.output_dims(dims).unwrap();
         let layout = |dims, spare: usize| Blocked::new(dims).unwrap().with_halo([spare, spare * 2]).unwrap();
@@ -121,9 +121,9 @@ impl Case {
         let Self { shape, batch, size, .. } = *self;
         let weights = random(shape.weight_len().unwrap(), 1);
         let bias = random(shape.c_out, 2);
-        let params = ConvWeights { weights: &weights, bias: self.bias.then_some(&bias[..]) };
+        let conv_weights = ConvWeights { weights: &weights, bias: self.bias.then_some(&bias[..]) };
         let mut output =
-            reference::conv(&shape, params, [batch, shape.c_in, size[0], size[1]], input).unwrap();
+            reference::conv(&shape, conv_weights, [batch, shape.c_in, size[0], size[1]], input).unwrap();
         if self.residual != Added::Nothing {
             let added = random(output.len(), 4);
             output.iter_mut().zip(added).for_each(|(x, added)| *x += added);
@@ -133,9 +133,9 @@ impl Case {
         }
         match &self.max_pool {
             None => output,
-            Some(window) => {
+            Some(spec) => {
                 let [h, w] = shape.output_hw(size).unwrap();
-                reference::max_pool(window, [batch, shape.c_out, h, w], &output).unwrap()
+                reference::max_pool(spec, [batch, shape.c_out, h, w], &output).unwrap()
             }
         }
     }
@@ -146,11 +146,11 @@ impl Case {
         let expected = self.reference(&input);
         for isa in Isa::available() {
             for algorithm in self.algorithms() {
-                for parts in [false, true] {
-                    let found = Case { parts, ..*self }.run(Plan { algorithm, isa }, &input);
+                for chunked_sums in [false, true] {
+                    let found = Case { chunked_sums, ..*self }.run(Plan { algorithm, isa }, &input);
                     let wide = matches!(algorithm, Algorithm::Winograd4 | Algorithm::Winograd2x4);
                     let tolerance = if wide { 6e-6 } else { 2e-6 };
-                    let what = format!("{self:?} {algorithm:?} {} in parts: {parts}", isa.name());
+                    let what = format!("{self:?} {algorithm:?} {} chunked sums: {chunked_sums}", isa.name());
                     assert_close(&what, &found, &expected, tolerance);
                 }
             }
@@ -214,23 +214,19 @@ fn kernels_strides_paddings_and_dilations() {
 fn stems() {
     for c_in in [1, 3, 4] {
         let shape = ConvShape { c_in, c_out: 64, kernel: [7, 7], stride: [2, 2], padding: [3, 3], ..K1 };
-        let window = PoolSpec { kernel: [3, 3], stride: [2, 2], padding: [1, 1], ceil_mode: false };
+        let spec = PoolSpec { kernel: [3, 3], stride: [2, 2], padding: [1, 1], ceil_mode: false };
         for size in [[1, 1], [6, 5], [33, 64], [75, 40]] {
             let case = Case { batch: 2, activation: Activation::Relu, ..Case::new(shape, size) };
             case.check();
-            Case { max_pool: Some(window), ..case }.check();
+            Case { max_pool: Some(spec), ..case }.check();
             Case {
-                max_pool: Some(PoolSpec { ceil_mode: true, padding: [0, 0], ..window }),
+                max_pool: Some(PoolSpec { ceil_mode: true, padding: [0, 0], ..spec }),
                 threads: 2,
                 ..case
             }
             .check_if_it_fits();
-            Case {
-                max_pool: Some(PoolSpec { stride: [4, 1], kernel: [2, 3], ..window }),
-                threads: 3,
-                ..case
-            }
-            .check_if_it_fits();
+            Case { max_pool: Some(PoolSpec { stride: [4, 1], kernel: [2, 3], ..spec }), threads: 3, ..case }
+                .check_if_it_fits();
         }
     }
     let dilated = ConvShape { c_in: 3, c_out: 24, kernel: [3, 3], dilation: [2, 2], padding: [2, 2], ..K1 };
@@ -238,10 +234,10 @@ fn stems() {
 }
 
 impl Case {
-    /// Leaves out a pooling window larger than the convolution's output.
+    /// Leaves out a pooling spec larger than the convolution's output.
     fn check_if_it_fits(&self) {
         let hw = self.shape.output_hw(self.size).unwrap();
-        if self.max_pool.is_none_or(|window| window.output_hw(hw).is_ok()) {
+        if self.max_pool.is_none_or(|spec| spec.output_hw(hw).is_ok()) {
             self.check();
         }
     }
@@ -312,11 +308,11 @@ fn sums_in_parts_lose_less() {
         let (input, expected) = (case.input(), case.reference(&case.input()));
         let exact =
             Plan::choose(&shape, InputHint { batch: 1, input: [32, 32] }, Isa::best(), Precision::Exact);
-        let [whole, parts] = [false, true].map(|parts| {
-            let found = Case { parts, ..case }.run(exact, &input);
+        let [single, chunked] = [false, true].map(|chunked_sums| {
+            let found = Case { chunked_sums, ..case }.run(exact, &input);
             found.iter().zip(&expected).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>().sqrt()
         });
-        assert!(parts < 0.6 * whole, "{shape:?}: {parts} in parts, {whole} else");
+        assert!(chunked < 0.6 * single, "{shape:?}: error {chunked} with chunked sums, {single} without");
     }
 }
 
@@ -394,10 +390,10 @@ fn nan_and_infinity_spread_as_in_a_direct_sum() {
 fn kernel_names_follow_the_grammar() {
     for isa in Isa::available() {
         let weights = vec![0.0; 64 * 64 * 9];
-        let params = ConvWeights { weights: &weights, bias: None };
+        let conv_weights = ConvWeights { weights: &weights, bias: None };
         let shape = ConvShape { c_in: 64, c_out: 64, ..K3 };
         let plan = Plan { algorithm: Algorithm::Winograd4, isa };
-        let name = PackedConv::new(shape, plan, params, Epilogue::default()).unwrap().kernel_name();
+        let name = PackedConv::new(shape, plan, conv_weights, Epilogue::default()).unwrap().kernel_name();
         let tile = match isa.name() {
             "avx512" => "64x6",
             "portable" => "16x2",
@@ -411,21 +407,21 @@ fn kernel_names_follow_the_grammar() {
 fn bad_calls_are_errors() {
     let plan = Plan { algorithm: Algorithm::Direct, isa: Isa::best() };
     let weights = vec![0.0; 16 * 16 * 9];
-    let params = ConvWeights { weights: &weights, bias: None };
+    let conv_weights = ConvWeights { weights: &weights, bias: None };
     let error = |result: Result<PackedConv, Error>| result.unwrap_err().to_string();
-    let new = |shape, plan, params, finish| PackedConv::new(shape, plan, params, finish);
+    let new = |shape, plan, conv_weights, epilogue| PackedConv::new(shape, plan, conv_weights, epilogue);
     let short = ConvWeights { weights: &weights[1..], bias: None };
     assert_eq!(error(new(K3, plan, short, Epilogue::default())), "weights has 2303 elements, expected 2304");
-    let bias = ConvWeights { bias: Some(&[0.0; 3]), ..params };
+    let bias = ConvWeights { bias: Some(&[0.0; 3]), ..conv_weights };
     assert_eq!(error(new(K3, plan, bias, Epilogue::default())), "bias has 3 elements, expected 16");
-    let window = PoolSpec { kernel: [3, 3], stride: [2, 2], padding: [1, 1], ceil_mode: false };
-    let pooled = Epilogue { max_pool: Some(window), ..Epilogue::default() };
+    let spec = PoolSpec { kernel: [3, 3], stride: [2, 2], padding: [1, 1], ceil_mode: false };
+    let pooled = Epilogue { max_pool: Some(spec), ..Epilogue::default() };
     assert_eq!(
-        error(new(K3, plan, params, pooled)),
+        error(new(K3, plan, conv_weights, pooled)),
         "direct cannot compute this convolution: a fused max-pooling"
     );
 
-    let conv = new(K3, plan, params, Epilogue::default()).unwrap();
+    let conv = new(K3, plan, conv_weights, Epilogue::default()).unwrap();
     let pool = ThreadPool::new(1).unwrap();
     let halo = Blocked::new([1, 16, 4, 4]).unwrap().with_halo([1, 1]).unwrap();
     let dense = Blocked::new([1, 16, 4, 4]).unwrap();

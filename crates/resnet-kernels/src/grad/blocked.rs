@@ -1,7 +1,7 @@
 //! Convolution for training on blocked tensors: forward and both gradients.
 
-use super::memory::BufferPool;
-use super::pack::{self, Source, Turn};
+use super::buffer_pool::BufferPool;
+use super::pack::{self, Direction, WeightSource};
 use super::phase::{self, Phase};
 use super::{WINOGRAD_PIXELS, outer};
 use crate::conv::{Algorithm, Epilogue, Input, PackedConv, Plan, Precision};
@@ -39,24 +39,24 @@ impl BlockedConv<'_> {
         &self,
         input: Input,
         weights: &[f32],
-        memory: &mut BufferPool,
+        buffers: &mut BufferPool,
     ) -> Result<AlignedVec, Error> {
         let to = self.output()?;
         check_len("weights", weights.len(), self.shape.weight_len()?)?;
-        let mut output = memory.take(to.len());
+        let mut output = buffers.take(to.len());
         let target = ViewMut { layout: to, data: &mut output[..to.len()] };
         match input {
             Input::Planar { .. } => {
                 let plan = Plan { algorithm: Algorithm::Planar, isa: self.isa };
-                let params = ConvWeights { weights, bias: None };
-                let conv = PackedConv::new(self.shape, plan, params, Epilogue::default())?;
-                self.run(&conv, self.input, input, Residual::None, target, memory)?;
+                let conv_weights = ConvWeights { weights, bias: None };
+                let conv = PackedConv::new(self.shape, plan, conv_weights, Epilogue::default())?;
+                self.run(&conv, self.input, input, Residual::None, target, buffers)?;
             }
             Input::Blocked(view) => {
-                let source = Source { of: &self.shape, weights, turn: Turn::Forward };
-                let conv = self.packed(self.shape, self.input, source, memory)?;
-                self.run_blocked(&conv, view, Residual::None, target, memory)?;
-                memory.put(conv.into_weights());
+                let source = WeightSource { shape: &self.shape, weights, direction: Direction::Forward };
+                let conv = self.packed(self.shape, self.input, source, buffers)?;
+                self.run_blocked(&conv, view, Residual::None, target, buffers)?;
+                buffers.put(conv.into_weights());
             }
         }
         Ok(output)
@@ -71,7 +71,7 @@ impl BlockedConv<'_> {
         grad: &[f32],
         weights: &[f32],
         before: Option<AlignedVec>,
-        memory: &mut BufferPool,
+        buffers: &mut BufferPool,
     ) -> Result<AlignedVec, Error> {
         let output = self.output()?;
         let grad = view(output, "gradient", grad)?;
@@ -87,24 +87,25 @@ impl BlockedConv<'_> {
             let shape = phase::shape(&self.shape, &rows[0], &columns[0]);
             if shape.output_hw([output.h, output.w])? == [to.h, to.w] {
                 let residual = if before.is_some() { Residual::InPlace } else { Residual::None };
-                let mut result = before.unwrap_or_else(|| memory.take(to.len()));
-                let conv = self.turned(shape, output.dims(), weights, (&rows[0], &columns[0]), memory)?;
+                let mut result = before.unwrap_or_else(|| buffers.take(to.len()));
+                let conv =
+                    self.packed_backward(shape, output.dims(), weights, (&rows[0], &columns[0]), buffers)?;
                 let target = ViewMut { layout: to, data: &mut result[..to.len()] };
-                self.run_blocked(&conv, grad, residual, target, memory)?;
-                memory.put(conv.into_weights());
+                self.run_blocked(&conv, grad, residual, target, buffers)?;
+                buffers.put(conv.into_weights());
                 return Ok(result);
             }
         }
-        let mut result = before.unwrap_or_else(|| memory.zeroed(to.len()));
+        let mut result = before.unwrap_or_else(|| buffers.zeroed(to.len()));
         for row in &rows {
             for column in &columns {
                 let shape = phase::shape(&self.shape, row, column);
-                let conv = self.turned(shape, output.dims(), weights, (row, column), memory)?;
+                let conv = self.packed_backward(shape, output.dims(), weights, (row, column), buffers)?;
                 let from = Blocked::new(conv.output_dims(output.dims())?)?;
-                let mut part = memory.take(from.len());
+                let mut part = buffers.take(from.len());
                 let target = ViewMut { layout: from, data: &mut part[..from.len()] };
-                self.run_blocked(&conv, grad, Residual::None, target, memory)?;
-                memory.put(conv.into_weights());
+                self.run_blocked(&conv, grad, Residual::None, target, buffers)?;
+                buffers.put(conv.into_weights());
                 self.pool.for_each_chunk(&mut result[..to.len()], to.plane_len(), |index, plane| {
                     let part = &part[index * from.plane_len()..][..from.plane_len()];
                     for y in 0..from.h {
@@ -114,7 +115,7 @@ impl BlockedConv<'_> {
                         column.add(pixels, line.as_chunks_mut::<LANES>().0);
                     }
                 });
-                memory.put(part);
+                buffers.put(part);
             }
         }
         Ok(result)
@@ -127,7 +128,7 @@ impl BlockedConv<'_> {
         &self,
         input: Input,
         grad: &[f32],
-        memory: &mut BufferPool,
+        buffers: &mut BufferPool,
     ) -> Result<Vec<f32>, Error> {
         let output = self.output()?;
         let grad = view(output, "gradient", grad)?;
@@ -142,17 +143,27 @@ impl BlockedConv<'_> {
         match input {
             Input::Planar { dims, data } => {
                 check_len("input", data.len(), product("input length", &dims)?)?;
-                super::weights::gradient(&planar, output.dims(), data, super::weights::Grad::Blocked(grad))
+                super::weights::gradient(
+                    &planar,
+                    output.dims(),
+                    data,
+                    super::weights::OutputGrad::Blocked(grad),
+                )
             }
             Input::Blocked(view) if self.shape.groups == 1 => {
                 view.check("input", self.input)?;
-                outer::gradient(self, view, grad, memory)
+                outer::gradient(self, view, grad, buffers)
             }
             Input::Blocked(view) => {
                 view.check("input", self.input)?;
                 let mut data = vec![0.0; self.input.iter().product()];
                 from.unpack(view.data, &mut data, self.pool)?;
-                super::weights::gradient(&planar, output.dims(), &data, super::weights::Grad::Blocked(grad))
+                super::weights::gradient(
+                    &planar,
+                    output.dims(),
+                    &data,
+                    super::weights::OutputGrad::Blocked(grad),
+                )
             }
         }
     }
@@ -173,37 +184,40 @@ impl BlockedConv<'_> {
         &self,
         shape: ConvShape,
         input: [usize; 4],
-        source: Source,
-        memory: &mut BufferPool,
+        source: WeightSource,
+        buffers: &mut BufferPool,
     ) -> Result<PackedConv, Error> {
         let plan = self.plan(&shape, input)?;
         match shape.groups {
-            1 => Ok(pack::pack(shape, plan, source, memory, self.pool)),
+            1 => Ok(pack::pack(shape, plan, source, buffers, self.pool)),
             _ => {
-                let turned = match source.turn {
-                    Turn::Forward => source.weights.to_vec(),
-                    Turn::Backward(row, column) => phase::weights(source.of, source.weights, row, column),
+                let flipped = match source.direction {
+                    Direction::Forward => source.weights.to_vec(),
+                    Direction::Backward(row, column) => {
+                        phase::weights(source.shape, source.weights, row, column)
+                    }
                 };
                 PackedConv::new(
                     shape,
                     plan,
-                    ConvWeights { weights: &turned, bias: None },
+                    ConvWeights { weights: &flipped, bias: None },
                     Epilogue::default(),
                 )
             }
         }
     }
 
-    fn turned(
+    fn packed_backward(
         &self,
         shape: ConvShape,
         output: [usize; 4],
         weights: &[f32],
         (row, column): (&Phase, &Phase),
-        memory: &mut BufferPool,
+        buffers: &mut BufferPool,
     ) -> Result<PackedConv, Error> {
-        let source = Source { of: &self.shape, weights, turn: Turn::Backward(row, column) };
-        self.packed(shape, output, source, memory)
+        let source =
+            WeightSource { shape: &self.shape, weights, direction: Direction::Backward(row, column) };
+        self.packed(shape, output, source, buffers)
     }
 
     /// Runs `conv` on a tensor without a halo, copying it into one where its algorithm needs that.
@@ -213,15 +227,15 @@ impl BlockedConv<'_> {
         from: View,
         residual: Residual,
         to: ViewMut,
-        memory: &mut BufferPool,
+        buffers: &mut BufferPool,
     ) -> Result<(), Error> {
         let halo = conv.input_halo();
         let dims = from.layout.dims();
         if halo == [0, 0] {
-            return self.run(conv, dims, Input::Blocked(from), residual, to, memory);
+            return self.run(conv, dims, Input::Blocked(from), residual, to, buffers);
         }
         let layout = Blocked::new(dims)?.with_halo(halo)?;
-        let mut padded = memory.take(layout.len());
+        let mut padded = buffers.take(layout.len());
         let (line, side) = (from.layout.row_len(), halo[1] * LANES);
         self.pool.for_each_chunk(&mut padded[..layout.len()], layout.plane_len(), |index, plane| {
             let source = &from.data[index * from.layout.plane_len()..][..from.layout.plane_len()];
@@ -236,8 +250,8 @@ impl BlockedConv<'_> {
             }
         });
         let view = View { layout, data: &padded[..layout.len()] };
-        self.run(conv, dims, Input::Blocked(view), residual, to, memory)?;
-        memory.put(padded);
+        self.run(conv, dims, Input::Blocked(view), residual, to, buffers)?;
+        buffers.put(padded);
         Ok(())
     }
 
@@ -248,11 +262,11 @@ impl BlockedConv<'_> {
         input: Input,
         residual: Residual,
         to: ViewMut,
-        memory: &mut BufferPool,
+        buffers: &mut BufferPool,
     ) -> Result<(), Error> {
-        let mut scratch = memory.take(conv.scratch_len(dims, self.pool.threads())?);
+        let mut scratch = buffers.take(conv.scratch_len(dims, self.pool.threads())?);
         conv.run(input, residual, to, &mut scratch, self.pool)?;
-        memory.put(scratch);
+        buffers.put(scratch);
         Ok(())
     }
 }

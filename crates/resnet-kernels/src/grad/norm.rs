@@ -2,7 +2,7 @@
 //!
 //! Sums run in `f32` over a few pixels and in `f64` over those, always in the same order.
 
-use crate::error::{Error, check_at_least, check_len};
+use crate::error::{Error, check_at_least, check_len, check_no_halo};
 use crate::layout::{Blocked, LANES};
 use crate::simd::{Dispatch, Isa, Kernel, Simd};
 use crate::threads::ThreadPool;
@@ -46,9 +46,7 @@ pub struct BatchNormGrad<'a> {
 
 impl BatchNorm<'_> {
     fn check(&self, what: &'static str, data: &[f32]) -> Result<(), Error> {
-        if self.layout.halo != [0, 0] {
-            return Err(Error::Halo { found: self.layout.halo, expected: [0, 0] });
-        }
+        check_no_halo(what, self.layout.halo)?;
         check_at_least(what, data.len(), self.layout.len())
     }
 
@@ -256,16 +254,16 @@ impl Kernel for Moments<'_> {
                 sum = s.add(sum, s.load(pixel));
             }
             let of_run = s.mul(sum, s.splat(1.0 / run.len() as f32));
-            let mut deviation = s.splat(0.0);
+            let mut residual_sum = s.splat(0.0);
             let mut square = s.splat(0.0);
             for pixel in run {
                 let d = s.sub(s.load(pixel), of_run);
-                deviation = s.add(deviation, d);
+                residual_sum = s.add(residual_sum, d);
                 square = s.mul_add(d, d, square);
             }
             let [mut m, mut d, mut q] = [[0f32; LANES]; 3];
             s.store(&mut m, of_run);
-            s.store(&mut d, deviation);
+            s.store(&mut d, residual_sum);
             s.store(&mut q, square);
             let n = run.len() as f64;
             for lane in 0..LANES {
@@ -300,16 +298,16 @@ impl Kernel for Forward<'_> {
         let Self { x, mean, factor, bias, residual, relu, y } = self;
         let (mean, factor, bias) = (s.load(mean), s.load(factor), s.load(bias));
         let apply = |x: &[f32; LANES]| s.mul_add(s.sub(s.load(x), mean), factor, bias);
-        let finish = |v: S::V| if relu { s.relu(v) } else { v };
+        let activate = |v: S::V| if relu { s.relu(v) } else { v };
         match residual {
             Some(residual) => {
                 for ((y, x), added) in y.iter_mut().zip(x).zip(residual) {
-                    s.store(y, finish(s.add(apply(x), s.load(added))));
+                    s.store(y, activate(s.add(apply(x), s.load(added))));
                 }
             }
             None => {
                 for (y, x) in y.iter_mut().zip(x) {
-                    s.store(y, finish(apply(x)));
+                    s.store(y, activate(apply(x)));
                 }
             }
         }
@@ -338,7 +336,7 @@ impl Kernel for Sums<'_> {
                 let y = &y[index * RUN..][..run.len()];
                 // A comparison of its own: from a loop over lanes the compiler makes sixteen branches.
                 for (g, y) in run.iter_mut().zip(y) {
-                    let passed = s.passed(s.load(g), s.load(y));
+                    let passed = s.select_positive(s.load(g), s.load(y));
                     s.store(g, passed);
                 }
             }

@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use super::blocked::BlockedConv;
-use super::memory::BufferPool;
+use super::buffer_pool::BufferPool;
 use crate::error::{Error, product};
 use crate::layout::{LANES, View};
 use crate::simd::{Dispatch, Kernel, Simd};
@@ -26,7 +26,7 @@ pub(super) fn gradient(
     conv: &BlockedConv,
     input: View,
     grad: View,
-    memory: &mut BufferPool,
+    buffers: &mut BufferPool,
 ) -> Result<Vec<f32>, Error> {
     let (outputs, inputs) = (grad.layout.blocks(), input.layout.blocks());
     let taps = conv.shape.kernel[0] * conv.shape.kernel[1];
@@ -34,7 +34,7 @@ pub(super) fn gradient(
     let tasks = [outputs.div_ceil(group_out), inputs.div_ceil(group_in)];
     let task_len = group_out * group_in * taps * CELL;
     let len = product("sums", &[tasks[0] * tasks[1], task_len])?;
-    let mut sums = memory.zeroed(len);
+    let mut sums = buffers.zeroed(len);
     let job = Job { conv, input, grad, groups: [group_out, group_in] };
     conv.pool.for_each_chunk(&mut sums[..len], task_len, |index, sums| {
         let group = [index / tasks[1], index % tasks[1]];
@@ -59,7 +59,7 @@ pub(super) fn gradient(
             }
         }
     });
-    memory.put(sums);
+    buffers.put(sums);
     Ok(result)
 }
 

@@ -111,16 +111,16 @@ pub(super) fn shape(shape: &ConvShape, row: &Phase, column: &Phase) -> ConvShape
 pub(super) fn weights(shape: &ConvShape, weights: &[f32], row: &Phase, column: &Phase) -> Vec<f32> {
     let [kh, kw] = shape.kernel;
     let (ig, og) = (shape.c_in / shape.groups, shape.c_out / shape.groups);
-    let mut turned = Vec::with_capacity(shape.c_in * og * row.taps * column.taps);
+    let mut flipped = Vec::with_capacity(shape.c_in * og * row.taps * column.taps);
     for ic in 0..shape.c_in {
         let (group, inner) = (ic / ig, ic % ig);
         for oc in group * og..(group + 1) * og {
             let kernel = &weights[(oc * ig + inner) * kh * kw..][..kh * kw];
             for i in (0..row.taps).rev() {
                 let line = &kernel[(row.first + i * row.step) * kw..][..kw];
-                turned.extend((0..column.taps).rev().map(|j| line[column.first + j * column.step]));
+                flipped.extend((0..column.taps).rev().map(|j| line[column.first + j * column.step]));
             }
         }
     }
-    turned
+    flipped
 }

@@ -1,6 +1,6 @@
 //! Gradients of pooling, gates and sums, of blocked tensors without a halo.
 
-use crate::error::{Error, check_at_least, check_len};
+use crate::error::{Error, check_at_least, check_len, check_no_halo};
 use crate::layout::{Blocked, LANES, View};
 use crate::pool::{AvgPoolSpec, PoolSpec};
 use crate::simd::{Isa, Kernel, Simd};
@@ -11,36 +11,34 @@ use super::norm::{RUN, Vectorized};
 /// The gradient to the input of a max-pooling, from the input `x`, the result `y` and the gradient to it. It goes to the
 /// first of equal maxima, as in PyTorch.
 ///
-/// Errors: a bad window, halos, shapes and lengths that do not fit.
+/// Errors: a bad spec, halos, shapes and lengths that do not fit.
 pub fn grad_max_pool(
     isa: Isa,
-    window: &PoolSpec,
+    spec: &PoolSpec,
     [x, y, grad]: [View; 3],
     out: &mut [f32],
     pool: &ThreadPool,
 ) -> Result<(), Error> {
     let (from, to) = (x.layout, y.layout);
-    let [h, w] = window.output_hw([from.h, from.w])?;
+    let [h, w] = spec.output_hw([from.h, from.w])?;
     x.check("input", from.dims())?;
     y.check("output", [from.n, from.c, h, w])?;
     grad.check("gradient", to.dims())?;
     for view in [x, y, grad] {
-        if view.layout.halo != [0, 0] {
-            return Err(Error::Halo { found: view.layout.halo, expected: [0, 0] });
-        }
+        check_no_halo("pooling tensor", view.layout.halo)?;
     }
     check_at_least("input gradient", out.len(), from.len())?;
     pool.for_each_chunk(&mut out[..from.len()], from.plane_len(), |index, out| {
         let (image, block) = (index / from.blocks(), index % from.blocks());
         let [x, y, grad] = [x, y, grad].map(|view| view.plane(image, block).as_chunks::<LANES>().0);
         let out = out.as_chunks_mut::<LANES>().0;
-        isa.dispatch(Vectorized(Max { window, x, y, grad, size: [from.h, from.w], width: to.w, out }));
+        isa.dispatch(Vectorized(Max { spec, x, y, grad, size: [from.h, from.w], width: to.w, out }));
     });
     Ok(())
 }
 
 struct Max<'a> {
-    window: &'a PoolSpec,
+    spec: &'a PoolSpec,
     x: &'a [[f32; LANES]],
     y: &'a [[f32; LANES]],
     grad: &'a [[f32; LANES]],
@@ -55,13 +53,13 @@ impl Kernel for Max<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {
-        let Self { window, x, y, grad, size: [h, w], width, out } = self;
+        let Self { spec, x, y, grad, size: [h, w], width, out } = self;
         out.fill([0.0; LANES]);
         for (index, (max, g)) in y.iter().zip(grad).enumerate() {
-            let columns = window.columns(index % width, w);
+            let columns = spec.columns(index % width, w);
             // What has not found its maximum yet.
             let mut left = *g;
-            for row in window.rows(index / width, h) {
+            for row in spec.rows(index / width, h) {
                 for at in row * w + columns.start..row * w + columns.end {
                     for lane in 0..LANES {
                         let here = x[at][lane] == max[lane];
@@ -76,7 +74,7 @@ impl Kernel for Max<'_> {
 
 /// The gradient to the input of an average pooling, laid out as `from`, from that to its result.
 ///
-/// Errors: a bad window, halos, shapes and lengths that do not fit.
+/// Errors: a bad spec, halos, shapes and lengths that do not fit.
 pub fn grad_avg_pool(
     isa: Isa,
     avg: &AvgPoolSpec,
@@ -88,9 +86,7 @@ pub fn grad_avg_pool(
     let [h, w] = avg.window.output_hw([from.h, from.w])?;
     grad.check("gradient", [from.n, from.c, h, w])?;
     for halo in [from.halo, grad.layout.halo] {
-        if halo != [0, 0] {
-            return Err(Error::Halo { found: halo, expected: [0, 0] });
-        }
+        check_no_halo("pooling tensor", halo)?;
     }
     check_at_least("input gradient", out.len(), from.len())?;
     pool.for_each_chunk(&mut out[..from.len()], from.plane_len(), |index, out| {
@@ -183,9 +179,7 @@ pub fn grad_gate(
 }
 
 fn check_gate(layout: Blocked, x: &[f32], gate: usize) -> Result<(), Error> {
-    if layout.halo != [0, 0] {
-        return Err(Error::Halo { found: layout.halo, expected: [0, 0] });
-    }
+    check_no_halo("input", layout.halo)?;
     check_len("gate", gate, layout.n * layout.c)?;
     check_at_least("input", x.len(), layout.len())
 }
@@ -248,9 +242,7 @@ pub fn grad_global_avg_pool(
     out: &mut [f32],
     pool: &ThreadPool,
 ) -> Result<(), Error> {
-    if layout.halo != [0, 0] {
-        return Err(Error::Halo { found: layout.halo, expected: [0, 0] });
-    }
+    check_no_halo("input", layout.halo)?;
     check_len("gradient", grad.len(), layout.n * layout.c)?;
     check_at_least("input gradient", out.len(), layout.len())?;
     let share = 1.0 / (layout.h * layout.w) as f32;

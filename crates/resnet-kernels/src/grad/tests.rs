@@ -51,8 +51,13 @@ fn check(shape: ConvShape, batch: usize, size: [usize; 2]) {
             let gx = conv.grad_input(&grad, &weights).unwrap();
             let gw = conv.grad_weights(&x, &grad).unwrap();
             let what = |part: &str| format!("{part} of {shape:?} {size:?} {}", isa.name());
-            let params = ConvWeights { weights: &weights, bias: None };
-            assert_close(&what("output"), &y, &reference::conv(&shape, params, input, &x).unwrap(), 5e-6);
+            let conv_weights = ConvWeights { weights: &weights, bias: None };
+            assert_close(
+                &what("output"),
+                &y,
+                &reference::conv(&shape, conv_weights, input, &x).unwrap(),
+                5e-6,
+            );
             let [expected_x, expected_w] = naive(&conv, &x, &weights, &grad);
             assert_close(&what("input gradient"), &gx, &expected_x, 5e-6);
             assert_close(&what("weight gradient"), &gw, &expected_w, 5e-6);
@@ -121,12 +126,12 @@ fn check_blocked(shape: ConvShape, batch: usize, size: [usize; 2]) {
             let (mut bx, mut bg) = (vec![0.0; from.len()], vec![0.0; to.len()]);
             from.pack(&x, &mut bx, &pool).unwrap();
             to.pack(&grad, &mut bg, &pool).unwrap();
-            let mut memory = BufferPool::default();
+            let mut buffers = BufferPool::default();
             // Old content must not matter.
             for len in [from.len(), to.len(), shape.weight_len().unwrap() * 4, 100_000] {
-                let mut buffer = memory.take(len);
+                let mut buffer = buffers.take(len);
                 buffer.fill(f32::NAN);
-                memory.put(buffer);
+                buffers.put(buffer);
             }
             let unpack = |layout: Blocked, data: &[f32]| {
                 let mut out = vec![0.0; layout.dims().iter().product()];
@@ -134,11 +139,11 @@ fn check_blocked(shape: ConvShape, batch: usize, size: [usize; 2]) {
                 out
             };
             let view = Input::Blocked(View { layout: from, data: &bx });
-            let y = unpack(to, &conv.forward(view, &weights, &mut memory).unwrap());
-            let gx = conv.grad_input(&bg, &weights, None, &mut memory).unwrap();
+            let y = unpack(to, &conv.forward(view, &weights, &mut buffers).unwrap());
+            let gx = conv.grad_input(&bg, &weights, None, &mut buffers).unwrap();
             let once = unpack(from, &gx);
-            let twice = unpack(from, &conv.grad_input(&bg, &weights, Some(gx), &mut memory).unwrap());
-            let gw = conv.grad_weights(view, &bg, &mut memory).unwrap();
+            let twice = unpack(from, &conv.grad_input(&bg, &weights, Some(gx), &mut buffers).unwrap());
+            let gw = conv.grad_weights(view, &bg, &mut buffers).unwrap();
             let what = |part: &str| format!("{part} of {shape:?} {size:?} {}", isa.name());
             assert_close(&what("output"), &y, &planar.forward(&x, &weights).unwrap(), 1e-5);
             let expected = planar.grad_input(&grad, &weights).unwrap();
@@ -148,9 +153,9 @@ fn check_blocked(shape: ConvShape, batch: usize, size: [usize; 2]) {
             assert_close(&what("weight gradient"), &gw, &planar.grad_weights(&x, &grad).unwrap(), 1e-5);
             if shape.groups == 1 {
                 let data = Input::Planar { dims: input, data: &x };
-                let by_planar = unpack(to, &conv.forward(data, &weights, &mut memory).unwrap());
+                let by_planar = unpack(to, &conv.forward(data, &weights, &mut buffers).unwrap());
                 assert_close(&what("output of planar input"), &by_planar, &y, 1e-5);
-                let by_planar = conv.grad_weights(data, &bg, &mut memory).unwrap();
+                let by_planar = conv.grad_weights(data, &bg, &mut buffers).unwrap();
                 assert_close(&what("weight gradient of planar input"), &by_planar, &gw, 1e-5);
             }
             results.push([y, once, twice, gw]);
@@ -253,7 +258,7 @@ fn norms_and_their_gradients_are_those_of_the_formula() {
 #[test]
 fn means_and_gates_hand_gradients_back() {
     let (pool, more) = (ThreadPool::new(1).unwrap(), ThreadPool::new(2).unwrap());
-    let window = |kernel, stride, padding, ceil_mode| crate::PoolSpec {
+    let spec = |kernel, stride, padding, ceil_mode| crate::PoolSpec {
         kernel: [kernel; 2],
         stride: [stride; 2],
         padding: [padding; 2],
@@ -267,15 +272,15 @@ fn means_and_gates_hand_gradients_back() {
     let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(a * b)).sum::<f64>();
     let layout = Blocked::new([2, 20, 5, 7]).unwrap();
     for isa in Isa::available() {
-        for (window, count_include_pad) in [
-            (window(2, 2, 0, false), true),
-            (window(2, 2, 0, true), false),
-            (window(3, 1, 1, false), true),
-            (window(3, 2, 1, true), true),
-            (window(3, 2, 1, false), false),
+        for (spec, count_include_pad) in [
+            (spec(2, 2, 0, false), true),
+            (spec(2, 2, 0, true), false),
+            (spec(3, 1, 1, false), true),
+            (spec(3, 2, 1, true), true),
+            (spec(3, 2, 1, false), false),
         ] {
-            let avg = crate::AvgPoolSpec { window, count_include_pad };
-            let [h, w] = window.output_hw([5, 7]).unwrap();
+            let avg = crate::AvgPoolSpec { window: spec, count_include_pad };
+            let [h, w] = spec.output_hw([5, 7]).unwrap();
             let to = Blocked::new([2, 20, h, w]).unwrap();
             let grad = pack(to, 1);
             let gradient = |pool: &ThreadPool| {
@@ -311,7 +316,7 @@ fn means_and_gates_hand_gradients_back() {
 #[test]
 fn the_first_maximum_gets_the_gradient() {
     let layout = Blocked::new([1, 1, 3, 4]).unwrap();
-    let window = crate::PoolSpec { kernel: [3, 3], stride: [2, 2], padding: [1, 1], ceil_mode: false };
+    let spec = crate::PoolSpec { kernel: [3, 3], stride: [2, 2], padding: [1, 1], ceil_mode: false };
     let pool = ThreadPool::new(1).unwrap();
     let pack = |layout: Blocked, planar: &[f32]| {
         let mut blocked = vec![0.0; layout.len()];
@@ -325,7 +330,7 @@ fn the_first_maximum_gets_the_gradient() {
     let views =
         [View { layout, data: &x }, View { layout: small, data: &y }, View { layout: small, data: &grad }];
     for isa in Isa::available() {
-        grad_max_pool(isa, &window, views, &mut out, &pool).unwrap();
+        grad_max_pool(isa, &spec, views, &mut out, &pool).unwrap();
         let mut gx = [0.0; 12];
         layout.unpack(&out, &mut gx, &pool).unwrap();
         assert_eq!(gx, [0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 10.0, 0.0, 4.0, 0.0, 0.0, 0.0]);

@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 
 use super::tile::{Tile, dispatch};
 use super::{Kernel, Simd};
-use crate::threads::Target;
+use crate::threads::TileOutput;
 
 /// Proof that this CPU has AVX2 and FMA: [`Avx2::new`] is the only way to get one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -95,7 +95,7 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn passed(self, x: Self::V, y: Self::V) -> Self::V {
+    fn select_positive(self, x: Self::V, y: Self::V) -> Self::V {
         op!(|i| _mm256_and_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(y[i], _mm256_setzero_ps()), x[i]))
     }
 
@@ -113,7 +113,7 @@ impl Simd for Avx2 {
         unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) }
     }
 
-    fn tile(self, tile: &Tile, blocks: usize, target: &mut Target) {
-        dispatch!(self, tile, blocks, target; 1: [1, 2, 3, 4, 5, 6])
+    fn tile(self, tile: &Tile, blocks: usize, output: &mut TileOutput) {
+        dispatch!(self, tile, blocks, output; 1: [1, 2, 3, 4, 5, 6])
     }
 }

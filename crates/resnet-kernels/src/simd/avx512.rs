@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 
 use super::tile::{Tile, dispatch};
 use super::{Kernel, Simd};
-use crate::threads::Target;
+use crate::threads::TileOutput;
 
 /// Proof that this CPU has AVX-512 F, DQ and VL, AVX2 and FMA: [`Avx512::new`] is the only way to get one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -90,7 +90,7 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn passed(self, x: __m512, y: __m512) -> __m512 {
+    fn select_positive(self, x: __m512, y: __m512) -> __m512 {
         op!(_mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_GT_OQ>(y, _mm512_setzero_ps()), x))
     }
 
@@ -107,8 +107,8 @@ impl Simd for Avx512 {
         op!(_mm_prefetch::<_MM_HINT_T1>(address.cast()))
     }
 
-    fn tile(self, tile: &Tile, blocks: usize, target: &mut Target) {
-        dispatch!(self, tile, blocks, target;
+    fn tile(self, tile: &Tile, blocks: usize, output: &mut TileOutput) {
+        dispatch!(self, tile, blocks, output;
             1: [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14],
             2: [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12],
             3: [1, 2, 3, 4, 5, 6, 7, 8],

@@ -5,7 +5,7 @@ use std::arch::aarch64::*;
 
 use super::tile::{Tile, dispatch};
 use super::{Kernel, Simd};
-use crate::threads::Target;
+use crate::threads::TileOutput;
 
 /// Proof that this CPU has NEON: [`Neon::new`] is the only way to get one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -96,7 +96,7 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
-    fn passed(self, x: Self::V, y: Self::V) -> Self::V {
+    fn select_positive(self, x: Self::V, y: Self::V) -> Self::V {
         op!(|i| vbslq_f32(vcgtzq_f32(y[i]), x[i], vdupq_n_f32(0.0)))
     }
 
@@ -110,7 +110,7 @@ impl Simd for Neon {
         // The intrinsic is not stable yet, and the hardware follows straight streams by itself.
     }
 
-    fn tile(self, tile: &Tile, blocks: usize, target: &mut Target) {
-        dispatch!(self, tile, blocks, target; 1: [1, 2, 3, 4, 5, 6])
+    fn tile(self, tile: &Tile, blocks: usize, output: &mut TileOutput) {
+        dispatch!(self, tile, blocks, output; 1: [1, 2, 3, 4, 5, 6])
     }
 }

@@ -2,7 +2,7 @@
 
 use super::tile::{Tile, dispatch};
 use super::{Kernel, Simd};
-use crate::threads::Target;
+use crate::threads::TileOutput;
 
 /// Every CPU can do this.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -66,7 +66,7 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    fn passed(self, x: [f32; 16], y: [f32; 16]) -> [f32; 16] {
+    fn select_positive(self, x: [f32; 16], y: [f32; 16]) -> [f32; 16] {
         zip(x, y, |x, y| if y > 0.0 { x } else { 0.0 })
     }
 
@@ -78,7 +78,7 @@ impl Simd for Portable {
     #[inline(always)]
     fn prefetch(self, _address: *const f32) {}
 
-    fn tile(self, tile: &Tile, blocks: usize, target: &mut Target) {
-        dispatch!(self, tile, blocks, target; 1: [1, 2])
+    fn tile(self, tile: &Tile, blocks: usize, output: &mut TileOutput) {
+        dispatch!(self, tile, blocks, output; 1: [1, 2])
     }
 }

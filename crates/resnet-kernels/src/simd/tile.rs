@@ -3,7 +3,7 @@
 #![allow(clippy::needless_range_loop, reason = "indices into arrays of registers read like the mathematics")]
 
 use super::{Kernel, Simd};
-use crate::threads::Target;
+use crate::threads::TileOutput;
 
 /// Most pixels that any instruction set's tile takes.
 pub(crate) const MAX_PIXELS: usize = 14;
@@ -42,8 +42,8 @@ impl Reduction {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Addend<'a> {
     None,
-    /// What the target holds.
-    Target,
+    /// What the output holds.
+    Output,
     /// Blocks of `stride`, from which each pixel takes 16 values at its own offset.
     Blocks {
         data: &'a [f32],
@@ -63,35 +63,35 @@ pub(crate) struct Tile<'a> {
     pub pixels: usize,
     /// Where each pixel's reduction starts in `input`.
     pub from: [usize; MAX_PIXELS],
-    /// Where each pixel lies within a block of the target.
+    /// Where each pixel lies within a block of the output.
     pub to: [usize; MAX_PIXELS],
     /// `[blocks × 16]`.
     pub bias: Option<&'a [f32]>,
     pub addend: Addend<'a>,
     pub relu: bool,
-    /// Weights that a later tile will read, to be fetched into the second-level cache meanwhile: [`lines_ahead`] cache
+    /// Weights that a later tile will read, to be fetched into the second-level cache meanwhile: [`prefetch_lines`] cache
     /// lines per step of the reduction, from the start of this slice on. Empty to fetch nothing.
-    pub ahead: &'a [f32],
+    pub prefetch: &'a [f32],
 }
 
 /// Cache lines that a tile of `blocks` blocks fetches ahead per step of its reduction: half of what it reads, so that
 /// two tiles fetch the weights of a third.
-pub(crate) const fn lines_ahead(blocks: usize) -> usize {
+pub(crate) const fn prefetch_lines(blocks: usize) -> usize {
     blocks.div_ceil(2)
 }
 
 impl Tile<'_> {
-    /// Panics unless everything that a kernel of `blocks` × `pixels` touches is inside the slices and the target.
+    /// Panics unless everything that a kernel of `blocks` × `pixels` touches is inside the slices and the output.
     #[inline(always)]
-    fn assert_inside(&self, blocks: usize, pixels: usize, target: &Target) {
-        assert!(pixels <= MAX_PIXELS && blocks <= target.blocks);
+    fn assert_inside(&self, blocks: usize, pixels: usize, output: &TileOutput) {
+        assert!(pixels <= MAX_PIXELS && blocks <= output.blocks);
         assert!(self.weights.len() >= self.reduction.len * blocks * 16);
         assert!(self.bias.is_none_or(|bias| bias.len() >= blocks * 16));
         let inside = |at: &[usize; MAX_PIXELS], bound: usize| at[..pixels].iter().all(|&at| at <= bound);
         assert!(self.input.len() >= self.reduction.reach);
         assert!(inside(&self.from, self.input.len() - self.reduction.reach));
-        assert!(target.run.end >= 16 && inside(&self.to, target.run.end - 16));
-        assert!(self.to[..pixels].iter().all(|&at| at >= target.run.start));
+        assert!(output.run.end >= 16 && inside(&self.to, output.run.end - 16));
+        assert!(self.to[..pixels].iter().all(|&at| at >= output.run.start));
         if let Addend::Blocks { data, stride, at } = &self.addend {
             let reach = (blocks - 1) * stride + 16;
             assert!(data.len() >= reach && inside(at, data.len() - reach));
@@ -102,7 +102,7 @@ impl Tile<'_> {
 /// The tile with its extents fixed at compile time; `RUN` is the reduction's run, or 0 for any.
 pub(crate) struct Fixed<'a, 'b, 'c, const BLOCKS: usize, const PIXELS: usize, const RUN: usize> {
     pub tile: &'a Tile<'b>,
-    pub target: &'a mut Target<'c>,
+    pub output: &'a mut TileOutput<'c>,
 }
 
 impl<const BLOCKS: usize, const PIXELS: usize, const RUN: usize> Kernel
@@ -112,8 +112,8 @@ impl<const BLOCKS: usize, const PIXELS: usize, const RUN: usize> Kernel
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Fixed { tile, target } = self;
-        tile.assert_inside(BLOCKS, PIXELS, target);
+        let Fixed { tile, output } = self;
+        tile.assert_inside(BLOCKS, PIXELS, output);
         let Reduction { count, stride, run, .. } = *tile.reduction;
         assert!(RUN == 0 || run == RUN);
         let load = |from: *const f32| {
@@ -132,8 +132,8 @@ impl<const BLOCKS: usize, const PIXELS: usize, const RUN: usize> Kernel
         let base: [*const f32; PIXELS] =
             std::array::from_fn(|p| unsafe { tile.input.as_ptr().add(tile.from[p]) });
         let mut weights = tile.weights.as_ptr();
-        let mut ahead = tile.ahead.as_ptr();
-        let ahead_step = if tile.ahead.is_empty() { 0 } else { lines_ahead(BLOCKS) * 16 };
+        let mut prefetch = tile.prefetch.as_ptr();
+        let prefetch_step = if tile.prefetch.is_empty() { 0 } else { prefetch_lines(BLOCKS) * 16 };
         for i in 0..count[0] {
             for j in 0..count[1] {
                 for k in 0..count[2] {
@@ -151,10 +151,10 @@ impl<const BLOCKS: usize, const PIXELS: usize, const RUN: usize> Kernel
                             }
                         }
                         if RUN != 0 {
-                            for line in 0..lines_ahead(BLOCKS) {
-                                s.prefetch(ahead.wrapping_add(line * 16));
+                            for line in 0..prefetch_lines(BLOCKS) {
+                                s.prefetch(prefetch.wrapping_add(line * 16));
                             }
-                            ahead = ahead.wrapping_add(ahead_step);
+                            prefetch = prefetch.wrapping_add(prefetch_step);
                         }
                         // SAFETY: at most `reduction.len * BLOCKS * 16` in total, the end of the weights.
                         weights = unsafe { weights.add(BLOCKS * 16) };
@@ -162,14 +162,14 @@ impl<const BLOCKS: usize, const PIXELS: usize, const RUN: usize> Kernel
                 }
             }
         }
-        let block = target.stride;
-        let out = target.as_mut_ptr();
+        let block = output.stride;
+        let out = output.as_mut_ptr();
         match &tile.addend {
             Addend::None => {}
-            Addend::Target => {
+            Addend::Output => {
                 for p in 0..PIXELS {
                     for m in 0..BLOCKS {
-                        // SAFETY: `to[p]..to[p] + 16` is in the target's run and `m < blocks`.
+                        // SAFETY: `to[p]..to[p] + 16` is in the output's run and `m < blocks`.
                         let old = load(unsafe { out.add(m * block + tile.to[p]) });
                         acc[p][m] = s.add(acc[p][m], old);
                     }
@@ -194,7 +194,7 @@ impl<const BLOCKS: usize, const PIXELS: usize, const RUN: usize> Kernel
         }
         for p in 0..PIXELS {
             for m in 0..BLOCKS {
-                // SAFETY: as for `Addend::Target`; the target is borrowed mutably.
+                // SAFETY: as for `Addend::Output`; the output is borrowed mutably.
                 let to = unsafe { &mut *out.add(m * block + tile.to[p]).cast::<[f32; 16]>() };
                 s.store(to, acc[p][m]);
             }
@@ -211,16 +211,16 @@ pub(crate) fn next_pixels<S: Simd>(blocks: usize, left: usize) -> usize {
 
 /// The body of [`Simd::tile`]: chooses the compiled kernel. Panics for extents that were not compiled.
 macro_rules! dispatch {
-    ($simd:expr, $tile:expr, $blocks:expr, $target:expr; $($m:literal: [$($p:literal),*]),* $(,)?) => {{
-        let (tile, target) = ($tile, $target);
+    ($simd:expr, $tile:expr, $blocks:expr, $output:expr; $($m:literal: [$($p:literal),*]),* $(,)?) => {{
+        let (tile, output) = ($tile, $output);
         if tile.reduction.run() == 16 {
             match ($blocks, tile.pixels) {
-                $($(($m, $p) => $simd.vectorize($crate::simd::tile::Fixed::<$m, $p, 16> { tile, target }),)*)*
+                $($(($m, $p) => $simd.vectorize($crate::simd::tile::Fixed::<$m, $p, 16> { tile, output }),)*)*
                 extents => unreachable!("no kernel for {extents:?}"),
             }
         } else {
             match ($blocks, tile.pixels) {
-                $($(($m, $p) => $simd.vectorize($crate::simd::tile::Fixed::<$m, $p, 0> { tile, target }),)*)*
+                $($(($m, $p) => $simd.vectorize($crate::simd::tile::Fixed::<$m, $p, 0> { tile, output }),)*)*
                 extents => unreachable!("no kernel for {extents:?}"),
             }
         }

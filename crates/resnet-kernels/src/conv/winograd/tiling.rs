@@ -5,9 +5,9 @@ use crate::conv::PackedConv;
 use crate::error::{Error, product};
 use crate::layout::LANES;
 
-/// Bytes of `V` of a block of tiles, and the least number of tiles: fewer use each weight too seldom.
+/// Bytes of `V` of a block of tiles, and the min_tiles number of tiles: fewer use each weight too seldom.
 const BLOCK_BYTES: usize = 128 << 10;
-const LEAST_TILES: usize = 16;
+const MIN_TILES: usize = 16;
 
 /// The same for a block that all threads work on: it lives in the shared cache, and every block costs two barriers.
 const SHARED_BYTES: usize = 1 << 20;
@@ -20,7 +20,7 @@ pub(in crate::conv) struct Extent {
 }
 
 impl Extent {
-    pub(in crate::conv) const fn of<
+    pub(in crate::conv) const fn new<
         P: Points<A, M>,
         Q: Points<B, N>,
         const A: usize,
@@ -31,7 +31,7 @@ impl Extent {
         Self { a: [A, B], m: [M, N] }
     }
 
-    pub(super) fn alphas(&self) -> usize {
+    pub(super) fn positions(&self) -> usize {
         self.a[0] * self.a[1]
     }
 
@@ -59,7 +59,7 @@ impl Tiling {
     pub(super) fn choose(extent: Extent, c_in: usize, output: [usize; 4], threads: usize) -> Self {
         let [n, _, h, w] = output;
         let (down, across) = (h.div_ceil(extent.m[0]), w.div_ceil(extent.m[1]));
-        let tile_bytes = extent.alphas() * c_in.next_multiple_of(LANES) * size_of::<f32>();
+        let tile_bytes = extent.positions() * c_in.next_multiple_of(LANES) * size_of::<f32>();
         let group = |tiles: usize| {
             let (images, rows) = match tiles / (across * down) {
                 0 => (1, (tiles / across).max(1)),
@@ -68,13 +68,13 @@ impl Tiling {
             (images, down.div_ceil(down.div_ceil(rows)))
         };
         // The wider the layer, the more memory traffic its weights are per tile.
-        let least = LEAST_TILES.max(c_in / 16);
-        let (images, rows) = group((BLOCK_BYTES / tile_bytes).max(least));
+        let min_tiles = MIN_TILES.max(c_in / 16);
+        let (images, rows) = group((BLOCK_BYTES / tile_bytes).max(min_tiles));
         let blocks = n.div_ceil(images) * down.div_ceil(rows);
         if threads == 1 || blocks >= 3 * threads || (blocks >= threads && blocks.is_multiple_of(threads)) {
             return Self { across, down, images, rows, private: true };
         }
-        let (images, rows) = group((SHARED_BYTES / tile_bytes).max(least));
+        let (images, rows) = group((SHARED_BYTES / tile_bytes).max(min_tiles));
         Self { across, down, images, rows, private: false }
     }
 
@@ -84,10 +84,10 @@ impl Tiling {
     }
 
     /// The blocks of a batch of `n` images.
-    pub(super) fn blocks(self, n: usize) -> impl Iterator<Item = Block> {
+    pub(super) fn blocks(self, n: usize) -> impl Iterator<Item = TileBlock> {
         let Self { across, down, images, rows, .. } = self;
         (0..n).step_by(images).flat_map(move |image| {
-            (0..down).step_by(rows).map(move |row| Block {
+            (0..down).step_by(rows).map(move |row| TileBlock {
                 image,
                 images: images.min(n - image),
                 row,
@@ -98,9 +98,9 @@ impl Tiling {
     }
 
     /// Panels, images and rows of tiles per task, when several threads share a block.
-    pub(super) fn split(&self, block: &Block, panels: usize, threads: usize) -> (usize, usize, usize) {
+    pub(super) fn split(&self, block: &TileBlock, panels: usize, threads: usize) -> (usize, usize, usize) {
         // As few tiles per task as use the weights well, and about four tasks per thread.
-        let pieces = (4 * threads).div_ceil(panels).min(block.tiles() / LEAST_TILES).max(1);
+        let pieces = (4 * threads).div_ceil(panels).min(block.tiles() / MIN_TILES).max(1);
         match block.images {
             1 => (1, 1, block.rows.div_ceil(pieces)),
             images => (1, images.div_ceil(pieces), block.rows),
@@ -110,25 +110,25 @@ impl Tiling {
 
 /// A rectangle of tiles whose `V` is, or will be, in scratch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Block {
-    /// First image, and their number.
+pub(super) struct TileBlock {
+    /// TileIndices image, and their number.
     pub image: usize,
     pub images: usize,
-    /// First row of tiles, and their number.
+    /// TileIndices row of tiles, and their number.
     pub row: usize,
     pub rows: usize,
     pub across: usize,
 }
 
-impl Block {
+impl TileBlock {
     pub(super) fn tiles(&self) -> usize {
         self.images * self.rows * self.across
     }
 
     /// Places in `V` of the tiles in the first `rows` rows and `columns` columns.
-    pub(super) fn first(&self, rows: usize, columns: usize) -> First {
+    pub(super) fn first(&self, rows: usize, columns: usize) -> TileIndices {
         let skip = [self.across - columns, (self.rows - rows) * self.across];
-        First { ends: [columns, rows], skip, next: 0, at: [0, 0], left: self.images * rows * columns }
+        TileIndices { ends: [columns, rows], skip, next: 0, at: [0, 0], left: self.images * rows * columns }
     }
 
     /// Image, row and column of every tile, in the order in which they lie in `V`.
@@ -137,8 +137,8 @@ impl Block {
     }
 }
 
-/// See [`Block::first`].
-pub(super) struct First {
+/// See [`TileBlock::first`].
+pub(super) struct TileIndices {
     ends: [usize; 2],
     /// Tiles between the last column and the next row, and between the last row and the next image.
     skip: [usize; 2],
@@ -147,13 +147,13 @@ pub(super) struct First {
     left: usize,
 }
 
-impl First {
+impl TileIndices {
     pub(super) fn left(&self) -> usize {
         self.left
     }
 }
 
-impl Iterator for First {
+impl Iterator for TileIndices {
     type Item = usize;
 
     #[inline(always)]
@@ -176,7 +176,7 @@ impl Iterator for First {
 
 /// A plain iterator: combinators hide the loop from the compiler, which then does not inline vector instructions into it.
 pub(super) struct Tiles {
-    block: Block,
+    block: TileBlock,
     next: [usize; 3],
 }
 
@@ -185,7 +185,7 @@ impl Iterator for Tiles {
 
     #[inline(always)]
     fn next(&mut self) -> Option<[usize; 3]> {
-        let Block { image, images, row, rows, across } = self.block;
+        let TileBlock { image, images, row, rows, across } = self.block;
         let [n, y, x] = self.next;
         self.next = match (x + 1 == across, y + 1 == rows) {
             (false, _) => [n, y, x + 1],
@@ -205,7 +205,7 @@ pub(in crate::conv) fn scratch_len(
 ) -> Result<usize, Error> {
     let what = "scratch length";
     let tiling = Tiling::choose(extent, conv.shape.c_in, output, threads);
-    let stride = product(what, &[extent.alphas() + 1, tiling.tiles(), LANES])?;
+    let stride = product(what, &[extent.positions() + 1, tiling.tiles(), LANES])?;
     let v = product(what, &[conv.shape.c_in.div_ceil(LANES), stride])?;
     let m = product(what, &[widest(conv), stride])?;
     let (shared, private) = if tiling.private { (0, v.checked_add(m)) } else { (v, Some(m)) };

@@ -2,14 +2,14 @@
 
 use std::marker::PhantomData;
 
-use super::{Block, Points};
+use super::{Points, TileBlock};
 use crate::layout::{Blocked, LANES, View};
 use crate::simd::{Kernel, Simd};
 
 /// Transforms 16 input channels of all tiles of a block into `V`; P works down the columns, Q along the rows.
-pub(super) struct Gather<'a, P, Q, const A: usize, const M: usize, const B: usize, const N: usize> {
+pub(super) struct InputTransform<'a, P, Q, const A: usize, const M: usize, const B: usize, const N: usize> {
     pub input: View<'a>,
-    pub block: &'a Block,
+    pub block: &'a TileBlock,
     /// Which block of 16 channels.
     pub channels: usize,
     pub padding: [usize; 2],
@@ -21,7 +21,7 @@ pub(super) struct Gather<'a, P, Q, const A: usize, const M: usize, const B: usiz
 }
 
 impl<P: Points<A, M>, Q: Points<B, N>, const A: usize, const M: usize, const B: usize, const N: usize> Kernel
-    for Gather<'_, P, Q, A, M, B, N>
+    for InputTransform<'_, P, Q, A, M, B, N>
 {
     type Output = ();
 

@@ -14,7 +14,7 @@ pub struct BufferPool {
 }
 
 /// Steps between neighbouring lengths: an eighth of the next lower power of two, so that layers of nearly equal size
-/// share memory.
+/// share pool.
 fn class(len: usize) -> usize {
     let step = (len.max(1).ilog2().saturating_sub(3)).max(6);
     len.checked_next_multiple_of(1 << step).unwrap_or(len)
@@ -56,15 +56,15 @@ mod tests {
 
     #[test]
     fn memory_is_used_again() {
-        let mut memory = BufferPool::default();
-        let mut first = memory.take(1000);
+        let mut pool = BufferPool::default();
+        let mut first = pool.take(1000);
         first.fill(1.0);
         let (address, len) = (first.as_ptr(), first.len());
         assert!((1000..1200).contains(&len));
-        memory.put(first);
-        assert_eq!(memory.bytes(), len * 4);
-        let again = memory.zeroed(990);
-        assert_eq!((again.as_ptr(), memory.bytes()), (address, 0));
+        pool.put(first);
+        assert_eq!(pool.bytes(), len * 4);
+        let again = pool.zeroed(990);
+        assert_eq!((again.as_ptr(), pool.bytes()), (address, 0));
         assert!(again[..990].iter().all(|x| *x == 0.0) && again[990..].iter().all(|x| *x == 1.0));
         for len in [0, 1, 63, 64, 65, 12_345_678] {
             let class = class(len);

@@ -1,11 +1,11 @@
-//! One mutable buffer handed out to many tasks in pieces that cannot overlap.
+//! One mutable buffer handed out to many tasks in chunks that cannot overlap.
 
 use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::ThreadPool;
 
-/// A pointer that tasks may share; what makes that sound is argued where it is dereferenced.
+/// A pointer that tasks may chunk; what makes that sound is argued where it is dereferenced.
 pub(super) struct Pointer<T>(pub(super) *mut T);
 
 // SAFETY: a pointer is a number; every dereference carries its own argument.
@@ -20,32 +20,32 @@ impl<T> Pointer<T> {
     }
 }
 
-/// An axis and the pieces it is cut into: of nearly equal length, so that all threads are done at the same time.
+/// An axis and the chunks it is cut into: of nearly equal length, so that all threads are done at the same time.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Axis {
     pub len: usize,
     /// Borders are multiples of this.
     pub unit: usize,
     /// Units that a piece has at most.
-    pub most: usize,
+    pub max_units: usize,
 }
 
 impl Axis {
-    pub(crate) fn pieces(&self) -> usize {
-        self.len.div_ceil(self.unit).div_ceil(self.most)
+    pub(crate) fn chunks(&self) -> usize {
+        self.len.div_ceil(self.unit).div_ceil(self.max_units)
     }
 
-    /// The range of a piece: disjoint and within the axis for different numbers below [`Axis::pieces`].
-    pub(super) fn piece(&self, number: usize) -> Range<usize> {
-        let (units, pieces) = (self.len.div_ceil(self.unit), self.pieces());
-        let border = |number: usize| (units * number / pieces * self.unit).min(self.len);
+    /// The range of a piece: disjoint and within the axis for different numbers below [`Axis::chunks`].
+    pub(super) fn chunk(&self, number: usize) -> Range<usize> {
+        let (units, chunks) = (self.len.div_ceil(self.unit), self.chunks());
+        let border = |number: usize| (units * number / chunks * self.unit).min(self.len);
         border(number)..border(number + 1)
     }
 }
 
 /// What a thread keeps while its tasks go on: tasks are numbered along the other axes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Order {
+pub(crate) enum TaskOrder {
     /// The image, then the part of the run (rows): what the layer before wrote there is in the thread's cache.
     Rows,
     /// The inner indices (channels): no other thread reads their weights.
@@ -57,25 +57,25 @@ pub(crate) enum Order {
 /// A task owns the product of a range of outer indices (images), a range of inner indices (channel blocks) and a range
 /// of positions in the run of each such cell (rows).
 #[derive(Clone, Debug)]
-pub(crate) struct Cut<'a> {
-    pub order: Order,
+pub(crate) struct Partition<'a> {
+    pub order: TaskOrder,
     pub outer: Axis,
     /// Elements from one outer index to the next.
     pub outer_stride: usize,
-    /// Ascending borders between which the inner range is never cut.
+    /// Ascending borders between which the inner range is never partition.
     pub inner_bounds: &'a [usize],
     /// Intervals of `inner_bounds` that a task gets at most.
     pub inner_group: usize,
     /// Elements from one inner index to the next; a run lies within.
     pub inner_stride: usize,
-    /// First position of the part of the run that is cut.
+    /// First position of the part of the run that is partition.
     pub run_start: usize,
     pub run: Axis,
 }
 
 /// What a task owns of the shared buffer.
 #[derive(Debug)]
-pub(crate) struct Share<'a> {
+pub(crate) struct Chunk<'a> {
     data: *mut f32,
     outer_stride: usize,
     inner_stride: usize,
@@ -92,7 +92,7 @@ pub(crate) struct Share<'a> {
 
 /// Exclusive access to the same positions of several cells in a row: what a tile kernel writes to.
 #[derive(Debug)]
-pub(crate) struct Target<'a> {
+pub(crate) struct TileOutput<'a> {
     data: *mut f32,
     /// Elements from one block to the next.
     pub(crate) stride: usize,
@@ -103,30 +103,30 @@ pub(crate) struct Target<'a> {
     lifetime: PhantomData<&'a mut [f32]>,
 }
 
-impl Cut<'_> {
+impl Partition<'_> {
     /// Number of tasks.
     pub(crate) fn tasks(&self) -> usize {
-        self.outer.pieces() * self.groups().pieces() * self.run.pieces()
+        self.outer.chunks() * self.groups().chunks() * self.run.chunks()
     }
 
     fn groups(&self) -> Axis {
-        Axis { len: self.inner_bounds.len().saturating_sub(1), unit: 1, most: self.inner_group }
+        Axis { len: self.inner_bounds.len().saturating_sub(1), unit: 1, max_units: self.inner_group }
     }
 
-    /// The indices and positions of a task: different tasks never share a position of a cell, since ranges of
+    /// The indices and positions of a task: different tasks never chunk a position of a cell, since ranges of
     /// each of the three axes are disjoint for different numbers along it.
     fn task(&self, index: usize) -> [Range<usize>; 4] {
-        let (groups, pieces) = (self.groups().pieces(), self.run.pieces());
+        let (groups, chunks) = (self.groups().chunks(), self.run.chunks());
         let (group, rest) = match self.order {
-            Order::Rows => (index % groups, index / groups),
-            Order::Channels => {
-                let each = self.outer.pieces() * pieces;
+            TaskOrder::Rows => (index % groups, index / groups),
+            TaskOrder::Channels => {
+                let each = self.outer.chunks() * chunks;
                 (index / each, index % each)
             }
         };
-        let group = self.groups().piece(group);
-        let run = self.run.piece(rest % pieces);
-        let outer = self.outer.piece(rest / pieces);
+        let group = self.groups().chunk(group);
+        let run = self.run.chunk(rest % chunks);
+        let outer = self.outer.chunk(rest / chunks);
         let inner = self.inner_bounds[group.start]..self.inner_bounds[group.end];
         [outer, inner, group, self.run_start + run.start..self.run_start + run.end]
     }
@@ -140,63 +140,68 @@ impl Cut<'_> {
 }
 
 impl ThreadPool {
-    /// Runs `task(worker, share)` for every task of `cut`, each with exclusive access to its share of `data`.
-    pub(crate) fn run_shares(&self, data: &mut [f32], cut: &Cut, task: impl Fn(usize, Share) + Sync) {
-        cut.assert_disjoint(data.len());
-        let (outer_stride, inner_stride) = (cut.outer_stride, cut.inner_stride);
+    /// Runs `task(worker, chunk)` for every task of `cut`, each with exclusive access to its chunk of `data`.
+    pub(crate) fn run_partitioned(
+        &self,
+        data: &mut [f32],
+        partition: &Partition,
+        task: impl Fn(usize, Chunk) + Sync,
+    ) {
+        partition.assert_disjoint(data.len());
+        let (outer_stride, inner_stride) = (partition.outer_stride, partition.inner_stride);
         let data = Pointer(data.as_mut_ptr());
-        self.run(cut.tasks(), |worker, index| {
-            let [outer, inner, groups, run] = cut.task(index);
+        self.run(partition.tasks(), |worker, index| {
+            let [outer, inner, groups, run] = partition.task(index);
             let data = data.get();
             task(
                 worker,
-                Share { data, outer_stride, inner_stride, outer, inner, groups, run, lifetime: PhantomData },
+                Chunk { data, outer_stride, inner_stride, outer, inner, groups, run, lifetime: PhantomData },
             );
         });
     }
 
-    /// As [`ThreadPool::run_shares`], with a private piece of `scratch`, `per_worker` long, for each running task.
-    pub(crate) fn run_shares_with(
+    /// As [`ThreadPool::run_partitioned`], with a private piece of `scratch`, `per_worker` long, for each running task.
+    pub(crate) fn run_partitioned_with_scratch(
         &self,
         data: &mut [f32],
-        cut: &Cut,
+        partition: &Partition,
         (scratch, per_worker): (&mut [f32], usize),
-        task: impl Fn(&mut [f32], Share) + Sync,
+        task: impl Fn(&mut [f32], Chunk) + Sync,
     ) {
         assert!(scratch.len() / self.threads() >= per_worker);
         let scratch = Pointer(scratch.as_mut_ptr());
-        self.run_shares(data, cut, |worker, share| {
+        self.run_partitioned(data, partition, |worker, chunk| {
             // SAFETY: `worker` is below the number of threads, so the piece lies inside the borrowed slice by the
             // assertion; no two running tasks have the same worker number, so the piece is not aliased.
             let private =
                 unsafe { std::slice::from_raw_parts_mut(scratch.get().add(worker * per_worker), per_worker) };
-            task(private, share);
+            task(private, chunk);
         });
     }
 }
 
-impl Share<'_> {
-    /// Positions `run` of one cell. Panics unless this share owns them.
+impl Chunk<'_> {
+    /// Positions `run` of one cell. Panics unless this chunk owns them.
     pub(crate) fn slice(&mut self, outer: usize, inner: usize, run: Range<usize>) -> &mut [f32] {
         assert!(self.outer.contains(&outer) && self.inner.contains(&inner));
         assert!(self.run.start <= run.start && run.start <= run.end && run.end <= self.run.end);
         let start = outer * self.outer_stride + inner * self.inner_stride + run.start;
-        // SAFETY: the assertions put the positions inside this share. They are inside the buffer (`assert_disjoint`),
-        // belong to no other task (`Cut::task`), and `&mut self` keeps this task from holding them twice.
+        // SAFETY: the assertions put the positions inside this chunk. They are inside the buffer (`assert_disjoint`),
+        // belong to no other task (`Partition::task`), and `&mut self` keeps this task from holding them twice.
         unsafe { std::slice::from_raw_parts_mut(self.data.add(start), run.len()) }
     }
 
-    /// The owned positions of `blocks` cells from `inner` on. Panics unless this share owns them.
-    pub(crate) fn target(&mut self, outer: usize, inner: usize, blocks: usize) -> Target<'_> {
+    /// The owned positions of `blocks` cells from `inner` on. Panics unless this chunk owns them.
+    pub(crate) fn tile_output(&mut self, outer: usize, inner: usize, blocks: usize) -> TileOutput<'_> {
         assert!(self.outer.contains(&outer) && self.inner.start <= inner && inner + blocks <= self.inner.end);
         let start = outer * self.outer_stride + inner * self.inner_stride;
         // SAFETY: the cell starts inside the buffer: `outer` and `inner` are in the range `assert_disjoint` checked.
         let data = unsafe { self.data.add(start) };
-        Target { data, stride: self.inner_stride, blocks, run: self.run.clone(), lifetime: PhantomData }
+        TileOutput { data, stride: self.inner_stride, blocks, run: self.run.clone(), lifetime: PhantomData }
     }
 }
 
-impl<'a> Target<'a> {
+impl<'a> TileOutput<'a> {
     /// All of `data` as `blocks` blocks that start `stride` apart and may overlap: each ends where the last one does, or as
     /// far before as it starts before it.
     pub(crate) fn from_slice(data: &'a mut [f32], stride: usize, blocks: usize) -> Self {
