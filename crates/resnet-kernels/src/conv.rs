@@ -85,10 +85,7 @@ impl PackedConv {
         if let Some(spec) = &epilogue.max_pool {
             spec.check()?;
             if plan.algorithm != Algorithm::Planar {
-                return Err(Error::Algorithm {
-                    algorithm: plan.algorithm.name(),
-                    what: "a fused max-pooling",
-                });
+                return Err(Error::Algorithm { algorithm: plan.algorithm.name(), what: "fused max pooling" });
             }
         }
         let panels = plan.isa.dispatch(Pack { shape: &shape, algorithm: plan.algorithm, weights });
@@ -186,7 +183,7 @@ impl PackedConv {
                 if !matches!(call.residual, Residual::None) && self.epilogue.max_pool.is_some() {
                     return Err(Error::Algorithm {
                         algorithm: "planar",
-                        what: "a residual before a fused max-pooling",
+                        what: "a residual add with fused max pooling",
                     });
                 }
                 self.plan.isa.dispatch(RunPlanar { call, dims, data });

@@ -1,4 +1,4 @@
-//! Fully connected layers: the head of a classifier.
+//! Fully connected layer.
 
 use crate::error::{Error, check_len, product};
 use crate::layout::LANES;
@@ -8,11 +8,11 @@ use crate::simd::tile::{Addend, MAX_PIXELS, Reduction, Tile, next_pixels};
 use crate::simd::{Dispatch, Isa, Simd};
 use crate::threads::{ThreadPool, TileOutput};
 
-/// Products of a sum before it is continued from the output: VGG's 25,088 in one go lose a digit, and these weights stay in
-/// cache for all inputs.
+/// Products per partial sum. In a single sum, the 25,088 products of VGG's first fully connected layer lose a decimal
+/// digit; also, the weights of one partial sum stay in cache for all inputs.
 const SUM_CHUNK: usize = 256;
 
-/// `y = W·x + b` with `W` packed once.
+/// Fully connected layer `y = x·Wᵀ + b` with packed weights.
 #[derive(Clone, Debug)]
 pub struct PackedLinear {
     isa: Isa,
@@ -28,7 +28,9 @@ pub struct PackedLinear {
 impl PackedLinear {
     /// Packs weights `[features out, features in]` and a bias `[features out]`.
     ///
-    /// Errors: no features, or slices of the wrong length.
+    /// # Errors
+    ///
+    /// A feature count is zero, or a slice has the wrong length.
     pub fn new(
         isa: Isa,
         [features_out, features_in]: [usize; 2],
@@ -61,28 +63,36 @@ impl PackedLinear {
         Ok(Self { isa, features_in, features_out, panel, weights: packed, bias })
     }
 
-    /// `[features out, features in]`.
+    /// Returns `[features out, features in]`.
     pub fn features(&self) -> [usize; 2] {
         [self.features_out, self.features_in]
     }
 
-    /// Bytes held: packed weights and bias.
+    /// Returns the size of packed weights and bias in bytes.
     pub fn bytes(&self) -> usize {
         (self.weights.len() + self.bias.len()) * size_of::<f32>()
     }
 
-    /// `linear-f32-{features}x{images}-{isa}` of the register tile.
+    /// Returns the name of the micro-kernel, `linear-f32-{features}x{images}-{isa}`.
     pub fn kernel_name(&self) -> String {
         let pixels = self.isa.dispatch(TileImages(self.panel));
         format!("linear-f32-{}x{pixels}-{}", self.panel * LANES, self.isa.name())
     }
 
-    /// Elements of scratch memory that [`PackedLinear::run`] needs for `batch` inputs.
+    /// Returns the number of scratch elements that [`PackedLinear::run`] needs for `batch` inputs.
+    ///
+    /// # Errors
+    ///
+    /// The length overflows.
     pub fn scratch_len(&self, batch: usize) -> Result<usize, Error> {
         product("scratch length", &[batch, self.bias.len()])
     }
 
-    /// `x` `[N, features in]` to `y` `[N, features out]`. Errors: lengths that do not fit.
+    /// Computes `y` `[N, features out]` from `x` `[N, features in]`.
+    ///
+    /// # Errors
+    ///
+    /// A slice has the wrong length.
     pub fn run(&self, x: &[f32], y: &mut [f32], scratch: &mut [f32], pool: &ThreadPool) -> Result<(), Error> {
         let batch = x.len() / self.features_in;
         check_len("input", x.len(), batch * self.features_in)?;
@@ -92,7 +102,7 @@ impl PackedLinear {
         if batch > 0 {
             self.isa.dispatch(Run { linear: self, batch, x, scratch: &mut scratch[..needed], pool });
         }
-        // Scratch is `[panel][N][blocks × 16]`: every panel writes one contiguous piece.
+        // Scratch is `[panel][N][blocks × 16]`: every panel writes one contiguous range.
         let width = self.panel * LANES;
         for (image, y) in y.chunks_exact_mut(self.features_out).enumerate() {
             for (panel, y) in y.chunks_mut(width).enumerate() {
@@ -199,9 +209,9 @@ mod tests {
         }
     }
 
-    /// In one sum, the first layer of VGG's head was off by 3e-6 of the largest result.
+    /// With a single sum, the relative error of VGG's first fully connected layer was 3e-6.
     #[test]
-    fn long_sums_lose_little() {
+    fn chunked_sums_keep_long_sums_accurate() {
         let (features_in, features_out) = (25_088, 40);
         let (weights, x) = (random(features_in * features_out, 1), random(features_in, 3));
         let conv_weights = ConvWeights { weights: &weights, bias: None };
@@ -221,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_lengths_are_errors() {
+    fn wrong_lengths_are_rejected() {
         let isa = Isa::best();
         let conv_weights = ConvWeights { weights: &[0.0; 6], bias: None };
         assert!(PackedLinear::new(isa, [0, 6], conv_weights).is_err());

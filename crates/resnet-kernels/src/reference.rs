@@ -1,14 +1,16 @@
-//! The definition of every operation as naive loops over `[N, C, H, W]`: the oracle of the tests, never fast.
+//! Reference implementation of every operation: naive loops over `[N, C, H, W]`, used as the oracle of the tests.
 //!
-//! Sums run in `f64`, so the error of a fast kernel is measured against the true value.
+//! Sums are accumulated in `f64`, so that tests measure the error of a kernel against the true value.
 
 use crate::error::{Error, check_len, product};
 use crate::pool::{AvgPoolSpec, PoolSpec};
 use crate::shape::{ConvShape, ConvWeights};
 
-/// Convolution of `input` `[N, C, H, W]` with zero padding; taps outside the image are skipped.
+/// Returns the convolution `[N, c_out, H', W']` of `input` `[N, C, H, W]` with zero padding.
 ///
-/// Returns `[N, c_out, H', W']`. Errors: bad shape, or slices of other lengths than `dims` and `shape` say.
+/// # Errors
+///
+/// Invalid shape, or slice lengths that do not match `dims` and `shape`.
 pub fn conv(
     shape: &ConvShape,
     weights: ConvWeights,
@@ -47,7 +49,7 @@ pub fn conv(
     Ok(output)
 }
 
-/// Max-pooling of `[N, C, H, W]`: padding counts as −∞, and a NaN in the window is the result, as in PyTorch.
+/// Returns the max pool of `[N, C, H, W]`. As in PyTorch, padding is −∞ and NaN propagates.
 pub fn max_pool(spec: &PoolSpec, dims: [usize; 4], input: &[f32]) -> Result<Vec<f32>, Error> {
     let fold = |values: &mut dyn Iterator<Item = f32>, _: [usize; 2]| {
         let larger = |max: f32, x: f32| if x > max || x.is_nan() { x } else { max };
@@ -56,7 +58,7 @@ pub fn max_pool(spec: &PoolSpec, dims: [usize; 4], input: &[f32]) -> Result<Vec<
     windows(spec, dims, input, &fold)
 }
 
-/// Average pooling of `[N, C, H, W]` with PyTorch's divisors.
+/// Returns the average pool of `[N, C, H, W]` with PyTorch's divisors.
 pub fn avg_pool(pool: &AvgPoolSpec, dims: [usize; 4], input: &[f32]) -> Result<Vec<f32>, Error> {
     let [_, _, h, w] = dims;
     let fold = |values: &mut dyn Iterator<Item = f32>, [oy, ox]: [usize; 2]| {
@@ -66,7 +68,7 @@ pub fn avg_pool(pool: &AvgPoolSpec, dims: [usize; 4], input: &[f32]) -> Result<V
     windows(&pool.window, dims, input, &fold)
 }
 
-/// `y = W·x + b` for `x` `[N, features in]` and `W` `[features out, features in]`; returns `[N, features out]`.
+/// Returns `x·Wᵀ + b` `[N, features out]` for `x` `[N, features in]` and `W` `[features out, features in]`.
 pub fn linear(weights: ConvWeights, features_in: usize, input: &[f32]) -> Result<Vec<f32>, Error> {
     let features_out = weights.weights.len() / features_in.max(1);
     let batch = input.len() / features_in.max(1);

@@ -165,11 +165,8 @@ mod tests {
             assert_eq!(isa.name().parse::<Isa>().unwrap(), *isa);
         }
         let error = "mmx".parse::<Isa>().unwrap_err().to_string();
-        assert!(
-            error.starts_with("instruction set `mmx` is not available here, expected one of ["),
-            "{error}"
-        );
-        assert!(error.contains("\"portable\""));
+        assert!(error.starts_with("unsupported instruction set `mmx`, expected one of: "), "{error}");
+        assert!(error.ends_with("portable"));
     }
 
     struct Arithmetic;

@@ -411,14 +411,14 @@ fn bad_calls_are_errors() {
     let error = |result: Result<PackedConv, Error>| result.unwrap_err().to_string();
     let new = |shape, plan, conv_weights, epilogue| PackedConv::new(shape, plan, conv_weights, epilogue);
     let short = ConvWeights { weights: &weights[1..], bias: None };
-    assert_eq!(error(new(K3, plan, short, Epilogue::default())), "weights has 2303 elements, expected 2304");
+    assert_eq!(error(new(K3, plan, short, Epilogue::default())), "weights has length 2303, expected 2304");
     let bias = ConvWeights { bias: Some(&[0.0; 3]), ..conv_weights };
-    assert_eq!(error(new(K3, plan, bias, Epilogue::default())), "bias has 3 elements, expected 16");
+    assert_eq!(error(new(K3, plan, bias, Epilogue::default())), "bias has length 3, expected 16");
     let spec = PoolSpec { kernel: [3, 3], stride: [2, 2], padding: [1, 1], ceil_mode: false };
     let pooled = Epilogue { max_pool: Some(spec), ..Epilogue::default() };
     assert_eq!(
         error(new(K3, plan, conv_weights, pooled)),
-        "direct cannot compute this convolution: a fused max-pooling"
+        "algorithm `direct` does not support fused max pooling"
     );
 
     let conv = new(K3, plan, conv_weights, Epilogue::default()).unwrap();
@@ -433,14 +433,14 @@ fn bad_calls_are_errors() {
         let error = conv.run(input, Residual::None, output, &mut [], &pool).unwrap_err();
         assert_eq!(error.to_string(), message);
     };
-    check(dense, dense, "the input's halo is [0, 0] pixels, the padding needs at least [1, 1]");
+    check(dense, dense, "input halo is 0x0 pixels, expected at least 1x1 (the padding of the convolution)");
     check(
         halo,
         Blocked::new([1, 16, 4, 5]).unwrap(),
         "output has shape [1, 16, 4, 5], expected [1, 16, 4, 4]",
     );
     check(Blocked { c: 17, ..halo }, dense, "input has shape [1, 17, 4, 4], expected [1, 16, 4, 4]");
-    check(Blocked { n: 2, ..halo }, Blocked { n: 2, ..dense }, "input has 576 elements, expected 1152");
+    check(Blocked { n: 2, ..halo }, Blocked { n: 2, ..dense }, "input has length 576, expected 1152");
     let huge = Blocked { n: usize::MAX / 4, ..halo };
     let mut data = vec![0.0; 16];
     let output = ViewMut { layout: Blocked { halo: [0, 0], ..huge }, data: &mut data };
@@ -450,7 +450,7 @@ fn bad_calls_are_errors() {
     let planar = Input::Planar { dims: [1, 16, 4, 4], data: &input[..256] };
     let output = ViewMut { layout: dense, data: &mut vec![0.0; dense.len()] };
     let kind = conv.run(planar, Residual::None, output, &mut [], &pool).unwrap_err();
-    assert_eq!(kind.to_string(), "the convolution reads a blocked input, found a planar one");
+    assert_eq!(kind.to_string(), "expected blocked input for algorithm `direct`, found planar input");
 }
 
 proptest! {

@@ -102,9 +102,9 @@ fn lengths_and_shapes_must_fit() {
     let (isa, precision) = (Isa::best(), Precision::F32);
     let conv = PlanarConv { shape: BASE, input: [1, 5, 4, 4], isa, precision, pool: &pool };
     let message = |result: Result<Vec<f32>, Error>| result.unwrap_err().to_string();
-    assert_eq!(message(conv.forward(&[0.0; 3], &[0.0; 315])), "input has 3 elements, expected 80");
-    assert_eq!(message(conv.grad_input(&[0.0; 112], &[0.0; 3])), "weights has 3 elements, expected 315");
-    assert_eq!(message(conv.grad_weights(&[0.0; 80], &[0.0; 1])), "gradient has 1 elements, expected 112");
+    assert_eq!(message(conv.forward(&[0.0; 3], &[0.0; 315])), "input has length 3, expected 80");
+    assert_eq!(message(conv.grad_input(&[0.0; 112], &[0.0; 3])), "weights has length 3, expected 315");
+    assert_eq!(message(conv.grad_weights(&[0.0; 80], &[0.0; 1])), "gradient has length 1, expected 112");
     let wrong = PlanarConv { input: [1, 4, 4, 4], ..conv };
     assert_eq!(message(wrong.forward(&[], &[])), "input has shape [1, 4, 4, 4], expected [1, 5, 4, 4]");
 }

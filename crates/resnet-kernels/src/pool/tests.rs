@@ -44,7 +44,7 @@ fn check(spec: PoolSpec, dims: [usize; 4], poison: &[(usize, f32)]) {
 const THREE: PoolSpec = PoolSpec { kernel: [3, 3], stride: [2, 2], padding: [1, 1], ceil_mode: false };
 
 #[test]
-fn windows_match_the_reference() {
+fn pooling_matches_the_reference() {
     for size in [1, 2, 7, 8, 15, 56] {
         check(THREE, [2, 20, size, size + 1], &[]);
         check(PoolSpec { ceil_mode: true, ..THREE }, [1, 16, size, size + 1], &[]);
@@ -59,7 +59,7 @@ fn windows_match_the_reference() {
 }
 
 #[test]
-fn nan_wins_and_padding_never_does() {
+fn nan_propagates_and_padding_does_not() {
     for poison in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         check(THREE, [1, 16, 7, 7], &[(0, poison), (24, poison), (100, poison)]);
     }
@@ -69,7 +69,7 @@ fn nan_wins_and_padding_never_does() {
 }
 
 #[test]
-fn global_average_is_the_mean() {
+fn global_average_pool_matches_the_reference() {
     for isa in Isa::available() {
         for (dims, threads) in [([2, 20, 7, 7], 1), ([1, 100, 1, 1], 3), ([3, 64, 5, 2], 2)] {
             let pool = ThreadPool::new(threads).unwrap();
@@ -89,13 +89,13 @@ fn global_average_is_the_mean() {
 }
 
 #[test]
-fn bad_windows_are_errors() {
+fn invalid_windows_are_rejected() {
     let message = |spec: PoolSpec, size| spec.output_hw(size).unwrap_err().to_string();
     assert_eq!(
         message(PoolSpec { stride: [2, 0], ..THREE }, [4, 4]),
         "horizontal stride is zero, expected at least 1"
     );
-    let padding = "pooling padding 2 is more than half of the kernel 3";
+    let padding = "invalid pooling padding 2, expected at most half the kernel size 3";
     assert_eq!(message(PoolSpec { padding: [1, 2], ..THREE }, [4, 4]), padding);
     let small = "width of 2 with padding 0 is smaller than the spec of 3";
     assert_eq!(message(PoolSpec { padding: [0, 0], ..THREE }, [4, 2]), small);

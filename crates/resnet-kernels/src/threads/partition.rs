@@ -1,32 +1,32 @@
-//! One mutable buffer handed out to many tasks in chunks that cannot overlap.
+//! Partition of a mutable buffer into disjoint chunks, one per task.
 
 use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::ThreadPool;
 
-/// A pointer that tasks may chunk; what makes that sound is argued where it is dereferenced.
+/// Pointer that can be sent to tasks; soundness is argued at each dereference.
 pub(super) struct Pointer<T>(pub(super) *mut T);
 
-// SAFETY: a pointer is a number; every dereference carries its own argument.
+// SAFETY: sharing a pointer is harmless; every dereference has its own argument.
 unsafe impl<T: Send> Sync for Pointer<T> {}
 // SAFETY: as above.
 unsafe impl<T: Send> Send for Pointer<T> {}
 
 impl<T> Pointer<T> {
-    /// A method, so that closures capture the whole struct, which is `Sync`, and not its field.
+    /// Returns the pointer. A method, so that closures capture the struct, which is `Sync`, and not its field.
     pub(super) fn get(&self) -> *mut T {
         self.0
     }
 }
 
-/// An axis and the chunks it is cut into: of nearly equal length, so that all threads are done at the same time.
+/// Axis split into chunks of nearly equal length, so that all threads finish at the same time.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Axis {
     pub len: usize,
-    /// Borders are multiples of this.
+    /// Granularity: chunk bounds are multiples of this.
     pub unit: usize,
-    /// Units that a piece has at most.
+    /// Maximum number of units per chunk.
     pub max_units: usize,
 }
 
@@ -35,45 +35,45 @@ impl Axis {
         self.len.div_ceil(self.unit).div_ceil(self.max_units)
     }
 
-    /// The range of a piece: disjoint and within the axis for different numbers below [`Axis::chunks`].
+    /// Returns the range of chunk `number`. Ranges of different chunks are disjoint and within the axis.
     pub(super) fn chunk(&self, number: usize) -> Range<usize> {
         let (units, chunks) = (self.len.div_ceil(self.unit), self.chunks());
-        let border = |number: usize| (units * number / chunks * self.unit).min(self.len);
-        border(number)..border(number + 1)
+        let bound = |number: usize| (units * number / chunks * self.unit).min(self.len);
+        bound(number)..bound(number + 1)
     }
 }
 
-/// What a thread keeps while its tasks go on: tasks are numbered along the other axes first.
+/// Order in which tasks are numbered, which decides what stays in a thread's cache from one task to the next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum TaskOrder {
-    /// The image, then the part of the run (rows): what the layer before wrote there is in the thread's cache.
+    /// Consecutive tasks share image and rows, which the thread mostly wrote itself in the previous layer.
     Rows,
-    /// The inner indices (channels): no other thread reads their weights.
+    /// Consecutive tasks share channels, whose weights no other thread reads.
     Channels,
 }
 
-/// How a buffer `[outer][inner][run]` is cut into tasks.
+/// Partition of a buffer `[outer][inner][run]` into tasks.
 ///
-/// A task owns the product of a range of outer indices (images), a range of inner indices (channel blocks) and a range
-/// of positions in the run of each such cell (rows).
+/// A task owns a range of outer indices (images) × a range of inner indices (channel blocks) × a range of positions within
+/// each of their runs (rows).
 #[derive(Clone, Debug)]
 pub(crate) struct Partition<'a> {
     pub order: TaskOrder,
     pub outer: Axis,
-    /// Elements from one outer index to the next.
+    /// Elements between consecutive outer indices.
     pub outer_stride: usize,
-    /// Ascending borders between which the inner range is never partition.
+    /// Ascending bounds; the inner range is split at these only.
     pub inner_bounds: &'a [usize],
-    /// Intervals of `inner_bounds` that a task gets at most.
+    /// Maximum number of intervals of `inner_bounds` per task.
     pub inner_group: usize,
-    /// Elements from one inner index to the next; a run lies within.
+    /// Elements between consecutive inner indices; at least the length of a run.
     pub inner_stride: usize,
-    /// First position of the part of the run that is partition.
+    /// First position of the part of a run that is partitioned.
     pub run_start: usize,
     pub run: Axis,
 }
 
-/// What a task owns of the shared buffer.
+/// Part of the shared buffer that a task owns.
 #[derive(Debug)]
 pub(crate) struct Chunk<'a> {
     data: *mut f32,
@@ -83,18 +83,18 @@ pub(crate) struct Chunk<'a> {
     pub(crate) outer: Range<usize>,
     /// Owned inner indices.
     pub(crate) inner: Range<usize>,
-    /// The intervals of `inner_bounds` that `inner` consists of.
+    /// Intervals of `inner_bounds` that make up `inner`.
     pub(crate) groups: Range<usize>,
-    /// Owned positions in the run of every owned cell.
+    /// Owned positions within the run of every owned index.
     pub(crate) run: Range<usize>,
     lifetime: PhantomData<&'a mut [f32]>,
 }
 
-/// Exclusive access to the same positions of several cells in a row: what a tile kernel writes to.
+/// Exclusive access to the same positions of consecutive channel blocks: the output of a register tile.
 #[derive(Debug)]
 pub(crate) struct TileOutput<'a> {
     data: *mut f32,
-    /// Elements from one block to the next.
+    /// Elements between consecutive blocks.
     pub(crate) stride: usize,
     /// Number of blocks.
     pub(crate) blocks: usize,
@@ -113,8 +113,8 @@ impl Partition<'_> {
         Axis { len: self.inner_bounds.len().saturating_sub(1), unit: 1, max_units: self.inner_group }
     }
 
-    /// The indices and positions of a task: different tasks never chunk a position of a cell, since ranges of
-    /// each of the three axes are disjoint for different numbers along it.
+    /// Returns the ranges of a task. No position belongs to two tasks, since along each of the three axes different
+    /// numbers have disjoint ranges.
     fn task(&self, index: usize) -> [Range<usize>; 4] {
         let (groups, chunks) = (self.groups().chunks(), self.run.chunks());
         let (group, rest) = match self.order {
@@ -131,7 +131,7 @@ impl Partition<'_> {
         [outer, inner, group, self.run_start + run.start..self.run_start + run.end]
     }
 
-    /// Panics unless cells are disjoint and inside a buffer of `len`; a mistake of this crate, never of its user.
+    /// Panics unless all runs are disjoint and inside a buffer of length `len`. A failure is a bug in this crate.
     fn assert_disjoint(&self, len: usize) {
         assert!(self.inner_bounds.is_sorted() && self.run_start + self.run.len <= self.inner_stride);
         let inner = self.inner_bounds.last().map_or(0, |end| end * self.inner_stride);
@@ -140,7 +140,7 @@ impl Partition<'_> {
 }
 
 impl ThreadPool {
-    /// Runs `task(worker, chunk)` for every task of `cut`, each with exclusive access to its chunk of `data`.
+    /// Runs `task(worker, chunk)` for every task of `partition`, each with exclusive access to its chunk of `data`.
     pub(crate) fn run_partitioned(
         &self,
         data: &mut [f32],
@@ -160,7 +160,7 @@ impl ThreadPool {
         });
     }
 
-    /// As [`ThreadPool::run_partitioned`], with a private piece of `scratch`, `per_worker` long, for each running task.
+    /// As [`ThreadPool::run_partitioned`], with `per_worker` elements of `scratch` for each running task.
     pub(crate) fn run_partitioned_with_scratch(
         &self,
         data: &mut [f32],
@@ -171,8 +171,8 @@ impl ThreadPool {
         assert!(scratch.len() / self.threads() >= per_worker);
         let scratch = Pointer(scratch.as_mut_ptr());
         self.run_partitioned(data, partition, |worker, chunk| {
-            // SAFETY: `worker` is below the number of threads, so the piece lies inside the borrowed slice by the
-            // assertion; no two running tasks have the same worker number, so the piece is not aliased.
+            // SAFETY: `worker` is less than the number of threads, so the range is inside the borrowed slice by the
+            // assertion; no two running tasks have the same worker index, so the range is not aliased.
             let private =
                 unsafe { std::slice::from_raw_parts_mut(scratch.get().add(worker * per_worker), per_worker) };
             task(private, chunk);
@@ -181,37 +181,36 @@ impl ThreadPool {
 }
 
 impl Chunk<'_> {
-    /// Positions `run` of one cell. Panics unless this chunk owns them.
+    /// Returns positions `run` of one run. Panics unless this chunk owns them.
     pub(crate) fn slice(&mut self, outer: usize, inner: usize, run: Range<usize>) -> &mut [f32] {
         assert!(self.outer.contains(&outer) && self.inner.contains(&inner));
         assert!(self.run.start <= run.start && run.start <= run.end && run.end <= self.run.end);
         let start = outer * self.outer_stride + inner * self.inner_stride + run.start;
         // SAFETY: the assertions put the positions inside this chunk. They are inside the buffer (`assert_disjoint`),
-        // belong to no other task (`Partition::task`), and `&mut self` keeps this task from holding them twice.
+        // belong to no other task (`Partition::task`), and `&mut self` prevents this task from borrowing them twice.
         unsafe { std::slice::from_raw_parts_mut(self.data.add(start), run.len()) }
     }
 
-    /// The owned positions of `blocks` cells from `inner` on. Panics unless this chunk owns them.
+    /// Returns the owned positions of `blocks` inner indices from `inner` on. Panics unless this chunk owns them.
     pub(crate) fn tile_output(&mut self, outer: usize, inner: usize, blocks: usize) -> TileOutput<'_> {
         assert!(self.outer.contains(&outer) && self.inner.start <= inner && inner + blocks <= self.inner.end);
         let start = outer * self.outer_stride + inner * self.inner_stride;
-        // SAFETY: the cell starts inside the buffer: `outer` and `inner` are in the range `assert_disjoint` checked.
+        // SAFETY: the start is inside the buffer: `assert_disjoint` has checked the ranges of `outer` and `inner`.
         let data = unsafe { self.data.add(start) };
         TileOutput { data, stride: self.inner_stride, blocks, run: self.run.clone(), lifetime: PhantomData }
     }
 }
 
 impl<'a> TileOutput<'a> {
-    /// All of `data` as `blocks` blocks that start `stride` apart and may overlap: each ends where the last one does, or as
-    /// far before as it starts before it.
+    /// Uses all of `data` as `blocks` overlapping blocks that start `stride` elements apart and have equal lengths.
     pub(crate) fn from_slice(data: &'a mut [f32], stride: usize, blocks: usize) -> Self {
         let before = blocks.saturating_sub(1) * stride;
         assert!(before <= data.len());
         Self { run: 0..data.len() - before, data: data.as_mut_ptr(), stride, blocks, lifetime: PhantomData }
     }
 
-    /// Start of the first block. Position `p` of block `b`, at `b * stride + p`, may be read and written through it for
-    /// `b < blocks` and `p` in `run`, as long as `self` is borrowed.
+    /// Returns a pointer to the first block. Position `p` of block `b`, at `b * stride + p`, may be read and written
+    /// through it for `b < blocks` and `p` in `run`, as long as `self` is borrowed.
     pub(crate) fn as_mut_ptr(&mut self) -> *mut f32 {
         self.data
     }

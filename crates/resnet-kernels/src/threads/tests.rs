@@ -32,7 +32,7 @@ fn sleeping_workers_wake() {
 }
 
 #[test]
-fn a_panic_reaches_the_caller_and_the_pool_goes_on() {
+fn task_panics_propagate_and_the_pool_stays_usable() {
     let pool = ThreadPool::new(2).unwrap();
     for bad in [0, 3, 63] {
         let result = catch_unwind(AssertUnwindSafe(|| {
@@ -49,7 +49,7 @@ fn a_panic_reaches_the_caller_and_the_pool_goes_on() {
 }
 
 #[test]
-fn callers_and_nested_calls_do_not_deadlock() {
+fn concurrent_and_nested_calls_do_not_deadlock() {
     let pool = ThreadPool::new(3).unwrap();
     let sum = AtomicUsize::new(0);
     std::thread::scope(|scope| {
@@ -70,7 +70,7 @@ fn callers_and_nested_calls_do_not_deadlock() {
 }
 
 #[test]
-fn shares_cover_the_cut_once() {
+fn chunks_cover_the_partition_once() {
     let pool = ThreadPool::new(2).unwrap();
     let (outer_stride, inner_stride) = (5 * 12 + 3, 12);
     for (outer_most, inner_group, run_most, order) in [
@@ -105,7 +105,7 @@ fn shares_cover_the_cut_once() {
 }
 
 #[test]
-fn pieces_are_even_and_end_on_units() {
+fn chunk_lengths_are_balanced_multiples_of_the_unit() {
     let lengths = |len, unit, max_units| {
         let axis = Axis { len, unit, max_units };
         (0..axis.chunks()).map(|number| axis.chunk(number).len()).collect::<Vec<_>>()
@@ -118,7 +118,7 @@ fn pieces_are_even_and_end_on_units() {
 
 #[test]
 #[should_panic(expected = "assertion failed")]
-fn a_share_gives_nothing_away_that_it_does_not_own() {
+fn chunks_reject_positions_they_do_not_own() {
     let pool = ThreadPool::new(1).unwrap();
     let partition = Partition {
         order: TaskOrder::Rows,
@@ -137,7 +137,10 @@ fn a_share_gives_nothing_away_that_it_does_not_own() {
 }
 
 #[test]
-fn thread_counts_are_bounded() {
-    assert_eq!(ThreadPool::new(0).unwrap_err().to_string(), "0 threads asked for, expected 1 to 1024");
+fn invalid_thread_counts_are_rejected() {
+    assert_eq!(
+        ThreadPool::new(0).unwrap_err().to_string(),
+        "invalid number of threads 0, expected 1 to 1024"
+    );
     assert!(ThreadPool::new(MAX_THREADS + 1).is_err());
 }
