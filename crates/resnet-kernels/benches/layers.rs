@@ -1,6 +1,6 @@
-//! The layers of ResNet-18 and ResNet-50, on every instruction set: `cargo bench -p resnet-kernels -- [FILTER]`.
+//! Convolution layers of ResNets on every instruction set: `cargo bench -p resnet-kernels -- [FILTER]`.
 //!
-//! A name is instruction set, kernel, layer, images and threads; an item is a multiply-add of the direct sum.
+//! A name consists of instruction set, algorithm, layer, batch size and threads. An item is a multiply-add of the direct sum.
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 
 use std::fmt;
@@ -16,12 +16,12 @@ use resnet_kernels::{
 fn main() {
     for isa in Isa::available() {
         let peak = fma_peak(isa, Duration::from_millis(100)) / 2e9;
-        println!("{}: {peak:.1} G multiply-adds a second at most, on one thread", isa.name());
+        println!("{}: {peak:.1} G multiply-adds per second (FMA peak of one thread)", isa.name());
     }
     divan::main();
 }
 
-/// Name, shape and input size of the convolutions that ResNet-18, ResNet-50 and ResNeXt-50 have.
+/// Returns name, shape and input size of convolutions in ResNet-18, ResNet-50 and ResNeXt-50.
 fn layers() -> Vec<(&'static str, ConvShape, usize)> {
     let k1 = ConvShape::pointwise;
     let s2 = |shape: ConvShape| ConvShape { stride: [2, 2], ..shape };
@@ -88,7 +88,7 @@ fn cases() -> Vec<Case> {
     cases
 }
 
-/// Several copies of the weights, so that they are as cold as within a network.
+/// Cycles through copies of the weights, so that they are as cold as in a network.
 #[divan::bench(args = cases(), max_time = 1)]
 fn conv(bencher: Bencher, case: &Case) {
     let Case { shape, size, batch, .. } = *case;
@@ -99,7 +99,7 @@ fn conv(bencher: Bencher, case: &Case) {
         Epilogue { activation: Activation::Relu, max_pool: case.name.contains(STEM).then_some(spec) };
     let conv_weights = ConvWeights { weights: &weights, bias: Some(&bias) };
     let first = PackedConv::new(shape, case.plan, conv_weights, epilogue).unwrap();
-    // Together more than a last-level cache keeps.
+    // More in total than the last-level cache holds.
     let copies = ((64 << 20) / first.bytes()).clamp(1, 12);
     let convs = vec![first; copies];
 

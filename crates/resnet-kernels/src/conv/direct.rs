@@ -1,4 +1,4 @@
-//! Direct convolution over a blocked input, 1×1 included: a sum over input blocks and taps, all of it in registers.
+//! Direct convolution of a blocked input, including 1×1: a sum over input blocks and taps in registers.
 
 use std::ops::Range;
 
@@ -10,23 +10,23 @@ use crate::simd::Simd;
 use crate::simd::tile::{Addend, MAX_PIXELS, Reduction, Tile, next_pixels};
 use crate::threads::{Axis, Chunk, Partition, TaskOrder};
 
-/// Bytes of input that a task passes over once per panel: they should stay in the second-level cache.
+/// Bytes of input per task, which is read once per panel and should stay in the L2 cache.
 const STRIP_BYTES: usize = 256 << 10;
 
-/// Bytes of weights that all pixels of a task pass over before the next ones come: with the input, they should stay in
-/// the second-level cache. A longer sum is continued from the output.
+/// Bytes of weights that are applied to all pixels of a task before the next ones; together with the input, they should
+/// stay in the L2 cache. Longer sums are continued from the output.
 const WEIGHT_BYTES: usize = 320 << 10;
 
-/// Products of a sum before it is continued from the output, where sums are added up in parts: one block of 3×3 taps.
+/// Products per partial sum with chunked sums: one block of 3×3 taps.
 const SUM_CHUNK: usize = 144;
 
-/// Tasks per thread that keep all threads busy to the end.
+/// Minimum number of tasks per thread for load balancing.
 const TASKS_PER_THREAD: usize = 4;
 
-/// Fewer pixels than this per task cost more in weights than they give in balance.
+/// Minimum number of pixels per task; below it, reading weights costs more than the better balance gains.
 const MIN_PIXELS: usize = 36;
 
-/// How the output is partition: images, rows and panels that a task has at most.
+/// Maximum number of images, rows and panels per task.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct TaskSize {
     pub images: usize,
@@ -54,7 +54,7 @@ impl TaskSize {
         while rows > min_rows && images == 1 && strips(images, rows) * panels.div_ceil(group) < wanted {
             rows = rows.div_ceil(2).max(min_rows);
         }
-        // Whole images, or strips of as many rows, for each thread; else as many channels.
+        // Prefers equal numbers of images or row strips per thread, otherwise of channel groups.
         let even = |len: usize, pieces: usize| len.is_multiple_of(threads) && pieces.is_multiple_of(threads);
         let by_rows = even(output.n, output.n.div_ceil(images)) || even(output.h, output.h.div_ceil(rows));
         let by_channels = even(panels, panels.div_ceil(group));
@@ -95,8 +95,8 @@ struct Job<'a, S> {
 }
 
 impl<S: Simd> Job<'_, S> {
-    /// Adds up the products of the input blocks `depths` of a panel, for all pixels of a chunk. The sums of the blocks
-    /// before are in the output; `block_len` is the number of weights per block.
+    /// Adds the products of the input blocks `depths` of a panel for all pixels of a chunk. The output holds the sums of
+    /// the preceding blocks; `block_len` is the number of weights per block.
     fn accumulate(&self, panel: &Panel, depths: Range<usize>, block_len: usize, chunk: &mut Chunk) {
         let Self { conv, to, .. } = self;
         let (shape, from) = (&conv.shape, self.input.layout);
@@ -134,7 +134,7 @@ impl<S: Simd> Job<'_, S> {
                 tile.pixels = next_pixels::<S>(panel.blocks, pixels.left);
                 for p in 0..tile.pixels {
                     let (y, x) = pixels.next();
-                    // The halo is at min_rows the padding.
+                    // The halo is at least as wide as the padding.
                     let top = y * shape.stride[0] + from.halo[0] - shape.padding[0];
                     let left = x * shape.stride[1] + from.halo[1] - shape.padding[1];
                     tile.from[p] = top * from.row_len() + left * LANES;
@@ -149,7 +149,7 @@ impl<S: Simd> Job<'_, S> {
     }
 }
 
-/// The residual's part for an image and the output blocks from `block` on, and how its pixels lie.
+/// Returns the residual for an image and the output blocks from `block` on, and its layout.
 pub(super) fn addend<'a>(residual: &Residual<'a>, image: usize, block: usize) -> (Addend<'a>, Blocked) {
     match residual {
         Residual::None => (Addend::None, super::dense([0; 4])),
@@ -162,7 +162,7 @@ pub(super) fn addend<'a>(residual: &Residual<'a>, image: usize, block: usize) ->
     }
 }
 
-/// Cuts a blocked output by images, rows and panels; the halo belongs to nobody. Rows are counted in units of `unit`.
+/// Partitions a blocked output by images, rows and panels, without the halo. Rows are counted in units of `unit`.
 pub(super) fn partition_rows<'a>(
     to: &Blocked,
     bounds: &'a [usize],
@@ -182,13 +182,13 @@ pub(super) fn partition_rows<'a>(
     }
 }
 
-/// The output rows, counted without the halo, that a chunk made by [`partition_rows`] owns.
+/// Returns the output rows, without halo, that a chunk of [`partition_rows`] owns.
 pub(super) fn owned_rows(chunk: &Chunk, to: &Blocked) -> std::ops::Range<usize> {
     let row = to.row_len();
     chunk.run.start / row - to.halo[0]..chunk.run.end / row - to.halo[0]
 }
 
-/// Walks over pixels row by row; a tile may begin in one row and end in another.
+/// Iterator over pixels, row by row; a tile may span rows.
 struct Pixels {
     y: usize,
     x: usize,
@@ -219,7 +219,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn splits_keep_threads_busy_and_caches_full() {
+    fn task_sizes_balance_threads_and_fit_caches() {
         let check = |n, size: usize, channels: usize, panels, threads, expected: [usize; 3], order| {
             let output = super::super::dense([n, panels * 64, size, size]);
             let row_bytes = channels * size * 4;

@@ -4,37 +4,37 @@ use crate::layout::LANES;
 use crate::shape::ConvShape;
 use crate::simd::Isa;
 
-/// How far the result may be from that of a direct sum.
+/// Accuracy relative to a direct sum.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Precision {
-    /// Winograd where it is faster: relative error about 5e-7, two to three times that of a direct sum.
+    /// Allows Winograd: relative error about 5e-7, two to three times that of a direct sum.
     #[default]
     F32,
     /// Direct sums only.
     Exact,
 }
 
-/// A way to compute a convolution; all give the same result up to rounding.
+/// Convolution algorithm; all compute the same result up to rounding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Algorithm {
-    /// Direct, reading a planar `[N, C, H, W]` input: for few input channels, where blocks of 16 would be mostly padding.
+    /// Direct convolution of a planar `[N, C, H, W]` input, for few input channels: blocks of 16 would be mostly padding.
     Planar,
-    /// 1×1: a matrix product over the pixels of a blocked input.
+    /// 1×1 convolution: a matrix product over the pixels of a blocked input.
     Pointwise,
-    /// Direct over a blocked input: any kernel, stride, padding, dilation and groups.
+    /// Direct convolution of a blocked input with any kernel, stride, padding, dilation and groups.
     Direct,
     /// Winograd F(2×2, 3×3): 2.25 times fewer products, 1.8 times the weights.
     Winograd2,
     /// Winograd F(4×4, 3×3) with points 0, ±5/8, ±3/2, ∞: 4 times fewer products, 4 times the weights.
     Winograd4,
-    /// Winograd F(2, 3) down and F(4, 3) across: 3 times fewer products, 2.7 times the weights.
+    /// Winograd F(2×4, 3×3), F(2, 3) vertically and F(4, 3) horizontally: 3 times fewer products, 2.7 times the weights.
     Winograd2x4,
-    /// 3×3 with stride 2, by Winograd on the even inputs of 2 × 2 outputs: 1.44 times fewer products, 2.8 times the weights.
+    /// Winograd for 3×3 with stride 2, tiles of 2 × 2 outputs: 1.44 times fewer products, 2.8 times the weights.
     WinogradStrided,
 }
 
 impl Algorithm {
-    /// All of them.
+    /// All algorithms.
     pub const ALL: [Self; 7] = [
         Self::Planar,
         Self::Pointwise,
@@ -46,27 +46,26 @@ impl Algorithm {
     ];
 }
 
-/// What is known about the input when a plan is chosen. It decides what is fast, not what is possible: a packed
-/// convolution takes any batch and any size.
+/// Expected input, used to choose the fastest plan. A packed convolution runs on any batch size and image size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct InputHint {
-    /// Images per call.
+    /// Batch size.
     pub batch: usize,
-    /// Input `[height, width]` in pixels.
+    /// `[height, width]` in pixels.
     pub input: [usize; 2],
 }
 
-/// The choice of an algorithm and an instruction set for one convolution.
+/// Algorithm and instruction set of a convolution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Plan {
-    /// How.
+    /// Algorithm.
     pub algorithm: Algorithm,
-    /// With which instructions.
+    /// Instruction set.
     pub isa: Isa,
 }
 
 impl Plan {
-    /// The fastest plan for a shape that keeps to `precision`. Pure: the only place that knows which is fastest.
+    /// Returns the plan that is expected to be fastest within `precision`. Pure function of its arguments.
     pub fn choose(shape: &ConvShape, hint: InputHint, isa: Isa, precision: Precision) -> Self {
         let algorithm = if shape.groups == 1 && shape.c_in < LANES {
             Algorithm::Planar
@@ -81,15 +80,15 @@ impl Plan {
     }
 }
 
-/// Measured on Zen 4: what a byte of weights from memory costs in multiply-adds, and from which size on weights do not
-/// survive in the cache until the next image.
+/// Cost of loading a byte of weights from memory, in multiply-adds, and the size from which on weights do not stay in the
+/// cache until the next image. Measured on Zen 4.
 const MACS_PER_BYTE: f64 = 1.2;
 const CACHED_BYTES: f64 = 6e6;
 
-/// Costs that are as good as the least: of those, the algorithm with the fewest weights saves memory.
+/// Ratio of costs that count as equal; among those, the algorithm with the fewest weights is chosen to save memory.
 const COST_TOLERANCE: f64 = 1.06;
 
-/// The cheapest way to compute a convolution over a blocked input.
+/// Returns the cheapest algorithm for a convolution of a blocked input.
 fn cheapest(shape: &ConvShape, hint: InputHint) -> Algorithm {
     let Ok(output) = shape.output_hw(hint.input) else { return Algorithm::Direct };
     let channels = (shape.c_in * shape.c_out) as f64;
@@ -117,7 +116,7 @@ fn cheapest(shape: &ConvShape, hint: InputHint) -> Algorithm {
 }
 
 impl Algorithm {
-    /// First part of a kernel's name.
+    /// Returns the first part of the kernel name.
     pub fn name(&self) -> &'static str {
         match self {
             Algorithm::Planar => "planar",
@@ -130,7 +129,11 @@ impl Algorithm {
         }
     }
 
-    /// Refuses a shape that this algorithm cannot compute.
+    /// Checks that this algorithm supports a shape.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Algorithm`] if it does not.
     pub fn supports(&self, shape: &ConvShape) -> Result<(), Error> {
         let unsupported = |what| Err(Error::Algorithm { algorithm: self.name(), what });
         match self {
@@ -165,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn plans_of_resnets() {
+    fn plans_for_resnet_layers() {
         let k3 =
             |c_in, c_out| ConvShape { kernel: [3, 3], padding: [1, 1], ..ConvShape::pointwise(c_in, c_out) };
         check(
@@ -189,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn unsupported_shapes_are_refused() {
+    fn unsupported_shapes_are_rejected() {
         let shape = ConvShape { kernel: [3, 3], groups: 2, ..ConvShape::pointwise(32, 32) };
         for algorithm in [Algorithm::Planar, Algorithm::Pointwise, Algorithm::Winograd2, Algorithm::Winograd4]
         {

@@ -1,8 +1,7 @@
-//! Direct convolution over a planar input, for the stems of networks: three channels would fill three of 16 lanes.
+//! Direct convolution of a planar input, for stems: three input channels would use 3 of 16 SIMD lanes.
 //!
-//! A task copies the input rows it needs into scratch, with the padding around them, and computes row by row. With a
-//! fused max-pooling the rows go into a ring that holds as many as a pooling window is high, and only the pooled
-//! rows reach memory.
+//! A task copies the input rows that it needs to scratch, with padding, and computes row by row. With a fused max pool, the
+//! rows go to a ring buffer of one window height, and only pooled rows are written to the output.
 
 use super::direct::{TaskSize, addend, owned_rows, partition_rows};
 use super::pack::Panel;
@@ -15,23 +14,23 @@ use crate::simd::Simd;
 use crate::simd::tile::{Addend, MAX_PIXELS, Reduction, Tile, next_pixels};
 use crate::threads::{Chunk, TaskOrder, TileOutput};
 
-/// Output rows per task of a convolution without pooling, and with: few enough for the cache, enough to pay for the
-/// rows that neighbouring tasks both need.
+/// Output rows per task without and with pooling: few enough for the cache, enough to amortize the rows that neighboring
+/// tasks both need.
 const ROWS: usize = 8;
 const POOLED_ROWS: usize = 14;
 
-/// Rows of a kernel that are summed before the sum is continued from the output, where sums are added up in chunks.
+/// Kernel rows per partial sum with chunked sums.
 const SUM_CHUNK_ROWS: usize = 2;
 
-/// Sizes of the private scratch of a task.
+/// Sizes of a task's scratch.
 struct Sizes {
-    /// Final output rows per task.
+    /// Output rows per task, after pooling.
     rows: usize,
-    /// Padded input: width and rows per channel.
+    /// Padded input: row width and number of rows per channel.
     width: usize,
     input_rows: usize,
     padded: usize,
-    /// Convolution outputs: width, rows in the ring, elements per block of channels.
+    /// Convolution output: row width, rows in the ring buffer, elements per channel block.
     conv_width: usize,
     slots: usize,
     ring_block: usize,
@@ -49,7 +48,7 @@ impl Sizes {
         let shape = &conv.shape;
         let [conv_height, conv_width] = shape.output_hw([input[2], input[3]])?;
         let most = if conv.epilogue.max_pool.is_some() { POOLED_ROWS } else { ROWS };
-        // Every thread gets the same number of tasks where the image allows it.
+        // The same number of tasks for every thread, if the image is large enough.
         let tasks = output[2].div_ceil(most).next_multiple_of(threads).min(output[2]);
         let rows = output[2].div_ceil(tasks);
         let (conv_rows, slots) = match &conv.epilogue.max_pool {
@@ -95,7 +94,7 @@ pub(super) fn scratch_len(
 pub(super) fn run<S: Simd>(simd: S, call: Call, dims: [usize; 4], data: &[f32]) {
     let Call { conv, residual, output, scratch, pool } = call;
     let layout = output.layout;
-    // The same arguments passed when the scratch was measured.
+    // Cannot fail: `scratch_len` succeeded with the same arguments.
     let Ok(sizes) = Sizes::choose(conv, dims, layout.dims(), pool.threads()) else { return };
     let panels = &conv.panels;
     let split = TaskSize { images: 1, rows: sizes.rows, panels: panels.list.len(), order: TaskOrder::Rows };
@@ -150,7 +149,7 @@ struct Task<'a, S> {
 }
 
 impl<S: Simd> Task<'_, S> {
-    /// Copies the input of convolution rows `rows` with its padding, `[C, rows, width]`; returns the first of them.
+    /// Copies the input of convolution rows `rows`, with padding, to `[C, rows, width]`; returns the first row.
     fn pad(&self, padded: &mut [f32], rows: std::ops::Range<usize>) -> usize {
         let shape = &self.conv.shape;
         let [_, _, h, w] = self.dims;
@@ -172,8 +171,8 @@ impl<S: Simd> Task<'_, S> {
         rows.start
     }
 
-    /// One row of the convolution for one panel; `to` is where the row starts in each block of the output.
-    #[expect(clippy::too_many_arguments, reason = "two callers that differ in all of them")]
+    /// Computes one row of the convolution for one panel; `to` is the offset of the row in each block of the output.
+    #[expect(clippy::too_many_arguments, reason = "the two callers differ in all of them")]
     fn row(
         &self,
         padded: &[f32],
@@ -193,7 +192,7 @@ impl<S: Simd> Task<'_, S> {
             1 => Reduction::new([channels, rows, 1], [plane, line, 0], kw),
             step => Reduction::new([channels, rows, kw], [plane, line, step], 1),
         };
-        // Whole chunks, and what is left of the rows.
+        // Complete chunks of rows, and the remainder.
         let reductions = [reduction(rows), reduction(kh % rows)];
         let starts = (0..shape.c_in).step_by(channels);
         let chunks = starts.flat_map(|channel| (0..kh).step_by(rows).map(move |row| (channel, row)));
@@ -241,7 +240,7 @@ impl<S: Simd> Task<'_, S> {
         }
     }
 
-    /// Rows of the max-pooled convolution.
+    /// Computes `rows` of the max-pooled convolution.
     fn pooled(
         &self,
         spec: &PoolSpec,

@@ -1,4 +1,4 @@
-//! AVX-512: a vector is one register, a tile up to 64 channels × 6 pixels in 24 of the 32.
+//! AVX-512: a vector is one register; a tile of up to 64 channels × 6 pixels uses 24 of the 32 registers.
 #![allow(unsafe_code)]
 
 use std::arch::x86_64::*;
@@ -7,7 +7,7 @@ use super::tile::{Tile, dispatch};
 use super::{Kernel, Simd};
 use crate::threads::TileOutput;
 
-/// Proof that this CPU has AVX-512 F, DQ and VL, AVX2 and FMA: [`Avx512::new`] is the only way to get one.
+/// Proof that this CPU supports AVX-512 F, DQ and VL, AVX2 and FMA; created by [`Avx512::new`] only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Avx512(());
 
@@ -27,10 +27,10 @@ fn vectorize<K: Kernel>(simd: Avx512, kernel: K) -> K::Output {
     kernel.run(simd)
 }
 
-/// An intrinsic that needs nothing but the instruction set.
+/// Calls an intrinsic whose only requirement is the instruction set.
 macro_rules! op {
     ($($intrinsic:tt)*) => {
-        // SAFETY: a value of `Avx512` exists only where these instructions do.
+        // SAFETY: a value of `Avx512` proves that the CPU supports these instructions.
         unsafe { $($intrinsic)* }
     };
 }
@@ -85,7 +85,7 @@ impl Simd for Avx512 {
 
     #[inline(always)]
     fn relu(self, x: __m512) -> __m512 {
-        // The instruction answers its second operand when either is NaN.
+        // `vmaxps` returns its second operand if either is NaN.
         op!(_mm512_max_ps(_mm512_setzero_ps(), x))
     }
 
