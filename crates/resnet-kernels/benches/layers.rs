@@ -1,6 +1,7 @@
 //! Convolution layers of ResNets on every instruction set: `cargo bench -p resnet-kernels -- [FILTER]`.
 //!
-//! A name consists of instruction set, algorithm, layer, batch size and threads. An item is a multiply-add of the direct sum.
+//! A name consists of instruction set, algorithm, layer, batch size and threads. An item is a multiply-add of the
+//! direct sum.
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 
 use std::fmt;

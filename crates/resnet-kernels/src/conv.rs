@@ -40,16 +40,17 @@ pub enum Input<'a> {
 pub struct Epilogue {
     /// Activation after bias and residual add.
     pub activation: Activation,
-    /// Max pool after the activation, for [`Algorithm::Planar`] without residual add. The unpooled tensor is not written
-    /// to memory.
+    /// Max pool after the activation, for [`Algorithm::Planar`] without residual add. The unpooled tensor is not
+    /// written to memory.
     pub max_pool: Option<PoolSpec>,
 }
 
 /// Convolution with prepacked weights for any batch size and image size; can be run from several threads at once.
 ///
-/// Infinities and NaN propagate to every output that depends on them, with two differences to a direct sum: Winograd may
-/// turn an infinity into NaN and spread either over its tile of up to 4 × 4 outputs; and padding channels and channels of
-/// other groups in the same block of 16 are multiplied by zero weights, which turns non-finite values into NaN.
+/// Infinities and NaN propagate to every output that depends on them, with two differences to a direct sum: Winograd
+/// may turn an infinity into NaN and spread either over its tile of up to 4 × 4 outputs; and padding channels and
+/// channels of other groups in the same block of 16 are multiplied by zero weights, which turns non-finite values into
+/// NaN.
 #[derive(Clone, Debug)]
 pub struct PackedConv {
     shape: ConvShape,
@@ -94,8 +95,8 @@ impl PackedConv {
         Ok(Self { shape, plan, epilogue, panels, chunked_sums: false })
     }
 
-    /// Splits long direct sums into partial sums of about a hundred products (fewer for planar inputs), which halves the
-    /// rounding error and costs a few percent of speed. Does not affect Winograd.
+    /// Splits long direct sums into partial sums of about a hundred products (fewer for planar inputs), which halves
+    /// the rounding error and costs a few percent of speed. Does not affect Winograd.
     pub fn with_chunked_sums(self) -> Self {
         Self { chunked_sums: true, ..self }
     }

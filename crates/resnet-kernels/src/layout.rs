@@ -4,12 +4,12 @@ use crate::threads::ThreadPool;
 /// Channels per block: one AVX-512 register, two AVX2 registers, four NEON registers, one cache line.
 pub const LANES: usize = 16;
 
-/// Blocked memory layout of an activation, `[N, C/16, halo + H + halo, halo + W + halo, 16]` in `f32`; oneDNN's `nChw16c`
-/// with a halo.
+/// Blocked memory layout of an activation, `[N, C/16, halo + H + halo, halo + W + halo, 16]` in `f32`; oneDNN's
+/// `nChw16c` with a halo.
 ///
-/// Channels beyond `c` in the last block are zero, and so is the halo. Kernels write neither the halo nor anything outside
-/// their own tensor. The owner of the memory clears the halo once ([`Blocked::clear_halo`]) and again before using the
-/// memory with another layout.
+/// Channels beyond `c` in the last block are zero, and so is the halo. Kernels write neither the halo nor anything
+/// outside their own tensor. The owner of the memory clears the halo once ([`Blocked::clear_halo`]) and again before
+/// using the memory with another layout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Blocked {
     /// Batch size.

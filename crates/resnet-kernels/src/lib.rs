@@ -2,7 +2,8 @@
 //!
 //! The crate knows shapes and memory, not networks. Activations lie in blocks of 16 channels ([`Blocked`]); weights are
 //! packed once ([`PackedConv`], [`PackedLinear`]); running allocates nothing and gives the same bits for any number of
-//! threads. Every kernel exists for every instruction set ([`Isa`]), and [`reference`](mod@reference) says what it computes.
+//! threads. Every kernel exists for every instruction set ([`Isa`]), and [`reference`](mod@reference) says what it
+//! computes.
 //!
 //! ```
 //! use resnet_kernels::*;

@@ -1,7 +1,7 @@
 //! Instruction sets, as types whose values prove that the CPU supports them.
 //!
-//! Every algorithm is written once, generic over [`Simd`]. `unsafe` is confined to this folder: its wrappers check bounds
-//! once per call, and a token proves that the instructions are available.
+//! Every algorithm is written once, generic over [`Simd`]. `unsafe` is confined to this folder: its wrappers check
+//! bounds once per call, and a token proves that the instructions are available.
 
 use crate::error::Error;
 

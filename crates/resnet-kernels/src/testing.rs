@@ -12,7 +12,8 @@ pub(crate) fn random(len: usize, seed: u64) -> Vec<f32> {
     (0..len).map(|_| next()).collect()
 }
 
-/// Asserts equality up to `tolerance` × the largest finite expected magnitude. NaN equals NaN; infinities must be equal.
+/// Asserts equality up to `tolerance` × the largest finite expected magnitude. NaN equals NaN; infinities must be
+/// equal.
 pub(crate) fn assert_close(what: &str, found: &[f32], expected: &[f32], tolerance: f32) {
     assert_eq!(found.len(), expected.len(), "{what}");
     let scale = expected.iter().filter(|x| x.is_finite()).fold(0.0f32, |max, x| max.max(x.abs()));

@@ -1,9 +1,9 @@
 //! Thread pool, and partitioning of an output buffer among its threads.
 //!
-//! Each layer is one call of [`ThreadPool::run`] with one barrier at its end. Every thread starts with a contiguous range
-//! of the task indices and, once that is empty, steals from the end of another thread's range. Neighboring tasks compute
-//! neighboring rows, so a thread mostly reads what it wrote in the previous layer from its own cache. The result of a
-//! task does not depend on the thread that runs it, so results do not depend on the number of threads.
+//! Each layer is one call of [`ThreadPool::run`] with one barrier at its end. Every thread starts with a contiguous
+//! range of the task indices and, once that is empty, steals from the end of another thread's range. Neighboring tasks
+//! compute neighboring rows, so a thread mostly reads what it wrote in the previous layer from its own cache. The
+//! result of a task does not depend on the thread that runs it, so results do not depend on the number of threads.
 #![allow(unsafe_code)]
 
 use std::any::Any;
@@ -29,10 +29,11 @@ pub const MAX_THREADS: usize = 1024;
 /// power.
 const SPIN: Duration = Duration::from_micros(50);
 
-/// Thread pool for data-parallel loops: the calling thread and `threads − 1` workers, which spin briefly and then sleep.
+/// Thread pool for data-parallel loops: the calling thread and `threads − 1` workers, which spin briefly and then
+/// sleep.
 ///
-/// A pool can be used from several threads at once. A call that finds the pool busy, such as one from inside a task, runs
-/// all its tasks on the calling thread instead of waiting.
+/// A pool can be used from several threads at once. A call that finds the pool busy, such as one from inside a task,
+/// runs all its tasks on the calling thread instead of waiting.
 pub struct ThreadPool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
@@ -50,8 +51,8 @@ impl std::fmt::Debug for ThreadPool {
 type Job<'a> = dyn Fn(usize) + Sync + 'a;
 
 struct Shared {
-    /// `epoch << 32 | open << 31 | active workers`. A worker joins an open job by adding 1 and leaves by subtracting 1; the
-    /// caller closes the job and waits for 0.
+    /// `epoch << 32 | open << 31 | active workers`. A worker joins an open job by adding 1 and leaves by subtracting 1;
+    /// the caller closes the job and waits for 0.
     state: AtomicU64,
     /// Job of the current epoch; written only while the state is closed and no worker is active.
     job: UnsafeCell<Option<&'static Job<'static>>>,
@@ -71,8 +72,8 @@ const OPEN: u64 = 1 << 31;
 const ACTIVE: u64 = OPEN - 1;
 const EPOCH: u32 = 32;
 
-// SAFETY: `job` is the only field that is not already `Sync`. The holder of `ThreadPool::queue` writes it while the state
-// is closed and no worker is active; workers that joined an open state read it. Joining (acquire) follows opening
+// SAFETY: `job` is the only field that is not already `Sync`. The holder of `ThreadPool::queue` writes it while the
+// state is closed and no worker is active; workers that joined an open state read it. Joining (acquire) follows opening
 // (release), and the next write follows the last worker's exit (release, read with acquire).
 unsafe impl Sync for Shared {}
 // SAFETY: the reference in `job` points to a `Sync` closure, which may be called from any thread.
@@ -114,8 +115,9 @@ impl ThreadPool {
         self.workers.len() + 1
     }
 
-    /// Runs `task(worker, index)` once for every `index` in `0..tasks`, in any order and on any thread, and returns when
-    /// all have finished. `worker` is less than [`ThreadPool::threads`] and unique among the running tasks of this call.
+    /// Runs `task(worker, index)` once for every `index` in `0..tasks`, in any order and on any thread, and returns
+    /// when all have finished. `worker` is less than [`ThreadPool::threads`] and unique among the running tasks of this
+    /// call.
     ///
     /// # Panics
     ///
@@ -161,8 +163,8 @@ impl ThreadPool {
         let data = partition::Pointer(data.as_mut_ptr());
         self.run(total.div_ceil(len), |_, index| {
             let start = index * len;
-            // SAFETY: `run` passes every index to one task only and `index * len < total`; chunks of different indices do
-            // not overlap, all are inside the borrowed slice, and the borrow outlives `run`.
+            // SAFETY: `run` passes every index to one task only and `index * len < total`; chunks of different indices
+            // do not overlap, all are inside the borrowed slice, and the borrow outlives `run`.
             let chunk =
                 unsafe { std::slice::from_raw_parts_mut(data.get().add(start), len.min(total - start)) };
             task(index, chunk);
@@ -211,7 +213,8 @@ impl Shared {
         // reads the cell, and the holder of `ThreadPool::queue` is the only writer.
         unsafe { *self.job.get() = Some(job) };
         let epoch = (self.state.load(Ordering::Relaxed) >> EPOCH).wrapping_add(1);
-        // Sequentially consistent, as in `sleep`: either the sleeper sees the new state or this thread sees the sleeper.
+        // Sequentially consistent, as in `sleep`: either the sleeper sees the new state or this thread sees the
+        // sleeper.
         self.state.store(epoch << EPOCH | OPEN, Ordering::SeqCst);
         if self.sleepers.load(Ordering::SeqCst) > 0 {
             drop(self.lock());
@@ -251,7 +254,8 @@ impl Shared {
         }
     }
 
-    /// Waits for a job newer than epoch `seen`, joins it and returns its epoch; returns `None` when the pool is dropped.
+    /// Waits for a job newer than epoch `seen`, joins it and returns its epoch; returns `None` when the pool is
+    /// dropped.
     fn join_job(&self, seen: u64) -> Option<u64> {
         let mut since = Instant::now();
         let mut spins = 0u32;

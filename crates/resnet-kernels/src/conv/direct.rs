@@ -95,8 +95,8 @@ struct Job<'a, S> {
 }
 
 impl<S: Simd> Job<'_, S> {
-    /// Adds the products of the input blocks `depths` of a panel for all pixels of a chunk. The output holds the sums of
-    /// the preceding blocks; `block_len` is the number of weights per block.
+    /// Adds the products of the input blocks `depths` of a panel for all pixels of a chunk. The output holds the sums
+    /// of the preceding blocks; `block_len` is the number of weights per block.
     fn accumulate(&self, panel: &Panel, depths: Range<usize>, block_len: usize, chunk: &mut Chunk) {
         let Self { conv, to, .. } = self;
         let (shape, from) = (&conv.shape, self.input.layout);

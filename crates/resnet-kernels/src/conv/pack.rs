@@ -35,8 +35,8 @@ pub(crate) struct Panels {
 }
 
 impl Panels {
-    /// Divides the output channels into panels and allocates zero weights; `products` is the number of weights per pair of
-    /// input and output channel.
+    /// Divides the output channels into panels and allocates zero weights; `products` is the number of weights per pair
+    /// of input and output channel.
     fn with_bias<S: Simd>(shape: &ConvShape, bias: Option<&[f32]>, products: usize, planar: bool) -> Self {
         let mut panels = Self::empty::<S>(shape, products, planar);
         panels.weights = AlignedVec::zeroed(panels.len());
@@ -187,8 +187,8 @@ fn transform_kernels<const A: usize, const B: usize>(
     })
 }
 
-/// Returns the number of blocks of the panel that starts at `block`: as many as fit in registers, except with groups, where
-/// it minimizes the multiplications by zero.
+/// Returns the number of blocks of the panel that starts at `block`: as many as fit in registers, except with groups,
+/// where it minimizes the multiplications by zero.
 fn panel_blocks<S: Simd>(shape: &ConvShape, block: usize, blocks: usize, planar: bool) -> usize {
     let left = blocks - block;
     let most = S::PIXELS.len().min(left);

@@ -17,7 +17,8 @@ pub enum Precision {
 /// Convolution algorithm; all compute the same result up to rounding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Algorithm {
-    /// Direct convolution of a planar `[N, C, H, W]` input, for few input channels: blocks of 16 would be mostly padding.
+    /// Direct convolution of a planar `[N, C, H, W]` input, for few input channels: blocks of 16 would be mostly
+    /// padding.
     Planar,
     /// 1×1 convolution: a matrix product over the pixels of a blocked input.
     Pointwise,
@@ -27,7 +28,8 @@ pub enum Algorithm {
     Winograd2,
     /// Winograd F(4×4, 3×3) with points 0, ±5/8, ±3/2, ∞: 4 times fewer products, 4 times the weights.
     Winograd4,
-    /// Winograd F(2×4, 3×3), F(2, 3) vertically and F(4, 3) horizontally: 3 times fewer products, 2.7 times the weights.
+    /// Winograd F(2×4, 3×3), F(2, 3) vertically and F(4, 3) horizontally: 3 times fewer products, 2.7 times the
+    /// weights.
     Winograd2x4,
     /// Winograd for 3×3 with stride 2, tiles of 2 × 2 outputs: 1.44 times fewer products, 2.8 times the weights.
     WinogradStrided,
@@ -80,8 +82,8 @@ impl Plan {
     }
 }
 
-/// Cost of loading a byte of weights from memory, in multiply-adds, and the size from which on weights do not stay in the
-/// cache until the next image. Measured on Zen 4.
+/// Cost of loading a byte of weights from memory, in multiply-adds, and the size from which on weights do not stay in
+/// the cache until the next image. Measured on Zen 4.
 const MACS_PER_BYTE: f64 = 1.2;
 const CACHED_BYTES: f64 = 6e6;
 

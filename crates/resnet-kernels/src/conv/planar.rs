@@ -1,7 +1,7 @@
 //! Direct convolution of a planar input, for stems: three input channels would use 3 of 16 SIMD lanes.
 //!
-//! A task copies the input rows that it needs to scratch, with padding, and computes row by row. With a fused max pool, the
-//! rows go to a ring buffer of one window height, and only pooled rows are written to the output.
+//! A task copies the input rows that it needs to scratch, with padding, and computes row by row. With a fused max pool,
+//! the rows go to a ring buffer of one window height, and only pooled rows are written to the output.
 
 use super::direct::{TaskSize, addend, owned_rows, partition_rows};
 use super::pack::Panel;
@@ -14,8 +14,8 @@ use crate::simd::Simd;
 use crate::simd::tile::{Addend, MAX_PIXELS, Reduction, Tile, next_pixels};
 use crate::threads::{Chunk, TaskOrder, TileOutput};
 
-/// Output rows per task without and with pooling: few enough for the cache, enough to amortize the rows that neighboring
-/// tasks both need.
+/// Output rows per task without and with pooling: few enough for the cache, enough to amortize the rows that
+/// neighboring tasks both need.
 const ROWS: usize = 8;
 const POOLED_ROWS: usize = 14;
 

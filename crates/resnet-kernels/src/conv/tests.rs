@@ -5,7 +5,7 @@ use crate::simd::{AlignedVec, Isa};
 use crate::testing::{assert_close, random};
 use proptest::prelude::*;
 
-/// A convolution to try: everything but the algorithm and the instruction set.
+/// Test case: everything but the algorithm and the instruction set.
 #[derive(Clone, Copy, Debug)]
 struct Case {
     shape: ConvShape,
@@ -15,7 +15,7 @@ struct Case {
     residual: Added,
     activation: Activation,
     max_pool: Option<PoolSpec>,
-    /// Halo of input, residual and output beyond what is needed.
+    /// Extra halo of input, residual and output.
     spare: [usize; 3],
     threads: usize,
     chunked_sums: bool,
@@ -48,7 +48,7 @@ impl Case {
         random(self.batch * self.shape.c_in * self.size[0] * self.size[1], 3)
     }
 
-    /// The output, `[N, C, H, W]`, of a plan for `input`; checks that nothing outside the tensor was written.
+    /// Returns the output `[N, C, H, W]` of a plan; asserts that nothing outside the tensor was written.
     fn run(&self, plan: Plan, input: &[f32]) -> Vec<f32> {
         let Self { shape, batch, size, .. } = *self;
         let input_is_finite = input.iter().all(|x| x.is_finite());
@@ -97,7 +97,7 @@ impl Case {
         let mut planar = vec![0.0; added.len()];
         output_layout.unpack(&output, &mut planar, &pool).unwrap();
         if !input_is_finite {
-            // Zero weights times infinity: the padding channels are NaN too.
+            // Zero weights times infinity: padding channels are NaN too.
             return planar;
         }
         let mut again = AlignedVec::zeroed(output.len());
@@ -140,7 +140,7 @@ impl Case {
         }
     }
 
-    /// Runs every algorithm that can, on every instruction set, against the reference.
+    /// Compares all supported algorithms on all instruction sets with the reference.
     fn check(&self) {
         let input = self.input();
         let expected = self.reference(&input);
@@ -176,7 +176,7 @@ fn sizes_around_tile_edges() {
 }
 
 #[test]
-fn channels_around_block_and_panel_edges() {
+fn channels_around_block_and_panel_bounds() {
     for (c_in, c_out) in
         [(1, 1), (3, 16), (4, 17), (15, 64), (16, 65), (17, 80), (31, 96), (64, 129), (48, 144)]
     {
@@ -186,7 +186,7 @@ fn channels_around_block_and_panel_edges() {
 }
 
 #[test]
-fn kernels_strides_paddings_and_dilations() {
+fn kernels_strides_padding_and_dilation() {
     let check = |kernel, stride, padding, dilation, size| {
         Case::new(ConvShape { c_in: 18, c_out: 36, kernel, stride, padding, dilation, groups: 1 }, size)
             .check();
@@ -234,7 +234,7 @@ fn stems() {
 }
 
 impl Case {
-    /// Leaves out a pooling spec larger than the convolution's output.
+    /// Skips pooling windows larger than the output of the convolution.
     fn check_if_it_fits(&self) {
         let hw = self.shape.output_hw(self.size).unwrap();
         if self.max_pool.is_none_or(|spec| spec.output_hw(hw).is_ok()) {
@@ -301,7 +301,7 @@ fn results_do_not_depend_on_threads() {
 }
 
 #[test]
-fn sums_in_parts_lose_less() {
+fn chunked_sums_are_more_accurate() {
     let stem = ConvShape { c_in: 3, c_out: 64, kernel: [7, 7], stride: [2, 2], padding: [3, 3], ..K1 };
     for shape in [stem, ConvShape { c_in: 512, c_out: 64, ..K3 }, ConvShape { c_in: 2048, ..K1 }] {
         let case = Case::new(shape, [32, 32]);
@@ -317,7 +317,7 @@ fn sums_in_parts_lose_less() {
 }
 
 #[test]
-fn batches_share_blocks_of_tiles() {
+fn tile_blocks_span_images() {
     for (batch, size) in [(2, 7), (3, 9), (9, 4), (5, 13)] {
         for threads in [1, 2] {
             Case { batch, threads, ..Case::new(ConvShape { c_in: 48, c_out: 80, ..K3 }, [size, size]) }
@@ -327,7 +327,7 @@ fn batches_share_blocks_of_tiles() {
 }
 
 #[test]
-fn winograd_keeps_its_precision() {
+fn winograd_error_is_bounded() {
     for channels in [64, 256] {
         let shape = ConvShape { c_in: channels, c_out: 64, ..K3 };
         let case = Case { bias: false, ..Case::new(shape, [14, 14]) };
@@ -355,7 +355,7 @@ fn winograd_keeps_its_precision() {
 }
 
 #[test]
-fn nan_and_infinity_spread_as_in_a_direct_sum() {
+fn nan_and_infinity_propagate_as_in_a_direct_sum() {
     let case = Case::new(ConvShape { c_in: 16, c_out: 20, ..K3 }, [11, 13]);
     for value in [f32::NAN, f32::INFINITY] {
         let mut input = case.input();
@@ -387,7 +387,7 @@ fn nan_and_infinity_spread_as_in_a_direct_sum() {
 }
 
 #[test]
-fn kernel_names_follow_the_grammar() {
+fn kernel_names_have_the_documented_format() {
     for isa in Isa::available() {
         let weights = vec![0.0; 64 * 64 * 9];
         let conv_weights = ConvWeights { weights: &weights, bias: None };
@@ -404,7 +404,7 @@ fn kernel_names_follow_the_grammar() {
 }
 
 #[test]
-fn bad_calls_are_errors() {
+fn invalid_calls_are_rejected() {
     let plan = Plan { algorithm: Algorithm::Direct, isa: Isa::best() };
     let weights = vec![0.0; 16 * 16 * 9];
     let conv_weights = ConvWeights { weights: &weights, bias: None };
@@ -490,7 +490,7 @@ proptest! {
 }
 
 #[test]
-fn packed_weights_fill_whole_vectors() {
+fn packed_weights_are_padded_to_whole_vectors() {
     let weights = vec![1.0; 17 * 5 * 9];
     let shape = ConvShape { c_in: 17, c_out: 5, ..K3 };
     let plan = Plan { algorithm: Algorithm::Direct, isa: Isa::best() };

@@ -1,9 +1,9 @@
-//! Winograd convolution: 3×3 as products of transformed tiles (Lavin and Gray, arXiv 1509.09308), with stride 1 or, by
-//! treating even and odd inputs apart, 2.
+//! Winograd convolution of 3×3 kernels (Lavin and Gray, arXiv 1509.09308) with stride 1, or with stride 2 by splitting
+//! even and odd inputs.
 //!
-//! A block of tiles goes through three steps: its input is transformed to `V`, `[input block][A × B][tile][16]`; for each
-//! panel of output channels, `A × B` matrix products with the packed weights give `M`, laid out alike; `M` is
-//! transformed to pixels, with the epilogue. `V` and `M` stay in cache.
+//! A block of tiles is computed in three steps. The input transform computes `V`, `[input block][A × B][tile][16]`; for
+//! each panel of output channels, `A × B` matrix products with the packed weights `U` compute `M` in the same layout;
+//! the output transform computes pixels from `M`, with the epilogue. `V` and `M` stay in cache.
 
 use std::marker::PhantomData;
 
@@ -29,7 +29,7 @@ use input_transform::InputTransform;
 use output_transform::OutputTransform;
 use tiling::{TileBlock, Tiling, widest};
 
-/// P works on the vertical axis, Q on the horizontal one.
+/// Packs the transformed weights. P is the vertical algorithm, Q the horizontal one.
 pub(super) fn pack<
     S: Simd,
     P: Points<A, M>,
@@ -147,7 +147,7 @@ pub(super) fn run<
     }
 }
 
-/// The tiles of `block` that `chunk` owns; tiles are `height` pixels high.
+/// Returns the tiles of `block` that `chunk` owns; tiles are `height` pixels high.
 fn owned_tiles(
     height: usize,
     block: &TileBlock,
@@ -165,12 +165,12 @@ fn owned_tiles(
     }
 }
 
-/// `M = U · V` for every position of a tile, for the output channels of a panel and the tiles of a part of the block.
+/// Products `M = U · V` for all positions of the tiles in `part`, for the output channels of a panel.
 struct Products<'a, S> {
     simd: S,
     conv: &'a PackedConv,
     panel: &'a Panel,
-    /// Of the whole block; `stride` elements from one channel block to the next.
+    /// `V` of the whole block; `stride` elements from one channel block to the next.
     v: &'a [f32],
     stride: usize,
     block: &'a TileBlock,
@@ -179,12 +179,12 @@ struct Products<'a, S> {
     edge: EdgeMask,
 }
 
-/// The positions of the tiles in the last row and column whose products are needed.
+/// Masks of the positions whose products are needed in the last row and the last column of tiles.
 #[derive(Clone, Copy)]
 struct EdgeMask {
-    /// Rows of tiles in the image.
+    /// Number of rows of tiles in the image.
     down: usize,
-    /// Bits for the vertical positions in the last row, and for the horizontal ones in the last column.
+    /// Bit masks of the vertical positions in the last row and the horizontal positions in the last column.
     vertical: u32,
     horizontal: u32,
 }
@@ -195,7 +195,7 @@ impl<S: Simd> Products<'_, S> {
         let reduction = Reduction::new([panel.depth, 1, 1], [self.stride, 0, 0], LANES);
         let weights = conv.panels.weights(panel);
         let (all, tiles) = (block.tiles(), part.tiles());
-        // A part has all rows, or one image: either way its tiles follow each other in `V`.
+        // A part has either all rows or a single image, so its tiles are contiguous in `V`.
         let first = ((part.image - block.image) * block.rows + part.row - block.row) * block.across;
         let mut output = TileOutput::from_slice(m, self.extent.block_stride(tiles), panel.blocks);
         let matrix = panel.depth * LANES * panel.blocks * LANES;

@@ -1,4 +1,4 @@
-//! Convolution for training on blocked tensors: forward and both gradients.
+//! Training convolutions of blocked tensors: forward and both gradients.
 
 use super::buffer_pool::BufferPool;
 use super::pack::{self, Direction, WeightSource};
@@ -12,29 +12,38 @@ use crate::shape::{ConvShape, ConvWeights};
 use crate::simd::{AlignedVec, Isa};
 use crate::threads::ThreadPool;
 
-/// A convolution of blocked tensors without a halo, whose weights `[c_out, c_in / groups, kernel height, kernel width]` are
-/// used once. BufferPool comes from a [`BufferPool`]; results are at least as long as their layout.
+/// Training convolution of blocked tensors without halo, with weights `[c_out, c_in / groups, kernel height, kernel
+/// width]`.
 ///
-/// Results do not depend on the number of threads.
+/// Buffers come from a [`BufferPool`], so results may be longer than their layout. Results do not depend on the number
+/// of threads.
 #[derive(Clone, Copy, Debug)]
 pub struct BlockedConv<'a> {
-    /// The convolution.
+    /// Shape of the convolution.
     pub shape: ConvShape,
-    /// `[N, C, H, W]` of the input.
+    /// Input shape `[N, C, H, W]`.
     pub input: [usize; 4],
-    /// The instruction set.
+    /// Instruction set.
     pub isa: Isa,
-    /// The threads.
+    /// Thread pool.
     pub pool: &'a ThreadPool,
 }
 
 impl BlockedConv<'_> {
-    /// How the output `[N, c_out, H', W']` lies. Errors: a bad shape, wrong channels, an input too small for the kernel.
+    /// Returns the layout of the output `[N, c_out, H', W']`.
+    ///
+    /// # Errors
+    ///
+    /// Invalid shape, wrong number of channels, or an input smaller than the kernel.
     pub fn output(&self) -> Result<Blocked, Error> {
         Blocked::new(self.shape.output_dims(self.input)?)
     }
 
-    /// The output. Errors: shapes and lengths that do not fit, a planar input of a convolution with groups.
+    /// Returns the output.
+    ///
+    /// # Errors
+    ///
+    /// A shape or length does not match, or the input is planar and the convolution has groups.
     pub fn forward(
         &self,
         input: Input,
@@ -62,10 +71,14 @@ impl BlockedConv<'_> {
         Ok(output)
     }
 
-    /// The gradient to the input from that to the output, added to `before` if there is one.
+    /// Returns the input gradient for an output gradient, added to `before` if given.
     ///
-    /// With a stride, the input's pixels fall into phases; each is a convolution of its own with some of the taps.
-    /// Errors: shapes and lengths that do not fit.
+    /// With a stride, the input pixels are divided into phases (pixel modulo stride), each of which is a convolution
+    /// with a subset of the taps.
+    ///
+    /// # Errors
+    ///
+    /// A shape or length does not match.
     pub fn grad_input(
         &self,
         grad: &[f32],
@@ -121,9 +134,11 @@ impl BlockedConv<'_> {
         Ok(result)
     }
 
-    /// The gradient to the weights, in their own order, from the input and the gradient to the output.
+    /// Returns the weight gradient, in the order of the weights, for an input and an output gradient.
     ///
-    /// Errors: shapes and lengths that do not fit.
+    /// # Errors
+    ///
+    /// A shape or length does not match.
     pub fn grad_weights(
         &self,
         input: Input,
@@ -168,7 +183,7 @@ impl BlockedConv<'_> {
         }
     }
 
-    /// How `shape` is computed: as the gradient needs it, by algorithms whose weights are packed quickly.
+    /// Returns the plan for `shape`, restricted to algorithms whose weights are quick to pack.
     fn plan(&self, shape: &ConvShape, input: [usize; 4]) -> Result<Plan, Error> {
         let [oh, ow] = shape.output_hw([input[2], input[3]])?;
         let many =
@@ -220,7 +235,7 @@ impl BlockedConv<'_> {
         self.packed(shape, output, source, buffers)
     }
 
-    /// Runs `conv` on a tensor without a halo, copying it into one where its algorithm needs that.
+    /// Runs `conv` on a tensor without halo; copies it into one with halo if the algorithm needs that.
     fn run_blocked(
         &self,
         conv: &PackedConv,
@@ -271,7 +286,7 @@ impl BlockedConv<'_> {
     }
 }
 
-/// The first elements of `data` as a tensor without halo.
+/// Returns the first elements of `data` as a tensor without halo.
 fn view<'a>(layout: Blocked, what: &'static str, data: &'a [f32]) -> Result<View<'a>, Error> {
     check_at_least(what, data.len(), layout.len())?;
     Ok(View { layout, data: &data[..layout.len()] })

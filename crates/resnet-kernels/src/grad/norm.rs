@@ -1,46 +1,46 @@
-//! Batch normalisation of blocked tensors without a halo, with the sum and the rectifier behind it, and the gradients.
+//! Batch norm of blocked tensors without halo, fused with residual add and ReLU, and its gradients.
 //!
-//! Sums run in `f32` over a few pixels and in `f64` over those, always in the same order.
+//! Sums are accumulated in `f32` over a few pixels and in `f64` over those partial sums, always in the same order.
 
 use crate::error::{Error, check_at_least, check_len, check_no_halo};
 use crate::layout::{Blocked, LANES};
 use crate::simd::{Dispatch, Isa, Kernel, Simd};
 use crate::threads::ThreadPool;
 
-/// Pixels that are summed up in `f32`.
+/// Pixels per partial sum in `f32`.
 pub(super) const RUN: usize = 32;
 
-/// Elements per task of a pass.
+/// Elements per task.
 const CHUNK: usize = 256 * LANES;
 
 /// One value per channel, padded to whole blocks.
 type Lanes<T> = Vec<[T; LANES]>;
 
-/// A batch normalisation of a tensor `[N, C, H, W]`.
+/// Batch norm of a tensor `[N, C, H, W]`.
 #[derive(Clone, Copy, Debug)]
 pub struct BatchNorm<'a> {
-    /// How the tensor lies; without a halo.
+    /// Layout of the tensor, without halo.
     pub layout: Blocked,
-    /// The instruction set.
+    /// Instruction set.
     pub isa: Isa,
-    /// The threads.
+    /// Thread pool.
     pub pool: &'a ThreadPool,
 }
 
-/// What the gradients of a normalisation are computed from; vectors are `[C]`.
+/// Values saved in the forward pass for the gradients; vectors are `[C]`.
 #[derive(Clone, Copy, Debug)]
 pub struct BatchNormGrad<'a> {
-    /// What was normalised.
+    /// Input.
     pub x: &'a [f32],
-    /// The result behind the rectifier, if there is one: where it is 0, nothing passes.
+    /// Output of the fused ReLU, if any; its zeros mask the gradient.
     pub relu_output: Option<&'a [f32]>,
     /// Mean of each channel.
     pub mean: &'a [f64],
     /// `1 / √(variance + eps)` of each channel.
     pub inv_std: &'a [f64],
-    /// Trained factors.
+    /// Weight of each channel.
     pub weight: &'a [f32],
-    /// Whether mean and scale were computed from `x`.
+    /// `true` if mean and variance were computed from `x`, `false` for running statistics.
     pub batch_stats: bool,
 }
 
@@ -50,7 +50,11 @@ impl BatchNorm<'_> {
         check_at_least(what, data.len(), self.layout.len())
     }
 
-    /// Mean and biased variance of each channel, `[C]`. Errors: a halo, a slice that is too short.
+    /// Returns mean and biased variance of each channel, `[C]`.
+    ///
+    /// # Errors
+    ///
+    /// The layout has a halo, or the slice is too short.
     pub fn moments(&self, x: &[f32]) -> Result<[Vec<f64>; 2], Error> {
         self.check("input", x)?;
         let layout = &self.layout;
@@ -60,7 +64,7 @@ impl BatchNorm<'_> {
             let plane = &x[index * area * LANES..][..area * LANES];
             sums[0] = self.isa.dispatch(Vectorized(Moments(plane.as_chunks::<LANES>().0)));
         });
-        // Chan's formula joins the images.
+        // Combines the images (Chan et al., parallel variance).
         let mut result = [(); 2].map(|()| Vec::with_capacity(layout.c));
         for channel in 0..layout.c {
             let (block, lane) = (channel / LANES, channel % LANES);
@@ -76,9 +80,11 @@ impl BatchNorm<'_> {
         Ok(result)
     }
 
-    /// `y = (x − mean) · factor + bias`, plus `residual`, rectified if `relu`; vectors are `[C]`.
+    /// Computes `y = (x − mean) · factor + bias`, plus `residual` if given, with ReLU if `relu`; vectors are `[C]`.
     ///
-    /// Errors: a halo, slices that are too short.
+    /// # Errors
+    ///
+    /// The layout has a halo, or a slice is too short.
     pub fn forward(
         &self,
         x: &[f32],
@@ -101,9 +107,11 @@ impl BatchNorm<'_> {
         Ok(())
     }
 
-    /// The gradient to the result, masked by the rectifier in place, and the gradients to weight and bias, `[C]`.
+    /// Masks the output gradient by the ReLU in place and returns the gradients of weight and bias, `[C]`.
     ///
-    /// Errors: a halo, slices of other lengths.
+    /// # Errors
+    ///
+    /// The layout has a halo, or a slice has the wrong length.
     pub fn grad_parameters(&self, of: &BatchNormGrad, grad: &mut [f32]) -> Result<[Vec<f64>; 2], Error> {
         self.check("input", of.x)?;
         self.check("output", of.relu_output.unwrap_or(of.x))?;
@@ -136,9 +144,11 @@ impl BatchNorm<'_> {
         Ok(result)
     }
 
-    /// The gradient to the input, from a masked gradient to the result and the gradients to weight and bias.
+    /// Computes the input gradient from the masked output gradient and the gradients of weight and bias.
     ///
-    /// Errors: a halo, slices of other lengths.
+    /// # Errors
+    ///
+    /// The layout has a halo, or a slice has the wrong length.
     pub fn grad_input(
         &self,
         of: &BatchNormGrad,
@@ -159,7 +169,11 @@ impl BatchNorm<'_> {
         Ok(())
     }
 
-    /// [`BatchNorm::grad_input`] over the gradient itself.
+    /// As [`BatchNorm::grad_input`], replacing the output gradient.
+    ///
+    /// # Errors
+    ///
+    /// As for [`BatchNorm::grad_input`].
     pub fn grad_input_in_place(
         &self,
         of: &BatchNormGrad,
@@ -177,7 +191,7 @@ impl BatchNorm<'_> {
         Ok(())
     }
 
-    /// Mean, factor, slope and shift of `gx = factor · g + slope · (x − mean) + shift`.
+    /// Returns mean, factor, slope and shift of `gx = factor · g + slope · (x − mean) + shift`.
     fn input_vectors(
         &self,
         of: &BatchNormGrad,
@@ -192,7 +206,7 @@ impl BatchNorm<'_> {
             (0..c).map(|i| f(i, f64::from(of.weight[i]) * of.inv_std[i]) as f32).collect()
         };
         let batch = if of.batch_stats { 1.0 } else { 0.0 };
-        // The gradient to the weight is Σ g·(x − mean)·scale.
+        // The weight gradient is Σ g·(x − mean)·inv_std.
         Ok([
             self.lanes("mean", &vector(&|i, _| of.mean[i]))?,
             self.lanes("factors", &vector(&|_, factor| factor))?,
@@ -201,7 +215,7 @@ impl BatchNorm<'_> {
         ])
     }
 
-    /// A vector `[C]` in blocks, 0 in padding channels.
+    /// Expands a vector `[C]` to channel blocks, with zeros in padding channels.
     fn lanes(&self, what: &'static str, values: &[f32]) -> Result<Lanes<f32>, Error> {
         check_len(what, values.len(), self.layout.c)?;
         let mut lanes = vec![[0.0; LANES]; self.layout.blocks()];
@@ -209,7 +223,7 @@ impl BatchNorm<'_> {
         Ok(lanes)
     }
 
-    /// Calls `task` with pieces of planes: their range, the channel block, and that range of `out`.
+    /// Calls `task` for parts of planes with their range, the channel block, and that range of `out`.
     fn each_chunk(&self, out: &mut [f32], task: impl Fn(std::ops::Range<usize>, usize, &mut [f32]) + Sync) {
         let len = self.layout.plane_len();
         let pieces = len.div_ceil(CHUNK);
@@ -227,7 +241,7 @@ impl BatchNorm<'_> {
     }
 }
 
-/// A kernel, compiled with the instruction set it is dispatched to.
+/// Runs a kernel with the instruction set that it is dispatched to.
 pub(super) struct Vectorized<K>(pub(super) K);
 
 impl<K: Kernel> Dispatch for Vectorized<K> {
@@ -238,7 +252,7 @@ impl<K: Kernel> Dispatch for Vectorized<K> {
     }
 }
 
-/// Mean and sum of squared differences from it, of pixels of one channel block.
+/// Mean and sum of squared deviations from the mean, over the pixels of one channel block.
 struct Moments<'a>(&'a [[f32; LANES]]);
 
 impl Kernel for Moments<'_> {
@@ -267,7 +281,7 @@ impl Kernel for Moments<'_> {
             s.store(&mut q, square);
             let n = run.len() as f64;
             for lane in 0..LANES {
-                // The mean in `f32` is off by what the deviations sum up to.
+                // Corrects the rounding error of the `f32` mean by the mean residual.
                 let off = f64::from(d[lane]) / n;
                 let (m, q) = (f64::from(m[lane]) + off, f64::from(q[lane]) - n * off * off);
                 let delta = m - mean[lane];
@@ -314,7 +328,7 @@ impl Kernel for Forward<'_> {
     }
 }
 
-/// Masks the gradient in place; Σ g and Σ g · (x − mean).
+/// Masks the gradient in place; computes Σ g and Σ g · (x − mean).
 struct Sums<'a> {
     x: &'a [[f32; LANES]],
     y: Option<&'a [[f32; LANES]]>,
@@ -334,7 +348,7 @@ impl Kernel for Sums<'_> {
             let x = &x[index * RUN..][..run.len()];
             if let Some(y) = y {
                 let y = &y[index * RUN..][..run.len()];
-                // A comparison of its own: from a loop over lanes the compiler makes sixteen branches.
+                // A separate loop with a vector select: a loop over lanes compiles to sixteen branches.
                 for (g, y) in run.iter_mut().zip(y) {
                     let passed = s.select_positive(s.load(g), s.load(y));
                     s.store(g, passed);
@@ -357,7 +371,7 @@ impl Kernel for Sums<'_> {
     }
 }
 
-/// `out = factor · grad + slope · (x − mean) + shift`; without `grad`, `out` holds it.
+/// Computes `out = factor · grad + slope · (x − mean) + shift`; without `grad`, `out` initially holds the gradient.
 struct Backward<'a> {
     x: &'a [[f32; LANES]],
     grad: Option<&'a [[f32; LANES]]>,

@@ -1,4 +1,4 @@
-//! Weights packed for one use, by all threads: as they are, or flipped around for the gradient to the input.
+//! Multithreaded packing of weights for a single use: in order, or transposed and flipped for the input gradient.
 
 use super::Phase;
 use crate::conv::{Algorithm, F4, PackedConv, Panels, Plan, Points};
@@ -9,16 +9,16 @@ use crate::threads::ThreadPool;
 
 use super::buffer_pool::BufferPool;
 
-/// Which weights a packed convolution has; there are no groups.
+/// Direction of a packed convolution without groups.
 #[derive(Clone, Copy)]
 pub(super) enum Direction<'a> {
-    /// Those of the convolution.
+    /// Weights of the forward convolution.
     Forward,
-    /// Those of one phase of the gradient to its input: channels exchanged, taps in reverse order.
+    /// Weights of one phase of the input gradient: input and output channels swapped, taps reversed.
     Backward(&'a Phase, &'a Phase),
 }
 
-/// Weights `[c_out, c_in, kernel height, kernel width]` of a convolution `of`, to be packed.
+/// Weights `[c_out, c_in, kernel height, kernel width]` of a convolution `shape`, to be packed.
 #[derive(Clone, Copy)]
 pub(super) struct WeightSource<'a> {
     pub(super) shape: &'a ConvShape,
@@ -27,7 +27,7 @@ pub(super) struct WeightSource<'a> {
 }
 
 impl WeightSource<'_> {
-    /// Weight of each tap for an input channel and the 16 output channels of `block` of the packed convolution.
+    /// Returns the weight of each tap for an input channel and the 16 output channels of `block`.
     #[inline(always)]
     fn read<const TAPS: usize>(
         &self,
@@ -55,7 +55,7 @@ impl WeightSource<'_> {
         out
     }
 
-    /// The original's tap for each tap of the packed convolution.
+    /// Returns the forward tap for each tap of the packed convolution.
     fn taps(&self) -> Vec<usize> {
         let [kh, kw] = self.shape.kernel;
         match self.direction {
@@ -120,7 +120,7 @@ impl Dispatch for Pack<'_> {
                     simd.vectorize(FilterTransform { source, block, blocks, inputs: shape.c_in, to });
                     continue;
                 }
-                // A chunk is all taps of a block of input channels.
+                // A chunk contains all taps of a block of input channels.
                 pool.for_each_chunk(to, taps.len() * LANES * blocks * LANES, |index, to| {
                     let inputs = index * LANES..(index * LANES + LANES).min(shape.c_in);
                     simd.vectorize(Direct { source, block, blocks, inputs, taps: &taps, to });
@@ -132,7 +132,7 @@ impl Dispatch for Pack<'_> {
     }
 }
 
-/// `[tap][16][blocks × 16]` of one block of input channels.
+/// Packs `[tap][16][blocks × 16]` for one block of input channels.
 struct Direct<'a> {
     source: WeightSource<'a>,
     block: usize,
@@ -177,10 +177,10 @@ impl Kernel for Direct<'_> {
     }
 }
 
-/// Products of a tile of F(4×4, 3×3).
+/// Products per tile of F(4×4, 3×3).
 const PRODUCTS: usize = 36;
 
-/// `[36][inputs][blocks × 16]`: `G·g·Gᵀ` of every kernel `g`.
+/// Packs `[36][inputs][blocks × 16]`: the filter transform `G·g·Gᵀ` of every kernel `g`.
 struct FilterTransform<'a> {
     source: WeightSource<'a>,
     block: usize,

@@ -1,4 +1,4 @@
-//! Gradients of pooling, gates and sums, of blocked tensors without a halo.
+//! Gradients of pooling, channel scaling and sums, for blocked tensors without halo.
 
 use crate::error::{Error, check_at_least, check_len, check_no_halo};
 use crate::layout::{Blocked, LANES, View};
@@ -8,10 +8,12 @@ use crate::threads::ThreadPool;
 
 use super::norm::{RUN, Vectorized};
 
-/// The gradient to the input of a max-pooling, from the input `x`, the result `y` and the gradient to it. It goes to the
-/// first of equal maxima, as in PyTorch.
+/// Computes the input gradient of a max pool from the input `x`, the output `y` and the output gradient. As in PyTorch,
+/// the first of equal maxima receives the gradient.
 ///
-/// Errors: a bad spec, halos, shapes and lengths that do not fit.
+/// # Errors
+///
+/// The window is invalid, a tensor has a halo, or a shape or length does not match.
 pub fn grad_max_pool(
     isa: Isa,
     spec: &PoolSpec,
@@ -43,7 +45,7 @@ struct Max<'a> {
     y: &'a [[f32; LANES]],
     grad: &'a [[f32; LANES]],
     size: [usize; 2],
-    /// Of the output.
+    /// Width of the output.
     width: usize,
     out: &'a mut [[f32; LANES]],
 }
@@ -57,7 +59,7 @@ impl Kernel for Max<'_> {
         out.fill([0.0; LANES]);
         for (index, (max, g)) in y.iter().zip(grad).enumerate() {
             let columns = spec.columns(index % width, w);
-            // What has not found its maximum yet.
+            // Gradient of the lanes whose maximum has not been found yet.
             let mut left = *g;
             for row in spec.rows(index / width, h) {
                 for at in row * w + columns.start..row * w + columns.end {
@@ -72,9 +74,11 @@ impl Kernel for Max<'_> {
     }
 }
 
-/// The gradient to the input of an average pooling, laid out as `from`, from that to its result.
+/// Computes the input gradient, with layout `from`, of an average pool from the output gradient.
 ///
-/// Errors: a bad spec, halos, shapes and lengths that do not fit.
+/// # Errors
+///
+/// The window is invalid, a tensor has a halo, or a shape or length does not match.
 pub fn grad_avg_pool(
     isa: Isa,
     avg: &AvgPoolSpec,
@@ -101,7 +105,7 @@ struct Average<'a> {
     avg: &'a AvgPoolSpec,
     grad: &'a [[f32; LANES]],
     size: [usize; 2],
-    /// Of the output.
+    /// Width of the output.
     width: usize,
     out: &'a mut [[f32; LANES]],
 }
@@ -128,9 +132,12 @@ impl Kernel for Average<'_> {
     }
 }
 
-/// Every plane of `x` times its value of `gate` `[N, C]`; also the gradient to `x` from that to the result.
+/// Multiplies every plane of `x` by its element of `gate` `[N, C]`, as in squeeze-and-excitation; also computes the
+/// gradient of `x` from the output gradient.
 ///
-/// Errors: a halo, lengths that do not fit.
+/// # Errors
+///
+/// The layout has a halo, or a length does not match.
 pub fn scale_channels(
     isa: Isa,
     layout: Blocked,
@@ -153,9 +160,11 @@ pub fn scale_channels(
     Ok(())
 }
 
-/// The gradient `[N, C]` to the gate of [`scale_channels`], from `x` and the gradient to the result.
+/// Returns the gradient `[N, C]` of the gate of [`scale_channels`] from `x` and the output gradient.
 ///
-/// Errors: a halo, lengths that do not fit.
+/// # Errors
+///
+/// The layout has a halo, or a length does not match.
 pub fn grad_gate(
     isa: Isa,
     layout: Blocked,
@@ -184,7 +193,7 @@ fn check_gate(layout: Blocked, x: &[f32], gate: usize) -> Result<(), Error> {
     check_at_least("input", x.len(), layout.len())
 }
 
-/// Where the values of a plane of channels begin in `[N, C]`, and how many they are.
+/// Returns the offset in `[N, C]` of the channels of a plane, and their number.
 fn gates(layout: Blocked, plane: usize) -> (usize, usize) {
     let first = plane % layout.blocks() * LANES;
     (plane / layout.blocks() * layout.c + first, LANES.min(layout.c - first))
@@ -208,7 +217,7 @@ impl Kernel for Scale<'_> {
     }
 }
 
-/// Σ x · g, in `f32` over rows of pixels and in `f64` over those.
+/// Σ x · g, accumulated in `f32` over a few pixels and in `f64` over those partial sums.
 struct Gate<'a> {
     x: &'a [[f32; LANES]],
     grad: &'a [[f32; LANES]],
@@ -233,9 +242,11 @@ impl Kernel for Gate<'_> {
     }
 }
 
-/// The gradient to the input of the mean over height and width, from that to its result `[N, C]`.
+/// Computes the input gradient of the mean over height and width from the output gradient `[N, C]`.
 ///
-/// Errors: a halo, lengths that do not fit.
+/// # Errors
+///
+/// The layout has a halo, or a length does not match.
 pub fn grad_global_avg_pool(
     layout: Blocked,
     grad: &[f32],
@@ -257,7 +268,7 @@ pub fn grad_global_avg_pool(
     Ok(())
 }
 
-/// `to += from`, all of the shorter one.
+/// Adds `from` to `to`, up to the length of the shorter slice.
 pub fn add_to(to: &mut [f32], from: &[f32], pool: &ThreadPool) {
     const CHUNK: usize = 1 << 14;
     let len = to.len().min(from.len());

@@ -4,7 +4,7 @@ use crate::testing::{assert_close, random};
 
 const BASE: ConvShape = ConvShape { kernel: [3, 3], padding: [1, 1], ..ConvShape::pointwise(5, 7) };
 
-/// Both gradients by naive loops in f64: every product of the forward sum, taken apart.
+/// Returns the input and weight gradients, computed with naive loops in `f64`.
 fn naive(conv: &PlanarConv, x: &[f32], weights: &[f32], grad: &[f32]) -> [Vec<f32>; 2] {
     let shape = &conv.shape;
     let [n, c, h, w] = conv.input;
@@ -68,7 +68,7 @@ fn check(shape: ConvShape, batch: usize, size: [usize; 2]) {
 }
 
 #[test]
-fn gradients_are_those_of_naive_loops() {
+fn gradients_match_naive_loops() {
     check(BASE, 2, [9, 6]);
     check(ConvShape { stride: [2, 2], ..BASE }, 2, [9, 6]);
     check(ConvShape { stride: [2, 2], ..BASE }, 1, [8, 7]);
@@ -97,7 +97,7 @@ fn wide_layers_and_groups() {
 }
 
 #[test]
-fn lengths_and_shapes_must_fit() {
+fn mismatched_lengths_and_shapes_are_rejected() {
     let pool = ThreadPool::new(1).unwrap();
     let (isa, precision) = (Isa::best(), Precision::F32);
     let conv = PlanarConv { shape: BASE, input: [1, 5, 4, 4], isa, precision, pool: &pool };
@@ -109,7 +109,7 @@ fn lengths_and_shapes_must_fit() {
     assert_eq!(message(wrong.forward(&[], &[])), "input has shape [1, 4, 4, 4], expected [1, 5, 4, 4]");
 }
 
-/// The blocked kernels against the planar ones, which are checked against naive loops.
+/// Compares the blocked kernels with the planar ones, which are tested against naive loops.
 fn check_blocked(shape: ConvShape, batch: usize, size: [usize; 2]) {
     use crate::conv::Input;
     let input = [batch, shape.c_in, size[0], size[1]];
@@ -127,7 +127,7 @@ fn check_blocked(shape: ConvShape, batch: usize, size: [usize; 2]) {
             from.pack(&x, &mut bx, &pool).unwrap();
             to.pack(&grad, &mut bg, &pool).unwrap();
             let mut buffers = BufferPool::default();
-            // Old content must not matter.
+            // Fills the pool with NaN: stale content must not matter.
             for len in [from.len(), to.len(), shape.weight_len().unwrap() * 4, 100_000] {
                 let mut buffer = buffers.take(len);
                 buffer.fill(f32::NAN);
@@ -165,7 +165,7 @@ fn check_blocked(shape: ConvShape, batch: usize, size: [usize; 2]) {
 }
 
 #[test]
-fn blocked_gradients_are_those_of_planar_ones() {
+fn blocked_gradients_match_planar_gradients() {
     check_blocked(BASE, 2, [9, 6]);
     check_blocked(ConvShape { stride: [2, 2], ..BASE }, 2, [9, 6]);
     check_blocked(ConvShape { kernel: [1, 1], padding: [0, 0], stride: [2, 2], ..BASE }, 2, [7, 8]);
@@ -182,7 +182,7 @@ fn blocked_gradients_are_those_of_planar_ones() {
 }
 
 #[test]
-fn norms_and_their_gradients_are_those_of_the_formula() {
+fn batch_norm_and_gradients_match_the_formula() {
     let dims = [3, 20, 5, 7];
     let layout = Blocked::new(dims).unwrap();
     let pool = ThreadPool::new(2).unwrap();
@@ -192,7 +192,7 @@ fn norms_and_their_gradients_are_those_of_the_formula() {
         layout.pack(&planar, &mut blocked, &pool).unwrap();
         (planar, blocked)
     };
-    // Far from 0, where sums of squares would cancel.
+    // An offset with which the difference of sums of squares would cancel.
     let ((x, bx), (r, br), (g, bg)) = (pack(1, 100.0), pack(2, 0.0), pack(3, 0.0));
     let (weight, bias) = (random(20, 4), random(20, 5));
     let area = 35;
@@ -254,9 +254,9 @@ fn norms_and_their_gradients_are_those_of_the_formula() {
     }
 }
 
-/// Σ `grad` · result is linear in the input, whose gradient is therefore what each of its pixels adds to it.
+/// The operations are linear: the dot product of an input and its gradient equals that of output and output gradient.
 #[test]
-fn means_and_gates_hand_gradients_back() {
+fn average_pool_and_gate_gradients_are_adjoint() {
     let (pool, more) = (ThreadPool::new(1).unwrap(), ThreadPool::new(2).unwrap());
     let spec = |kernel, stride, padding, ceil_mode| crate::PoolSpec {
         kernel: [kernel; 2],
@@ -314,7 +314,7 @@ fn means_and_gates_hand_gradients_back() {
 }
 
 #[test]
-fn the_first_maximum_gets_the_gradient() {
+fn first_maximum_receives_the_gradient() {
     let layout = Blocked::new([1, 1, 3, 4]).unwrap();
     let spec = crate::PoolSpec { kernel: [3, 3], stride: [2, 2], padding: [1, 1], ceil_mode: false };
     let pool = ThreadPool::new(1).unwrap();

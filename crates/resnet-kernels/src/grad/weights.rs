@@ -1,5 +1,5 @@
-//! The gradient to the weights: for every pair of an output channel and a tap of an input channel a dot product over all
-//! output pixels of all images.
+//! Weight gradient of planar tensors: for every output channel and tap of an input channel, a dot product over all
+//! output pixels of the batch.
 
 use super::PlanarConv;
 use crate::error::{Error, product};
@@ -8,19 +8,19 @@ use crate::layout::{LANES, View};
 use crate::simd::{AlignedVec, Dispatch, Kernel, Simd};
 use crate::threads::ThreadPool;
 
-/// Bytes of the output's gradient that all taps pass over before the next ones come: they stay in the second-level cache.
+/// Bytes of output gradient per strip of rows, which should stay in the L2 cache for all taps.
 const STRIP_BYTES: usize = 128 << 10;
 
-/// Taps of a register tile.
+/// Taps per register tile.
 const TAPS: usize = 6;
 
-/// Tasks per thread that keep all threads busy to the end.
+/// Minimum number of tasks per thread for load balancing.
 const TASKS_PER_THREAD: usize = 4;
 
-/// How both operands lie, so that the pixels of several rows are one run.
+/// Layout of both operands in which the pixels of several rows are contiguous.
 ///
-/// The input is split by the stride, `[N, C, stride, stride, rows, pitch]`, so that neighbouring outputs read neighbouring
-/// inputs; the gradient has the same pitch, with zeros behind each row.
+/// The input is split by the stride, `[N, C, stride, stride, rows, pitch]`, so that neighboring outputs read
+/// neighboring inputs; the gradient has the same pitch, with zeros at the end of each row.
 struct PanelLayout {
     /// Blocks of 16 output channels per panel.
     blocks: usize,
@@ -28,22 +28,22 @@ struct PanelLayout {
     panels: usize,
     /// Output channels per group.
     channels: usize,
-    /// Input channels per group times taps.
+    /// Taps per group: input channels × kernel size.
     taps: usize,
-    /// `[rows, pitch]` of one phase of one input channel.
+    /// `[rows, pitch]` of one phase of an input channel.
     phase: [usize; 2],
-    /// Elements of one input channel, all phases.
+    /// Elements per input channel, all phases.
     plane: usize,
     /// Output `[height, width]`.
     output: [usize; 2],
 }
 
-/// The gradient to the output.
+/// Output gradient.
 #[derive(Clone, Copy)]
 pub(super) enum OutputGrad<'a> {
     /// `[N, C, H, W]`.
     Planar(&'a [f32]),
-    /// Without a halo.
+    /// Blocked, without halo.
     Blocked(View<'a>),
 }
 
@@ -68,7 +68,7 @@ impl PanelLayout {
     fn new<S: Simd>(conv: &PlanarConv, output: [usize; 4]) -> Self {
         let shape = &conv.shape;
         let channels = shape.c_out / shape.groups;
-        // Registers decide how many blocks a tile may have, padding how many it should.
+        // Registers limit the number of blocks per tile; among those, the one with the least padding.
         let padded = |blocks: usize| channels.next_multiple_of(blocks * 16);
         let possible = [4, 2, 1].into_iter().filter(|&blocks| blocks <= S::PIXELS.len());
         let blocks = possible.min_by_key(|&blocks| padded(blocks)).unwrap_or(1);
@@ -85,23 +85,23 @@ impl PanelLayout {
         }
     }
 
-    /// Output channels of a panel, padding included.
+    /// Returns the number of output channels per panel, including padding.
     fn width(&self) -> usize {
         self.blocks * 16
     }
 
-    /// Elements of one panel of the gradient of one image.
+    /// Returns the number of elements per panel of the gradient of one image.
     fn panel(&self) -> usize {
         self.output[0] * self.phase[1] * self.width()
     }
 }
 
-/// The input, split by the stride, with the padding as zeros: `[N, C, stride, stride, rows, pitch]`.
+/// Returns the zero-padded input, split by the stride: `[N, C, stride, stride, rows, pitch]`.
 fn split_by_stride(conv: &PlanarConv, layout: &PanelLayout, input: &[f32]) -> Result<AlignedVec, Error> {
     let [n, c, h, w] = conv.input;
     let shape = &conv.shape;
     let [rows, pitch] = layout.phase;
-    // The last run of the last plane may read behind its row.
+    // The last run of the last plane may read past its row.
     let mut out = AlignedVec::zeroed(product("split input", &[n * c, layout.plane])? + pitch);
     let len = n * c * layout.plane;
     conv.pool.for_each_chunk(&mut out[..len], layout.plane, |index, plane| {
@@ -126,7 +126,7 @@ fn split_by_stride(conv: &PlanarConv, layout: &PanelLayout, input: &[f32]) -> Re
     Ok(out)
 }
 
-/// The gradient with the channels of a panel side by side: `[N, groups, panels, H', pitch, width]`.
+/// Returns the gradient with the channels of a panel interleaved: `[N, groups, panels, H', pitch, width]`.
 fn interleave(
     conv: &PlanarConv,
     layout: &PanelLayout,
@@ -190,7 +190,7 @@ fn run<S: Simd>(
     let tile = TAPS * layout.width();
     let needed = layout.taps.div_ceil(TAPS);
     let per_task = tiles_per_task(conv.pool, shape.groups * layout.panels, needed);
-    // Whole tasks, so that none has tiles of two panels.
+    // Rounded up so that no task has tiles of two panels.
     let tiles = needed.next_multiple_of(per_task);
     let mut sums = AlignedVec::zeroed(product("sums", &[shape.groups * layout.panels, tiles, tile])?);
     let channel_taps = shape.kernel[0] * shape.kernel[1];
@@ -235,13 +235,13 @@ fn run<S: Simd>(
     Ok(result)
 }
 
-/// How many tiles a task computes: all of a panel where there are panels enough.
+/// Returns the number of tiles per task: a whole panel if there are enough panels.
 fn tiles_per_task(pool: &ThreadPool, panels: usize, tiles: usize) -> usize {
     let wanted = TASKS_PER_THREAD * pool.threads();
     if panels >= wanted { tiles } else { tiles.div_ceil(wanted).max(1) }
 }
 
-/// `sums[tap][lane] += Σₖ weights[k][lane] · input[from[tap] + k]`.
+/// Computes `sums[tap][lane] += Σₖ weights[k][lane] · input[from[tap] + k]`.
 struct Dot<'a> {
     /// `[run][blocks × 16]`.
     weights: &'a [f32],
@@ -259,17 +259,14 @@ fn dot<S: Simd>(simd: S, blocks: usize, dot: Dot) {
     }
 }
 
-/// The product with the extents of the register tile fixed at compile time.
+/// Dot products with compile-time extents.
 struct Fixed<'a, const BLOCKS: usize>(Dot<'a>);
 
 impl<const BLOCKS: usize> Kernel for Fixed<'_, BLOCKS> {
     type Output = ();
 
     #[inline(always)]
-    #[allow(
-        clippy::needless_range_loop,
-        reason = "indices into arrays of registers read like the mathematics"
-    )]
+    #[allow(clippy::needless_range_loop, reason = "indices into arrays of registers match the formulas")]
     fn run<S: Simd>(self, s: S) {
         let Dot { weights, input, from, sums } = self.0;
         let (weights, sums) = (weights.as_chunks::<16>().0, sums.as_chunks_mut::<16>().0);

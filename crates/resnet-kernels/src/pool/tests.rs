@@ -97,6 +97,6 @@ fn invalid_windows_are_rejected() {
     );
     let padding = "invalid pooling padding 2, expected at most half the kernel size 3";
     assert_eq!(message(PoolSpec { padding: [1, 2], ..THREE }, [4, 4]), padding);
-    let small = "width of 2 with padding 0 is smaller than the spec of 3";
+    let small = "input width 2 with padding 0 is smaller than the kernel extent 3";
     assert_eq!(message(PoolSpec { padding: [0, 0], ..THREE }, [4, 2]), small);
 }

@@ -7,8 +7,8 @@ use std::ptr::NonNull;
 /// Size of a cache line in bytes, which is that of a pixel block.
 const LINE: usize = 64;
 
-/// Size and alignment of huge pages, which back large allocations on Linux. Weights of deep layers are read once per image:
-/// with 4 KiB pages, the hardware prefetcher stops at every page boundary, and a TLB miss costs as much again.
+/// Size and alignment of huge pages, which back large allocations on Linux. Weights of deep layers are read once per
+/// image: with 4 KiB pages, the hardware prefetcher stops at every page boundary, and a TLB miss costs as much again.
 const HUGE: usize = 2 << 20;
 
 /// Fixed-length `f32` buffer aligned to a cache line, so that a pixel block is one line.
@@ -41,7 +41,8 @@ impl AlignedVec {
         Self { data: data.cast(), len }
     }
 
-    /// Returns the layout for `len` elements, or `None` for an empty buffer. Rounds up to huge pages if that wastes little.
+    /// Returns the layout for `len` elements, or `None` for an empty buffer. Rounds up to huge pages if that wastes
+    /// little.
     fn layout(len: usize) -> Option<Layout> {
         let size = len.checked_mul(size_of::<f32>())?;
         let rounded = size.checked_next_multiple_of(HUGE)?;

@@ -8,8 +8,8 @@ use crate::threads::TileOutput;
 /// Maximum number of pixels per tile over all instruction sets.
 pub(crate) const MAX_PIXELS: usize = 14;
 
-/// Reduction of a tile: three nested loops, each of which advances the input by a stride, around a run of contiguous inputs.
-/// The weights are packed in the same order.
+/// Reduction of a tile: three nested loops, each of which advances the input by a stride, around a run of contiguous
+/// inputs. The weights are packed in the same order.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Reduction {
     count: [usize; 3],
@@ -75,8 +75,8 @@ pub(crate) struct Tile<'a> {
     pub prefetch: &'a [f32],
 }
 
-/// Returns the number of cache lines that a tile of `blocks` blocks prefetches per step of its reduction: half of what it
-/// reads, so that two tiles prefetch the weights of a third.
+/// Returns the number of cache lines that a tile of `blocks` blocks prefetches per step of its reduction: half of what
+/// it reads, so that two tiles prefetch the weights of a third.
 pub(crate) const fn prefetch_lines(blocks: usize) -> usize {
     blocks.div_ceil(2)
 }
@@ -203,8 +203,8 @@ impl<const BLOCKS: usize, const PIXELS: usize, const RUN: usize> Kernel
     }
 }
 
-/// Returns the number of pixels of the next tile of `blocks` blocks when `left` pixels are left. Tiles are balanced, since
-/// narrow tiles are bound by loading weights.
+/// Returns the number of pixels of the next tile of `blocks` blocks when `left` pixels are left. Tiles are balanced,
+/// since narrow tiles are bound by loading weights.
 pub(crate) fn next_pixels<S: Simd>(blocks: usize, left: usize) -> usize {
     let tiles = left.div_ceil(S::PIXELS[blocks - 1]);
     left.div_ceil(tiles.max(1))

@@ -54,8 +54,8 @@ pub(crate) enum TaskOrder {
 
 /// Partition of a buffer `[outer][inner][run]` into tasks.
 ///
-/// A task owns a range of outer indices (images) × a range of inner indices (channel blocks) × a range of positions within
-/// each of their runs (rows).
+/// A task owns a range of outer indices (images) × a range of inner indices (channel blocks) × a range of positions
+/// within each of their runs (rows).
 #[derive(Clone, Debug)]
 pub(crate) struct Partition<'a> {
     pub order: TaskOrder,

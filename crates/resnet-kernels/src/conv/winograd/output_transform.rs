@@ -1,4 +1,4 @@
-#![allow(clippy::needless_range_loop, reason = "indices into arrays of registers read like the mathematics")]
+#![allow(clippy::needless_range_loop, reason = "indices into arrays of registers match the formulas")]
 
 use std::marker::PhantomData;
 
@@ -10,8 +10,8 @@ use crate::layout::{Blocked, LANES};
 use crate::simd::{Kernel, Simd};
 use crate::threads::Chunk;
 
-/// Transforms the products of a panel into output pixels, with bias, residual and activation; P works down the columns, Q
-/// along the rows.
+/// Output transform of a panel's products to pixels, with bias, residual add and activation; P is vertical, Q
+/// horizontal.
 pub(super) struct OutputTransform<
     'a,
     'b,
@@ -29,7 +29,7 @@ pub(super) struct OutputTransform<
     pub m: &'a [f32],
     pub tiles: &'a TileBlock,
     pub chunk: &'a mut Chunk<'b>,
-    /// How the output lies; `chunk` starts at `first_image`.
+    /// Layout of the output; `chunk` starts at `first_image`.
     pub layout: &'a Blocked,
     pub first_image: usize,
     pub points: PhantomData<(P, Q)>,
