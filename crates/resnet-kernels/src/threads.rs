@@ -4,6 +4,10 @@
 //! range of the task indices and, once that is empty, steals from the end of another thread's range. Neighboring tasks
 //! compute neighboring rows, so a thread mostly reads what it wrote in the previous layer from its own cache. The
 //! result of a task does not depend on the thread that runs it, so results do not depend on the number of threads.
+//!
+//! Rayon is not used because waking its threads takes as long as a small layer. On a 2-core Zen 4, two tasks of 9 µs
+//! take 9 µs with this pool and 15 µs with `rayon::scope` on a Rayon thread; from any other thread, even an empty job
+//! takes 12 to 15 µs with `rayon::ThreadPool::install`, and 0.4 µs with this pool.
 #![allow(unsafe_code)]
 
 use std::any::Any;

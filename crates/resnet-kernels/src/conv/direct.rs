@@ -43,21 +43,23 @@ impl TaskSize {
         if threads == 1 {
             return Self { images, rows, panels, order: TaskOrder::Rows };
         }
-        let wanted = TASKS_PER_THREAD * threads;
+        let min_tasks = TASKS_PER_THREAD * threads;
         let min_rows = MIN_PIXELS.div_ceil(output.w).clamp(1, output.h);
         let images = images.min(output.n.div_ceil(threads));
         let strips = |images: usize, rows: usize| output.n.div_ceil(images) * output.h.div_ceil(rows);
         let mut group = panels;
-        while group > 1 && strips(images, rows) * panels.div_ceil(group) < wanted {
+        while group > 1 && strips(images, rows) * panels.div_ceil(group) < min_tasks {
             group = group.div_ceil(2);
         }
-        while rows > min_rows && images == 1 && strips(images, rows) * panels.div_ceil(group) < wanted {
+        while rows > min_rows && images == 1 && strips(images, rows) * panels.div_ceil(group) < min_tasks {
             rows = rows.div_ceil(2).max(min_rows);
         }
         // Prefers equal numbers of images or row strips per thread, otherwise of channel groups.
-        let even = |len: usize, pieces: usize| len.is_multiple_of(threads) && pieces.is_multiple_of(threads);
-        let by_rows = even(output.n, output.n.div_ceil(images)) || even(output.h, output.h.div_ceil(rows));
-        let by_channels = even(panels, panels.div_ceil(group));
+        let balanced =
+            |len: usize, tasks: usize| len.is_multiple_of(threads) && tasks.is_multiple_of(threads);
+        let by_rows =
+            balanced(output.n, output.n.div_ceil(images)) || balanced(output.h, output.h.div_ceil(rows));
+        let by_channels = balanced(panels, panels.div_ceil(group));
         let order = if by_channels && !by_rows { TaskOrder::Channels } else { TaskOrder::Rows };
         Self { images, rows, panels: group, order }
     }

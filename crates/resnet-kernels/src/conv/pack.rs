@@ -164,8 +164,8 @@ pub(super) struct Prefetch<'a>(&'a [f32]);
 impl<'a> Prefetch<'a> {
     /// Returns the part for the next tile with this reduction; empty when everything has been prefetched.
     pub(super) fn next(&mut self, reduction: &Reduction, blocks: usize) -> &'a [f32] {
-        let piece = reduction.len() * prefetch_lines(blocks) * LANES;
-        let (now, later) = self.0.split_at(piece.min(self.0.len()));
+        let len = reduction.len() * prefetch_lines(blocks) * LANES;
+        let (now, later) = self.0.split_at(len.min(self.0.len()));
         self.0 = later;
         now
     }

@@ -68,10 +68,10 @@ impl BatchNorm<'_> {
         let mut result = [(); 2].map(|()| Vec::with_capacity(layout.c));
         for channel in 0..layout.c {
             let (block, lane) = (channel / LANES, channel % LANES);
-            let of_image = |image: usize| planes[image * blocks + block].map(|values| values[lane]);
-            let mean = (0..layout.n).map(|image| of_image(image)[0]).sum::<f64>() / layout.n as f64;
+            let image_stats = |image: usize| planes[image * blocks + block].map(|values| values[lane]);
+            let mean = (0..layout.n).map(|image| image_stats(image)[0]).sum::<f64>() / layout.n as f64;
             let squares = (0..layout.n).map(|image| {
-                let [m, s] = of_image(image);
+                let [m, s] = image_stats(image);
                 s + (m - mean) * (m - mean) * area as f64
             });
             result[0].push(mean);
@@ -112,13 +112,13 @@ impl BatchNorm<'_> {
     /// # Errors
     ///
     /// The layout has a halo, or a slice has the wrong length.
-    pub fn grad_parameters(&self, of: &BatchNormGrad, grad: &mut [f32]) -> Result<[Vec<f64>; 2], Error> {
-        self.check("input", of.x)?;
-        self.check("output", of.relu_output.unwrap_or(of.x))?;
+    pub fn grad_parameters(&self, saved: &BatchNormGrad, grad: &mut [f32]) -> Result<[Vec<f64>; 2], Error> {
+        self.check("input", saved.x)?;
+        self.check("output", saved.relu_output.unwrap_or(saved.x))?;
         self.check("gradient", grad)?;
-        check_len("mean", of.mean.len(), self.layout.c)?;
-        check_len("scale", of.inv_std.len(), self.layout.c)?;
-        let mean: Vec<f32> = of.mean.iter().map(|m| *m as f32).collect();
+        check_len("mean", saved.mean.len(), self.layout.c)?;
+        check_len("inverse std", saved.inv_std.len(), self.layout.c)?;
+        let mean: Vec<f32> = saved.mean.iter().map(|m| *m as f32).collect();
         let mean = self.lanes("mean", &mean)?;
         let (area, blocks) = (self.layout.h * self.layout.w, self.layout.blocks());
         let len = area * LANES;
@@ -127,16 +127,16 @@ impl BatchNorm<'_> {
             grad.chunks_exact_mut(len).map(|plane| (plane, [[0.0; LANES]; 2])).collect();
         self.pool.for_each_chunk(&mut planes, 1, |index, part| {
             let [(grad, sums)] = part else { return };
-            let x = of.x[index * len..][..len].as_chunks::<LANES>().0;
-            let y = of.relu_output.map(|y| y[index * len..][..len].as_chunks::<LANES>().0);
+            let x = saved.x[index * len..][..len].as_chunks::<LANES>().0;
+            let y = saved.relu_output.map(|y| y[index * len..][..len].as_chunks::<LANES>().0);
             let grad = grad.as_chunks_mut::<LANES>().0;
             *sums = self.isa.dispatch(Vectorized(Sums { x, y, grad, mean: &mean[index % blocks] }));
         });
         let mut result = [(); 2].map(|()| Vec::with_capacity(self.layout.c));
-        for (channel, scale) in of.inv_std.iter().enumerate() {
+        for (channel, scale) in saved.inv_std.iter().enumerate() {
             let sum = |which: usize| {
-                let of_image = |i: usize| planes[i * blocks + channel / LANES].1[which][channel % LANES];
-                (0..self.layout.n).map(of_image).sum::<f64>()
+                let image_stats = |i: usize| planes[i * blocks + channel / LANES].1[which][channel % LANES];
+                (0..self.layout.n).map(image_stats).sum::<f64>()
             };
             result[0].push(sum(1) * scale);
             result[1].push(sum(0));
@@ -151,17 +151,17 @@ impl BatchNorm<'_> {
     /// The layout has a halo, or a slice has the wrong length.
     pub fn grad_input(
         &self,
-        of: &BatchNormGrad,
+        saved: &BatchNormGrad,
         [weight, bias]: [&[f64]; 2],
         grad: &[f32],
         out: &mut [f32],
     ) -> Result<(), Error> {
         self.check("gradient", grad)?;
         self.check("output", out)?;
-        let vectors = self.input_vectors(of, [weight, bias])?;
+        let vectors = self.input_vectors(saved, [weight, bias])?;
         self.each_chunk(out, |range, block, out| {
             let [mean, factor, slope, shift] = [0, 1, 2, 3].map(|i| &vectors[i][block]);
-            let x = of.x[range.clone()].as_chunks::<LANES>().0;
+            let x = saved.x[range.clone()].as_chunks::<LANES>().0;
             let grad = Some(grad[range].as_chunks::<LANES>().0);
             let out = out.as_chunks_mut::<LANES>().0;
             self.isa.dispatch(Vectorized(Backward { x, grad, mean, factor, slope, shift, out }));
@@ -176,15 +176,15 @@ impl BatchNorm<'_> {
     /// As for [`BatchNorm::grad_input`].
     pub fn grad_input_in_place(
         &self,
-        of: &BatchNormGrad,
+        saved: &BatchNormGrad,
         [weight, bias]: [&[f64]; 2],
         grad: &mut [f32],
     ) -> Result<(), Error> {
         self.check("gradient", grad)?;
-        let vectors = self.input_vectors(of, [weight, bias])?;
+        let vectors = self.input_vectors(saved, [weight, bias])?;
         self.each_chunk(grad, |range, block, out| {
             let [mean, factor, slope, shift] = [0, 1, 2, 3].map(|i| &vectors[i][block]);
-            let x = of.x[range].as_chunks::<LANES>().0;
+            let x = saved.x[range].as_chunks::<LANES>().0;
             let out = out.as_chunks_mut::<LANES>().0;
             self.isa.dispatch(Vectorized(Backward { x, grad: None, mean, factor, slope, shift, out }));
         });
@@ -194,23 +194,26 @@ impl BatchNorm<'_> {
     /// Returns mean, factor, slope and shift of `gx = factor · g + slope · (x − mean) + shift`.
     fn input_vectors(
         &self,
-        of: &BatchNormGrad,
+        saved: &BatchNormGrad,
         [weight, bias]: [&[f64]; 2],
     ) -> Result<[Lanes<f32>; 4], Error> {
-        self.check("input", of.x)?;
+        self.check("input", saved.x)?;
         let (c, count) = (self.layout.c, (self.layout.n * self.layout.h * self.layout.w) as f64);
-        check_len("factors", of.weight.len(), c)?;
+        check_len("weight", saved.weight.len(), c)?;
         check_len("weight gradient", weight.len(), c)?;
         check_len("bias gradient", bias.len(), c)?;
         let vector = |f: &dyn Fn(usize, f64) -> f64| -> Vec<f32> {
-            (0..c).map(|i| f(i, f64::from(of.weight[i]) * of.inv_std[i]) as f32).collect()
+            (0..c).map(|i| f(i, f64::from(saved.weight[i]) * saved.inv_std[i]) as f32).collect()
         };
-        let batch = if of.batch_stats { 1.0 } else { 0.0 };
+        let batch = if saved.batch_stats { 1.0 } else { 0.0 };
         // The weight gradient is Σ g·(x − mean)·inv_std.
         Ok([
-            self.lanes("mean", &vector(&|i, _| of.mean[i]))?,
+            self.lanes("mean", &vector(&|i, _| saved.mean[i]))?,
             self.lanes("factors", &vector(&|_, factor| factor))?,
-            self.lanes("slope", &vector(&|i, factor| -batch * factor * of.inv_std[i] * weight[i] / count))?,
+            self.lanes(
+                "slope",
+                &vector(&|i, factor| -batch * factor * saved.inv_std[i] * weight[i] / count),
+            )?,
             self.lanes("shift", &vector(&|i, factor| -batch * factor * bias[i] / count))?,
         ])
     }
@@ -226,15 +229,15 @@ impl BatchNorm<'_> {
     /// Calls `task` for parts of planes with their range, the channel block, and that range of `out`.
     fn each_chunk(&self, out: &mut [f32], task: impl Fn(std::ops::Range<usize>, usize, &mut [f32]) + Sync) {
         let len = self.layout.plane_len();
-        let pieces = len.div_ceil(CHUNK);
-        let step = len.div_ceil(pieces).next_multiple_of(LANES);
+        let chunks = len.div_ceil(CHUNK);
+        let step = len.div_ceil(chunks).next_multiple_of(LANES);
         let mut parts: Vec<&mut [f32]> =
             out[..self.layout.len()].chunks_exact_mut(len).flat_map(|plane| plane.chunks_mut(step)).collect();
-        let pieces = len.div_ceil(step);
+        let chunks = len.div_ceil(step);
         self.pool.for_each_chunk(&mut parts, 8, |index, parts| {
             for (offset, part) in parts.iter_mut().enumerate() {
-                let (plane, piece) = ((index * 8 + offset) / pieces, (index * 8 + offset) % pieces);
-                let start = plane * len + piece * step;
+                let (plane, chunk) = ((index * 8 + offset) / chunks, (index * 8 + offset) % chunks);
+                let start = plane * len + chunk * step;
                 task(start..start + part.len(), plane % self.layout.blocks(), part);
             }
         });
@@ -267,23 +270,24 @@ impl Kernel for Moments<'_> {
             for pixel in run {
                 sum = s.add(sum, s.load(pixel));
             }
-            let of_run = s.mul(sum, s.splat(1.0 / run.len() as f32));
+            let run_mean = s.mul(sum, s.splat(1.0 / run.len() as f32));
             let mut residual_sum = s.splat(0.0);
             let mut square = s.splat(0.0);
             for pixel in run {
-                let d = s.sub(s.load(pixel), of_run);
+                let d = s.sub(s.load(pixel), run_mean);
                 residual_sum = s.add(residual_sum, d);
                 square = s.mul_add(d, d, square);
             }
             let [mut m, mut d, mut q] = [[0f32; LANES]; 3];
-            s.store(&mut m, of_run);
+            s.store(&mut m, run_mean);
             s.store(&mut d, residual_sum);
             s.store(&mut q, square);
             let n = run.len() as f64;
             for lane in 0..LANES {
                 // Corrects the rounding error of the `f32` mean by the mean residual.
-                let off = f64::from(d[lane]) / n;
-                let (m, q) = (f64::from(m[lane]) + off, f64::from(q[lane]) - n * off * off);
+                let correction = f64::from(d[lane]) / n;
+                let (m, q) =
+                    (f64::from(m[lane]) + correction, f64::from(q[lane]) - n * correction * correction);
                 let delta = m - mean[lane];
                 mean[lane] += delta * n / (done + n);
                 squares[lane] += q + delta * delta * done * n / (done + n);
@@ -389,18 +393,18 @@ impl Kernel for Backward<'_> {
     fn run<S: Simd>(self, s: S) {
         let Self { x, grad, mean, factor, slope, shift, out } = self;
         let [mean, factor, slope, shift] = [mean, factor, slope, shift].map(|v| s.load(v));
-        let of =
+        let grad_x =
             |g: S::V, x: &[f32; LANES]| s.mul_add(factor, g, s.mul_add(slope, s.sub(s.load(x), mean), shift));
         match grad {
             Some(grad) => {
                 for ((out, x), g) in out.iter_mut().zip(x).zip(grad) {
-                    s.store(out, of(s.load(g), x));
+                    s.store(out, grad_x(s.load(g), x));
                 }
             }
             None => {
                 for (out, x) in out.iter_mut().zip(x) {
                     let g = s.load(out);
-                    s.store(out, of(g, x));
+                    s.store(out, grad_x(g, x));
                 }
             }
         }

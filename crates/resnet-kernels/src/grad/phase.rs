@@ -38,8 +38,8 @@ impl Phase {
             let before = (-at).max(0) as usize;
             let before = before.div_ceil(stride);
             let last = (size as isize - 1 - at).max(0) as usize / stride;
-            let behind = (output + reach - 1).saturating_sub(last);
-            let cut = before.min(behind).min(reach);
+            let after = (output + reach - 1).saturating_sub(last);
+            let cut = before.min(after).min(reach);
             // The padded gradient must not be smaller than the kernel.
             let padding = reach - cut;
             phases.push(Phase {

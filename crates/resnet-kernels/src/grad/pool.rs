@@ -120,11 +120,11 @@ impl Kernel for Average<'_> {
         for (index, g) in grad.iter().enumerate() {
             let (y, x) = (index / width, index % width);
             let count = avg.divisor(0, y, h) * avg.divisor(1, x, w);
-            let share = s.mul(s.load(g), s.splat(1.0 / count as f32));
+            let scaled = s.mul(s.load(g), s.splat(1.0 / count as f32));
             let columns = avg.window.columns(x, w);
             for row in avg.window.rows(y, h) {
                 for out in &mut out[row * w + columns.start..row * w + columns.end] {
-                    let sum = s.add(s.load(out), share);
+                    let sum = s.add(s.load(out), scaled);
                     s.store(out, sum);
                 }
             }
@@ -256,13 +256,13 @@ pub fn grad_global_avg_pool(
     check_no_halo("input", layout.halo)?;
     check_len("gradient", grad.len(), layout.n * layout.c)?;
     check_at_least("input gradient", out.len(), layout.len())?;
-    let share = 1.0 / (layout.h * layout.w) as f32;
+    let factor = 1.0 / (layout.h * layout.w) as f32;
     pool.for_each_chunk(&mut out[..layout.len()], layout.plane_len(), |index, out| {
         let (image, first) = (index / layout.blocks(), index % layout.blocks() * LANES);
         let channels = LANES.min(layout.c - first);
         let mut values = [0.0; LANES];
         let grad = &grad[image * layout.c + first..][..channels];
-        values.iter_mut().zip(grad).for_each(|(to, g)| *to = g * share);
+        values.iter_mut().zip(grad).for_each(|(to, g)| *to = g * factor);
         out.as_chunks_mut::<LANES>().0.fill(values);
     });
     Ok(())

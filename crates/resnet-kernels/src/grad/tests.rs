@@ -208,7 +208,7 @@ fn batch_norm_and_gradients_match_the_formula() {
         let (mut by, mut y) = (vec![0.0; layout.len()], vec![0.0; x.len()]);
         norm.forward(&bx, [&mean32, &factor, &bias], Some(&br), true, &mut by).unwrap();
         layout.unpack(&by, &mut y, &pool).unwrap();
-        let of = BatchNormGrad {
+        let saved = BatchNormGrad {
             x: &bx,
             relu_output: Some(&by),
             mean: &mean,
@@ -217,10 +217,10 @@ fn batch_norm_and_gradients_match_the_formula() {
             batch_stats: true,
         };
         let mut masked = bg.clone();
-        let [gw, gb] = norm.grad_parameters(&of, &mut masked).unwrap();
+        let [gw, gb] = norm.grad_parameters(&saved, &mut masked).unwrap();
         let mut out = vec![0.0; layout.len()];
-        norm.grad_input(&of, [&gw, &gb], &masked, &mut out).unwrap();
-        norm.grad_input_in_place(&of, [&gw, &gb], &mut masked).unwrap();
+        norm.grad_input(&saved, [&gw, &gb], &masked, &mut out).unwrap();
+        norm.grad_input_in_place(&saved, [&gw, &gb], &mut masked).unwrap();
         assert_eq!(out, masked);
         let mut gx = vec![0.0; x.len()];
         layout.unpack(&out, &mut gx, &pool).unwrap();
@@ -304,8 +304,8 @@ fn average_pool_and_gate_gradients_are_adjoint() {
         scale_channels(isa, layout, &x, &gate, &mut y, &pool).unwrap();
         scale_channels(isa, layout, &grad, &gate, &mut gx, &more).unwrap();
         let sum = dot(&y, &grad);
-        let of_gate = grad_gate(isa, layout, &x, &grad, &more).unwrap();
-        for (what, found) in [("input", dot(&x, &gx)), ("gate", dot(&gate, &of_gate))] {
+        let gate_grad = grad_gate(isa, layout, &x, &grad, &more).unwrap();
+        for (what, found) in [("input", dot(&x, &gx)), ("gate", dot(&gate, &gate_grad))] {
             assert!((found - sum).abs() < 1e-4, "{what}: {found}, expected {sum}");
         }
         assert!(grad_gate(isa, layout, &x[1..], &grad, &pool).is_err());

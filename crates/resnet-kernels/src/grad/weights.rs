@@ -237,8 +237,8 @@ fn run<S: Simd>(
 
 /// Returns the number of tiles per task: a whole panel if there are enough panels.
 fn tiles_per_task(pool: &ThreadPool, panels: usize, tiles: usize) -> usize {
-    let wanted = TASKS_PER_THREAD * pool.threads();
-    if panels >= wanted { tiles } else { tiles.div_ceil(wanted).max(1) }
+    let min_tasks = TASKS_PER_THREAD * pool.threads();
+    if panels >= min_tasks { tiles } else { tiles.div_ceil(min_tasks).max(1) }
 }
 
 /// Computes `sums[tap][lane] += Σₖ weights[k][lane] · input[from[tap] + k]`.

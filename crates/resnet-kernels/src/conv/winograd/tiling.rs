@@ -100,10 +100,10 @@ impl Tiling {
     /// Returns the panels, images and rows of tiles per task of a block that threads share.
     pub(super) fn split(&self, block: &TileBlock, panels: usize, threads: usize) -> (usize, usize, usize) {
         // Enough tiles per task to reuse the weights, and about four tasks per thread.
-        let pieces = (4 * threads).div_ceil(panels).min(block.tiles() / MIN_TILES).max(1);
+        let parts = (4 * threads).div_ceil(panels).min(block.tiles() / MIN_TILES).max(1);
         match block.images {
-            1 => (1, 1, block.rows.div_ceil(pieces)),
-            images => (1, images.div_ceil(pieces), block.rows),
+            1 => (1, 1, block.rows.div_ceil(parts)),
+            images => (1, images.div_ceil(parts), block.rows),
         }
     }
 }
