@@ -4,10 +4,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use candle_core::{DType, Device};
-use resnet_kernels::reference::ConvWeights;
 use resnet_kernels::{
-    Activation, Algorithm, AvgPoolSpec, ConvShape, Epilogue, InputHint, LANES, PackedConv, PackedLinear,
-    Plan, PoolSpec, Precision, ThreadPool,
+    Activation, Algorithm, AvgPoolSpec, ConvShape, ConvWeights, Epilogue, InputHint, LANES, PackedConv,
+    PackedLinear, Plan, PoolSpec, Precision, ThreadPool,
 };
 
 use super::elementwise::{Coefficients, Elementwise, ScaleShift};
@@ -246,7 +245,7 @@ impl Packer<'_> {
         let params = ConvWeights { weights: &values.weight, bias: conv.bias.then_some(&values.bias) };
         let packed = PackedConv::new(shape, plan, params, epilogue)?;
         *buffer = values.weight;
-        let packed = if self.folded.standardizes(node) { packed.in_parts() } else { packed };
+        let packed = if self.folded.standardizes(node) { packed.with_chunked_sums() } else { packed };
         Ok(Kernel::Conv(Box::new(packed)))
     }
 

@@ -221,7 +221,7 @@ impl BlockedTensor {
 
 impl Drop for BlockedTensor {
     fn drop(&mut self) {
-        lock(&self.buffers).give(std::mem::take(&mut self.data));
+        lock(&self.buffers).put(std::mem::take(&mut self.data));
     }
 }
 

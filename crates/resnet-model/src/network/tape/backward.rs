@@ -3,7 +3,7 @@
 use super::forward::with_input;
 use super::*;
 use crate::graph::Op;
-use resnet_kernels::{BlockedConv, NormGrad};
+use resnet_kernels::{BatchNormGrad, BlockedConv};
 
 type Sink<'a> = &'a mut dyn FnMut(&Tensor, Tensor) -> Result<()>;
 
@@ -105,7 +105,7 @@ impl Pass<'_> {
                 let mut out = BlockedTensor::empty(self.buffers(), layout);
                 with_values(&gate, |gate| {
                     let out = out.slice_mut();
-                    resnet_kernels::scale(ops::isa(), layout, grad.slice(), gate, out, threads)
+                    resnet_kernels::scale_channels(ops::isa(), layout, grad.slice(), gate, out, threads)
                         .map_err(kernel)
                 })?;
                 self.add(step.inputs[0], true, Value::Blocked(Rc::new(out)))
@@ -198,7 +198,7 @@ impl Pass<'_> {
         let Layer::BatchNorm(norm) = &self.network.layers[saved.norm.index()] else { return Ok(()) };
         let SavedNorm { x, mut y, mean, scale, of_batch, fraction, drop_path, .. } = saved;
         let mut grad = BlockedTensor::owned(grad.into_blocked(self.buffers())?);
-        let kernels = resnet_kernels::Norm { layout: x.layout, isa: ops::isa(), pool: ops::threads()? };
+        let kernels = resnet_kernels::BatchNorm { layout: x.layout, isa: ops::isa(), pool: ops::threads()? };
         let mut residual = step.inputs.get(1).map(|node| (*node, wanted[1]));
         if let Some(drop_path) = drop_path {
             // The gradients of the norm and of the residual differ.
@@ -215,13 +215,13 @@ impl Pass<'_> {
         let workers = self.workers;
         let buffers = self.buffers().clone();
         let (passed, parameters) = with_values(&norm.weight, |weight| {
-            let of = NormGrad {
+            let of = BatchNormGrad {
                 x: x.slice(),
-                rectified: y.as_ref().map(|y| y.slice()),
+                relu_output: y.as_ref().map(|y| y.slice()),
                 mean: &mean,
-                scale: &scale,
+                inv_std: &scale,
                 weight,
-                of_batch,
+                batch_stats: of_batch,
             };
             let [gw, gb] = kernels.grad_parameters(&of, grad.slice_mut()).map_err(kernel)?;
             let (mut all_w, mut all_b) = (gw.clone(), gb.clone());

@@ -108,8 +108,15 @@ impl Pass<'_> {
                 let mut y = BlockedTensor::empty(self.buffers(), x.layout);
                 with_values(&gate, |gate| {
                     let threads = ops::threads()?;
-                    resnet_kernels::scale(ops::isa(), x.layout, x.slice(), gate, y.slice_mut(), threads)
-                        .map_err(kernel)
+                    resnet_kernels::scale_channels(
+                        ops::isa(),
+                        x.layout,
+                        x.slice(),
+                        gate,
+                        y.slice_mut(),
+                        threads,
+                    )
+                    .map_err(kernel)
                 })?;
                 (Value::Blocked(Rc::new(y)), Saved::Scale { x, gate })
             }
@@ -176,7 +183,7 @@ impl Pass<'_> {
         let (id, relu) = (step.norm.unwrap_or(step.node), step.norm.is_some());
         let x = inputs[0].blocked(self.buffers())?;
         let layout = x.layout;
-        let kernels = resnet_kernels::Norm { layout, isa: ops::isa(), pool: ops::threads()? };
+        let kernels = resnet_kernels::BatchNorm { layout, isa: ops::isa(), pool: ops::threads()? };
         let of_batch = matches!(norm.statistics, Statistics::Batch { .. });
         let ([mean, var], fraction) = match of_batch {
             true => self.moments(norm, &kernels, x.slice())?,
@@ -223,7 +230,7 @@ impl Pass<'_> {
     fn moments(
         &self,
         norm: &BatchNormLayer,
-        kernels: &resnet_kernels::Norm,
+        kernels: &resnet_kernels::BatchNorm,
         x: &[f32],
     ) -> Result<([Vec<f64>; 2], f64)> {
         let layout = kernels.layout;

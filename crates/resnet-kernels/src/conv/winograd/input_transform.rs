@@ -1,19 +1,19 @@
-#![allow(clippy::needless_range_loop, reason = "indices into arrays of registers read like the mathematics")]
+#![allow(clippy::needless_range_loop, reason = "indices into arrays of registers match the formulas")]
 
 use std::marker::PhantomData;
 
-use super::{Block, Points};
+use super::{Points, TileBlock};
 use crate::layout::{Blocked, LANES, View};
 use crate::simd::{Kernel, Simd};
 
-/// Transforms 16 input channels of all tiles of a block into `V`; P works down the columns, Q along the rows.
-pub(super) struct Gather<'a, P, Q, const A: usize, const M: usize, const B: usize, const N: usize> {
+/// Input transform of 16 channels of all tiles of a block to `V`; P is vertical, Q horizontal.
+pub(super) struct InputTransform<'a, P, Q, const A: usize, const M: usize, const B: usize, const N: usize> {
     pub input: View<'a>,
-    pub block: &'a Block,
-    /// Which block of 16 channels.
+    pub block: &'a TileBlock,
+    /// Index of the block of 16 channels.
     pub channels: usize,
     pub padding: [usize; 2],
-    /// Height and width of the output.
+    /// `[height, width]` of the output.
     pub output: [usize; 2],
     /// `[A × B][tile][16]`.
     pub v: &'a mut [f32],
@@ -21,7 +21,7 @@ pub(super) struct Gather<'a, P, Q, const A: usize, const M: usize, const B: usiz
 }
 
 impl<P: Points<A, M>, Q: Points<B, N>, const A: usize, const M: usize, const B: usize, const N: usize> Kernel
-    for Gather<'_, P, Q, A, M, B, N>
+    for InputTransform<'_, P, Q, A, M, B, N>
 {
     type Output = ();
 
@@ -33,7 +33,7 @@ impl<P: Points<A, M>, Q: Points<B, N>, const A: usize, const M: usize, const B: 
         let mut edge = [[[0.0; LANES]; B]; A];
         for (index, [image, row, column]) in self.block.each().enumerate() {
             let plane = self.input.plane(image, self.channels).as_chunks::<LANES>().0;
-            // Where the tile starts in the plane with its halo; the padding may reach beyond the halo.
+            // Position of the tile in the plane with halo; the padding may be wider than the halo.
             let top = (row * M * P::STRIDE + layout.halo[0]) as isize - self.padding[0] as isize;
             let left = (column * N * Q::STRIDE + layout.halo[1]) as isize - self.padding[1] as isize;
             let rows = tile_rows(&layout, plane, [top, left], &mut edge);
@@ -55,7 +55,8 @@ impl<P: Points<A, M>, Q: Points<B, N>, const A: usize, const M: usize, const B: 
     }
 }
 
-/// The rows of a tile that starts at `[top, left]`: of the plane where it has all of them, else of a copy with zeros around.
+/// Returns the rows of the tile at `[top, left]`: slices of the plane if it contains the tile, else of a zero-padded
+/// copy.
 #[inline(always)]
 fn tile_rows<'a, const A: usize, const B: usize>(
     layout: &Blocked,
@@ -76,7 +77,7 @@ fn tile_rows<'a, const A: usize, const B: usize>(
         return found;
     }
     for (y, line) in edge.iter_mut().enumerate() {
-        // Negative positions are huge as `usize`.
+        // Negative positions wrap to large values.
         let from = (top + y as isize) as usize;
         for (x, pixel) in line.iter_mut().enumerate() {
             let column = (left + x as isize) as usize;

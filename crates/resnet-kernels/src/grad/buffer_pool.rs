@@ -1,27 +1,27 @@
-//! BufferPool that is used again from one layer and one step to the next.
+//! Buffers reused between layers and training steps.
 
 use std::collections::BTreeMap;
 
 use crate::simd::AlignedVec;
 
-/// Buffers that were given back, by length.
+/// Pool of free buffers by length.
 ///
-/// A training step needs the same lengths as the one before it; memory fresh from the operating system costs more than
-/// what is computed in it.
+/// Every training step needs buffers of the same lengths; faulting in fresh pages would take longer than computing
+/// their content.
 #[derive(Debug, Default)]
 pub struct BufferPool {
     free: BTreeMap<usize, Vec<AlignedVec>>,
 }
 
-/// Steps between neighbouring lengths: an eighth of the next lower power of two, so that layers of nearly equal size
-/// share memory.
+/// Rounds a length up to its size class. Classes are an eighth of a power of two apart, so that layers of similar size
+/// share buffers.
 fn class(len: usize) -> usize {
     let step = (len.max(1).ilog2().saturating_sub(3)).max(6);
     len.checked_next_multiple_of(1 << step).unwrap_or(len)
 }
 
 impl BufferPool {
-    /// At least `len` elements, with any content.
+    /// Returns a buffer of at least `len` elements with arbitrary content.
     pub fn take(&mut self, len: usize) -> AlignedVec {
         let class = class(len);
         match self.free.get_mut(&class).and_then(Vec::pop) {
@@ -30,21 +30,21 @@ impl BufferPool {
         }
     }
 
-    /// At least `len` elements, of which the first `len` are 0.
+    /// Returns a buffer of at least `len` elements, the first `len` of which are 0.
     pub fn zeroed(&mut self, len: usize) -> AlignedVec {
         let mut buffer = self.take(len);
         buffer[..len].fill(0.0);
         buffer
     }
 
-    /// Keeps `buffer` for those who ask for one of its length.
-    pub fn give(&mut self, buffer: AlignedVec) {
+    /// Returns `buffer` to the pool.
+    pub fn put(&mut self, buffer: AlignedVec) {
         if !buffer.is_empty() {
             self.free.entry(buffer.len()).or_default().push(buffer);
         }
     }
 
-    /// Bytes that nobody uses at the moment.
+    /// Returns the size of all free buffers in bytes.
     pub fn bytes(&self) -> usize {
         self.free.iter().map(|(len, buffers)| len * buffers.len() * size_of::<f32>()).sum()
     }
@@ -55,16 +55,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn memory_is_used_again() {
-        let mut memory = BufferPool::default();
-        let mut first = memory.take(1000);
+    fn buffers_are_reused() {
+        let mut pool = BufferPool::default();
+        let mut first = pool.take(1000);
         first.fill(1.0);
         let (address, len) = (first.as_ptr(), first.len());
         assert!((1000..1200).contains(&len));
-        memory.give(first);
-        assert_eq!(memory.bytes(), len * 4);
-        let again = memory.zeroed(990);
-        assert_eq!((again.as_ptr(), memory.bytes()), (address, 0));
+        pool.put(first);
+        assert_eq!(pool.bytes(), len * 4);
+        let again = pool.zeroed(990);
+        assert_eq!((again.as_ptr(), pool.bytes()), (address, 0));
         assert!(again[..990].iter().all(|x| *x == 0.0) && again[990..].iter().all(|x| *x == 1.0));
         for len in [0, 1, 63, 64, 65, 12_345_678] {
             let class = class(len);

@@ -1,33 +1,42 @@
-#![allow(clippy::needless_range_loop, reason = "indices into arrays of registers read like the mathematics")]
+#![allow(clippy::needless_range_loop, reason = "indices into arrays of registers match the formulas")]
 
 use std::marker::PhantomData;
 
-use super::{Block, Extent, Points};
+use super::{Extent, Points, TileBlock};
 use crate::conv::PackedConv;
 use crate::conv::pack::Panel;
 use crate::epilogue::{Activation, Residual};
 use crate::layout::{Blocked, LANES};
 use crate::simd::{Kernel, Simd};
-use crate::threads::Share;
+use crate::threads::Chunk;
 
-/// Transforms the products of a panel into output pixels, with bias, residual and activation; P works down the columns, Q
-/// along the rows.
-pub(super) struct Scatter<'a, 'b, P, Q, const A: usize, const M: usize, const B: usize, const N: usize> {
+/// Output transform of a panel's products to pixels, with bias, residual add and activation; P is vertical, Q
+/// horizontal.
+pub(super) struct OutputTransform<
+    'a,
+    'b,
+    P,
+    Q,
+    const A: usize,
+    const M: usize,
+    const B: usize,
+    const N: usize,
+> {
     pub conv: &'a PackedConv,
     pub panel: &'a Panel,
     pub residual: &'a Residual<'a>,
     /// `[output block][A × B][tile][16]`.
     pub m: &'a [f32],
-    pub tiles: &'a Block,
-    pub share: &'a mut Share<'b>,
-    /// How the output lies; `share` starts at `first_image`.
+    pub tiles: &'a TileBlock,
+    pub chunk: &'a mut Chunk<'b>,
+    /// Layout of the output; `chunk` starts at `first_image`.
     pub layout: &'a Blocked,
     pub first_image: usize,
     pub points: PhantomData<(P, Q)>,
 }
 
 impl<P: Points<A, M>, Q: Points<B, N>, const A: usize, const M: usize, const B: usize, const N: usize> Kernel
-    for Scatter<'_, '_, P, Q, A, M, B, N>
+    for OutputTransform<'_, '_, P, Q, A, M, B, N>
 {
     type Output = ();
 
@@ -35,9 +44,9 @@ impl<P: Points<A, M>, Q: Points<B, N>, const A: usize, const M: usize, const B: 
     fn run<S: Simd>(self, s: S) {
         let layout = self.layout;
         let tiles = self.tiles.tiles();
-        let relu = self.conv.finish.activation == Activation::Relu;
+        let relu = self.conv.epilogue.activation == Activation::Relu;
         let biases = self.conv.panels.bias(self.panel).as_chunks::<LANES>().0;
-        let products = self.m.chunks_exact(Extent::of::<P, Q, A, M, B, N>().block_stride(tiles));
+        let products = self.m.chunks_exact(Extent::new::<P, Q, A, M, B, N>().block_stride(tiles));
         for ((block, bias), m) in (self.panel.block..).zip(biases).zip(products) {
             let m = m.as_chunks::<LANES>().0;
             let bias = s.load(bias);
@@ -56,7 +65,7 @@ impl<P: Points<A, M>, Q: Points<B, N>, const A: usize, const M: usize, const B: 
                     let start = layout.pixel(top + y, left);
                     let run = start..start + width * LANES;
                     let to =
-                        self.share.slice(image - self.first_image, block, run).as_chunks_mut::<LANES>().0;
+                        self.chunk.slice(image - self.first_image, block, run).as_chunks_mut::<LANES>().0;
                     let values = Q::output(s, half[y], width);
                     let added = match self.residual {
                         Residual::Add(view) => {
