@@ -78,7 +78,7 @@ fn inspect_shows_files_of_no_network_and_says_why() {
     assert_eq!(code, 0, "{error}");
     fits(&text);
     for expected in [
-        "  no network    a safetensors of 2 tensors, but no ResNet",
+        "  no network    safetensors with 2 tensors that match no known",
         "encoder\\u{1b}[2J",
         "1 NaN  1 infinite",
         "1 F32",
