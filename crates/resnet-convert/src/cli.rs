@@ -119,17 +119,12 @@ pub(crate) fn run(
     }
 }
 
-/// Returns a flag that Ctrl-C sets, so that no temporary file is left behind. A second Ctrl-C exits at once.
+/// Returns a flag that Ctrl-C sets, so that no temporary file is left behind.
 fn cancel_on_signal() -> Arc<AtomicBool> {
     let cancel = Arc::new(AtomicBool::new(false));
     let flag = cancel.clone();
-    let handler = move || {
-        if flag.swap(true, Ordering::Relaxed) {
-            std::process::exit(i32::from(INTERRUPTED));
-        }
-    };
     // Without a handler, the default action of the signal applies.
-    drop(ctrlc::set_handler(handler));
+    drop(ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed)));
     cancel
 }
 

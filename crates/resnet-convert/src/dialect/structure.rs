@@ -285,10 +285,10 @@ impl Candidate {
         let mut result = CandidateMatch::None;
         for modules in orders {
             match (self.matches_in_order(modules), &result) {
-                (CandidateMatch::Found(_, found), CandidateMatch::Found(_, known)) => {
-                    if !same_pairs(&found, known) {
-                        return CandidateMatch::Ambiguous;
-                    }
+                (CandidateMatch::Found(_, found), CandidateMatch::Found(_, known))
+                    if !same_pairs(&found, known) =>
+                {
+                    return CandidateMatch::Ambiguous;
                 }
                 (found @ CandidateMatch::Found(..), _) => result = found,
                 (found, CandidateMatch::None) => result = found,

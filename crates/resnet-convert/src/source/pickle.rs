@@ -2,8 +2,8 @@
 //! an opaque object.
 //!
 //! Every length is checked against the input before use, values are shared by index, and the numbers of opcodes, values
-//! and levels are limited. `candle_core::pickle` is not used: it reads zip files only, supports few opcodes and storage
-//! kinds, has no limits, and fails on nested checkpoints with unknown classes.
+//! and levels are limited. `candle_core::pickle` is not used: its file readers take zip archives only, it
+//! lacks the opcodes of protocols 0 and 4 (text, FRAME, MEMOIZE, STACK_GLOBAL), and it has no limits.
 
 pub(crate) mod call;
 pub(crate) mod globals;

@@ -82,7 +82,7 @@ fn f13_an_index_names_only_files_beside_it() {
 fn f13_links_stay_in_the_folder_or_in_the_cache() {
     use std::os::unix::fs::symlink;
     let (at, all) = sharded(network::safetensors);
-    // As the Hugging Face cache lies: a snapshot of links into `blobs`.
+    // Layout of the Hugging Face cache: a snapshot of links into `blobs`.
     let (blobs, snapshot) = (at.dir().join("blobs"), at.dir().join("snapshots/main"));
     std::fs::create_dir(&blobs).unwrap();
     std::fs::create_dir_all(&snapshot).unwrap();
@@ -113,22 +113,22 @@ fn an_index_and_its_shards_must_agree() {
     let name = &all[0].name;
     check(
         good.replace(&first, &format!(r#"{first}, "x": "{}""#, NAMES[1])),
-        "the tensor `x` is not in `m-2-of-2`",
+        "tensor `x` is not in `m-2-of-2`",
     );
     check(
         good.replace(&format!("{first}, "), ""),
-        &format!("the tensor `{name}`, which is not in the index or in two"),
+        &format!("unexpected tensor `{name}`: not in the index, or in two"),
     );
     check(good.replace(&first, &format!("{first}, {first}")), "is in the index twice [duplicate-name]");
     let moved = format!(r#""{}": "{}""#, all[0].name, NAMES[1]);
-    check(good.replace(&first, &moved), "which the index has in `m-2-of-2` [shard]");
-    check(r#"{"weight_map": {}}"#.into(), "no tensors [no-tensors]");
-    check(r#"{"weight_map": {"a": 1}}"#.into(), "no index of shards");
+    check(good.replace(&first, &moved), "the index has it in `m-2-of-2` [shard]");
+    check(r#"{"weight_map": {}}"#.into(), "the index has no tensors [no-tensors]");
+    check(r#"{"weight_map": {"a": 1}}"#.into(), "not an index of shards");
     check(r#"{"weight_map": []}"#.into(), "an object from tensor name to file name");
-    check(r#"{"config": 1}"#.into(), "JSON text file, not a checkpoint [format]");
-    check(format!(r#"{{"weight_map": {}"#, "[".repeat(100_000)), "no index of shards");
-    // A shard must not be an index again, nor of another kind than the first.
-    check(index(&[("w", "model.index.json")]), "an index of shards is read by its path");
+    check(r#"{"config": 1}"#.into(), "JSON without `weight_map`, not an index of shards [format]");
+    check(format!(r#"{{"weight_map": {}"#, "[".repeat(100_000)), "not an index of shards");
+    // A shard must not be an index, and all shards must have one format.
+    check(index(&[("w", "model.index.json")]), "an index of shards must be opened by its path");
     std::fs::write(at.dir().join(NAMES[1]), network::zip(&all[20..], &[])).unwrap();
-    check(good, "where other shards are of the kind safetensors [shard]");
+    check(good, "expected safetensors [shard]");
 }
