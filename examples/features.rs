@@ -1,4 +1,4 @@
-//! A network as a backbone: the feature maps of an image, `cargo run --example features -- CHECKPOINT IMAGE`.
+//! Feature maps of an image, for a network as a backbone: `cargo run --example features -- CHECKPOINT IMAGE`.
 
 use std::path::Path;
 

@@ -139,7 +139,7 @@ def differences(name: str, forms: list[str], losses: dict[str, list[float]]) -> 
 
 def compare(name: str, args) -> None:
     start, rate = weights(name, args.start), args.rate
-    common = ["--threads", str(args.threads), "--batch", str(args.batch), "--rate", str(rate)]
+    common = ["--threads", str(args.threads), "--batch", str(args.batch), "--lr", str(rate)]
     save = str(WORK / SAVED.format("ours"))
     commands = {"ours": [args.step, "--weights", str(start), "--save", save, *common, name]}
     for form in ["f64", *args.forms]:

@@ -14,6 +14,7 @@
 mod gif;
 mod jpeg;
 mod orientation;
+mod png;
 mod sniff;
 
 use std::fs::File;
@@ -117,22 +118,12 @@ impl DecodeOptions {
     /// As [`decode`].
     pub fn decode(self, bytes: &[u8]) -> Result<RgbImage> {
         check_file_size(bytes.len() as u64)?;
-        let format = sniff::format(bytes)?;
-        let decoded = catch_unwind(AssertUnwindSafe(|| match format {
-            ImageFormat::Png => decode_png(bytes),
-            ImageFormat::WebP => {
-                let decoder = image::codecs::webp::WebPDecoder::new(Cursor::new(bytes));
-                convert(format, decoder.map_err(|e| damaged(format, e))?)
-            }
-            ImageFormat::Bmp => {
-                let decoder = image::codecs::bmp::BmpDecoder::new(Cursor::new(bytes));
-                convert(format, decoder.map_err(|e| damaged(format, e))?)
-            }
-            ImageFormat::Gif => Ok((gif::decode(bytes)?, Orientation::NoTransforms)),
-            ImageFormat::Jpeg => decode_jpeg(bytes),
-        }));
-        let (mut image, orientation) =
-            decoded.unwrap_or_else(|_| Err(damaged(format, "the decoder failed")))?;
+        let (mut image, orientation) = match sniff::format(bytes)? {
+            ImageFormat::Jpeg => decode_jpeg(bytes)?,
+            // The decoders of other crates are fuzzed too, but an update must not let a malformed file end a server's thread.
+            format => catch_unwind(AssertUnwindSafe(|| decode_other(format, bytes)))
+                .unwrap_or_else(|_| Err(damaged(format, "the decoder failed")))?,
+        };
         if self.apply_orientation && orientation != Orientation::NoTransforms {
             let mut turned = DynamicImage::ImageRgb8(image);
             turned.apply_orientation(orientation);
@@ -150,15 +141,12 @@ impl DecodeOptions {
             if w > 0 && h > 0 && inside { Ok(region) } else { Err(Error::Region { region, width, height }) }
         };
         if sniff::format(bytes)? == ImageFormat::Jpeg {
-            let decoded = catch_unwind(AssertUnwindSafe(|| jpeg_header(bytes)));
-            let mut decoder =
-                decoded.unwrap_or_else(|_| Err(damaged(ImageFormat::Jpeg, "the decoder failed")))?;
-            let [exif, xmp] = decoder.texts().map_err(|e| damaged(ImageFormat::Jpeg, e.0))?;
+            let mut decoder = jpeg_header(bytes)?;
+            let [exif, xmp] = decoder.metadata().map_err(|e| damaged(ImageFormat::Jpeg, e.0))?;
             if !self.apply_orientation || orientation::find(exif, xmp) == Orientation::NoTransforms {
                 let header = decoder.header();
                 let region = checked(header.width as u32, header.height as u32)?;
-                let decoded = catch_unwind(AssertUnwindSafe(|| jpeg_region(decoder, region)));
-                return decoded.unwrap_or_else(|_| Err(damaged(ImageFormat::Jpeg, "the decoder failed")));
+                return jpeg_region(decoder, region);
             }
         }
         let image = self.decode(bytes)?;
@@ -256,6 +244,23 @@ fn jpeg_region(decoder: jpeg::Decoder, [x, y, width, height]: [u32; 4]) -> Resul
         .ok_or_else(|| damaged(ImageFormat::Jpeg, "the decoder failed"))
 }
 
+/// Decodes a file of a format other than JPEG.
+fn decode_other(format: ImageFormat, bytes: &[u8]) -> Result<(RgbImage, Orientation)> {
+    match format {
+        ImageFormat::WebP => {
+            let decoder = image::codecs::webp::WebPDecoder::new(Cursor::new(bytes));
+            convert(format, bytes, decoder.map_err(|e| damaged(format, e))?)
+        }
+        ImageFormat::Bmp => {
+            let decoder = image::codecs::bmp::BmpDecoder::new(Cursor::new(bytes));
+            convert(format, bytes, decoder.map_err(|e| damaged(format, e))?)
+        }
+        ImageFormat::Gif => Ok((gif::decode(bytes)?, Orientation::NoTransforms)),
+        ImageFormat::Jpeg => decode_jpeg(bytes),
+        ImageFormat::Png => decode_png(bytes),
+    }
+}
+
 fn decode_png(bytes: &[u8]) -> Result<(RgbImage, Orientation)> {
     let format = ImageFormat::Png;
     // The size comes first in the file; it is checked before the rest is read.
@@ -271,19 +276,27 @@ fn decode_png(bytes: &[u8]) -> Result<(RgbImage, Orientation)> {
     if u64::from(width) * u64::from(height) / 8 > 1032 * bytes.len() as u64 {
         return Err(damaged(format, "the file is truncated"));
     }
-    convert(format, decoder)
+    convert(format, bytes, decoder)
 }
 
 /// Converts the output of a decoder of the `image` crate as Pillow's `convert("RGB")` does.
-fn convert(format: ImageFormat, mut decoder: impl ImageDecoder) -> Result<(RgbImage, Orientation)> {
+fn convert(
+    format: ImageFormat,
+    bytes: &[u8],
+    mut decoder: impl ImageDecoder,
+) -> Result<(RgbImage, Orientation)> {
     let (width, height) = decoder.dimensions();
     check_size(width as usize, height as usize)?;
     let decoded = usize::try_from(decoder.total_bytes()).unwrap_or(usize::MAX);
     check_memory(decoded.saturating_add(3 * width as usize * height as usize))?;
     decoder.set_limits(limits(MAX_MEMORY)).map_err(|e| damaged(format, e))?;
-    let exif = decoder.exif_metadata().unwrap_or_default();
-    let xmp = if format == ImageFormat::WebP { decoder.xmp_metadata().unwrap_or_default() } else { None };
+    let [exif, xmp] = match format {
+        ImageFormat::Png => png::metadata(bytes),
+        _ => [decoder.exif_metadata().unwrap_or_default(), decoder.xmp_metadata().unwrap_or_default()],
+    };
     let orientation = orientation::find(exif.as_deref(), xmp.as_deref());
+    // A tRNS chunk makes gray pixels gray and alpha here, but not in Pillow.
+    let is_gray = format == ImageFormat::Png && bytes.get(25) == Some(&0);
     let image = DynamicImage::from_decoder(decoder).map_err(|e| damaged(format, e))?;
     let rgb = match image {
         DynamicImage::ImageRgb8(rgb) => rgb,
@@ -292,6 +305,7 @@ fn convert(format: ImageFormat, mut decoder: impl ImageDecoder) -> Result<(RgbIm
         DynamicImage::ImageRgba8(rgba) => to_rgb(&rgba, |p| [p.0[0], p.0[1], p.0[2]]),
         // Pillow clips 16-bit gray without alpha (mode `I;16`) …
         DynamicImage::ImageLuma16(gray) => to_rgb(&gray, |p| [p.0[0].min(255) as u8; 3]),
+        DynamicImage::ImageLumaA16(gray) if is_gray => to_rgb(&gray, |p| [p.0[0].min(255) as u8; 3]),
         // … and keeps the high byte of all other 16-bit formats.
         DynamicImage::ImageLumaA16(gray) => to_rgb(&gray, |p| [(p.0[0] >> 8) as u8; 3]),
         DynamicImage::ImageRgb16(rgb) => to_rgb(&rgb, |p| p.0.map(|v| (v >> 8) as u8)),

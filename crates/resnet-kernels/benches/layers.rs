@@ -1,6 +1,7 @@
-//! The layers of ResNet-18 and ResNet-50, on every instruction set: `cargo bench -p resnet-kernels -- [FILTER]`.
+//! Convolution layers of ResNets on every instruction set: `cargo bench -p resnet-kernels -- [FILTER]`.
 //!
-//! A name is instruction set, kernel, layer, images and threads; an item is a multiply-add of the direct sum.
+//! A name consists of instruction set, algorithm, layer, batch size and threads. An item is a multiply-add of the
+//! direct sum.
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 
 use std::fmt;
@@ -9,19 +10,19 @@ use std::time::Duration;
 use divan::Bencher;
 use divan::counter::ItemsCount;
 use resnet_kernels::{
-    Activation, Algorithm, Aligned, Blocked, ConvShape, Epilogue, Input, InputHint, Isa, PackedConv, Plan,
-    PoolSpec, Precision, Residual, ThreadPool, View, ViewMut, fma_peak, reference::ConvWeights,
+    Activation, Algorithm, AlignedVec, Blocked, ConvShape, ConvWeights, Epilogue, Input, InputHint, Isa,
+    PackedConv, Plan, PoolSpec, Precision, Residual, ThreadPool, View, ViewMut, fma_peak,
 };
 
 fn main() {
     for isa in Isa::available() {
         let peak = fma_peak(isa, Duration::from_millis(100)) / 2e9;
-        println!("{}: {peak:.1} G multiply-adds a second at most, on one thread", isa.name());
+        println!("{}: {peak:.1} G multiply-adds per second (FMA peak of one thread)", isa.name());
     }
     divan::main();
 }
 
-/// Name, shape and input size of the convolutions that ResNet-18, ResNet-50 and ResNeXt-50 have.
+/// Returns name, shape and input size of convolutions in ResNet-18, ResNet-50 and ResNeXt-50.
 fn layers() -> Vec<(&'static str, ConvShape, usize)> {
     let k1 = ConvShape::pointwise;
     let s2 = |shape: ConvShape| ConvShape { stride: [2, 2], ..shape };
@@ -78,8 +79,8 @@ fn cases() -> Vec<Case> {
             for (batch, &threads) in
                 [1, 8].into_iter().flat_map(|batch| threads.iter().map(move |t| (batch, t)))
             {
-                let site = InputHint { batch, input: [size, size] };
-                let plan = Plan::choose(&shape, site, isa, Precision::F32);
+                let hint = InputHint { batch, input: [size, size] };
+                let plan = Plan::choose(&shape, hint, isa, Precision::F32);
                 let name = format!("{}-{}-{layer}-b{batch}-t{threads}", isa.name(), plan.algorithm.name());
                 cases.push(Case { name, shape, size, batch, threads, plan });
             }
@@ -88,28 +89,28 @@ fn cases() -> Vec<Case> {
     cases
 }
 
-/// Several copies of the weights, so that they are as cold as within a network.
+/// Cycles through copies of the weights, so that they are as cold as in a network.
 #[divan::bench(args = cases(), max_time = 1)]
 fn conv(bencher: Bencher, case: &Case) {
     let Case { shape, size, batch, .. } = *case;
     let weights: Vec<f32> = (0..shape.weight_len().unwrap()).map(|i| (i % 17) as f32 / 17.0 - 0.4).collect();
     let bias = vec![0.1; shape.c_out];
-    let window = PoolSpec { kernel: [3, 3], stride: [2, 2], padding: [1, 1], ceil_mode: false };
-    let finish =
-        Epilogue { activation: Activation::Relu, max_pool: case.name.contains(STEM).then_some(window) };
-    let params = ConvWeights { weights: &weights, bias: Some(&bias) };
-    let first = PackedConv::new(shape, case.plan, params, finish).unwrap();
-    // Together more than a last-level cache keeps.
+    let spec = PoolSpec { kernel: [3, 3], stride: [2, 2], padding: [1, 1], ceil_mode: false };
+    let epilogue =
+        Epilogue { activation: Activation::Relu, max_pool: case.name.contains(STEM).then_some(spec) };
+    let conv_weights = ConvWeights { weights: &weights, bias: Some(&bias) };
+    let first = PackedConv::new(shape, case.plan, conv_weights, epilogue).unwrap();
+    // More in total than the last-level cache holds.
     let copies = ((64 << 20) / first.bytes()).clamp(1, 12);
     let convs = vec![first; copies];
 
     let dims = [batch, shape.c_in, size, size];
     let layout = Blocked::new(dims).unwrap().with_halo(convs[0].input_halo()).unwrap();
     let output_layout = Blocked::new(convs[0].output_dims(dims).unwrap()).unwrap();
-    let mut input = Aligned::zeroed(layout.len());
+    let mut input = AlignedVec::zeroed(layout.len());
     input.iter_mut().enumerate().for_each(|(i, x)| *x = (i % 13) as f32 / 13.0);
-    let mut output = Aligned::zeroed(output_layout.len());
-    let mut scratch = Aligned::zeroed(convs[0].scratch_len(dims, case.threads).unwrap());
+    let mut output = AlignedVec::zeroed(output_layout.len());
+    let mut scratch = AlignedVec::zeroed(convs[0].scratch_len(dims, case.threads).unwrap());
     let pool = ThreadPool::new(case.threads).unwrap();
     let mut next = convs.iter().cycle();
     let macs = shape.macs(batch, [size, size]).unwrap();

@@ -1,12 +1,11 @@
-//! Convolution with weights packed once.
+//! Convolution with prepacked weights.
 
 use crate::epilogue::{Activation, Residual};
 use crate::error::{Error, check_at_least, check_len, product};
 use crate::layout::{Blocked, View, ViewMut};
 use crate::pool::PoolSpec;
-use crate::reference::ConvWeights;
-use crate::shape::ConvShape;
-use crate::simd::{Aligned, Dispatch, Simd};
+use crate::shape::{ConvShape, ConvWeights};
+use crate::simd::{AlignedVec, Dispatch, Simd};
 use crate::threads::ThreadPool;
 
 mod direct;
@@ -21,47 +20,48 @@ pub(crate) use pack::Panels;
 use winograd::{Extent, F2, S2};
 pub(crate) use winograd::{F4, Points};
 
-/// What a convolution reads.
+/// Input of a convolution.
 #[derive(Clone, Copy, Debug)]
 pub enum Input<'a> {
-    /// `[N, C, H, W]` without a halo, for [`Algorithm::Planar`].
+    /// `[N, C, H, W]` without halo, for [`Algorithm::Planar`].
     Planar {
-        /// `[N, C, H, W]`.
+        /// Shape `[N, C, H, W]`.
         dims: [usize; 4],
-        /// N × C × H × W elements.
+        /// `N × C × H × W` elements.
         data: &'a [f32],
     },
-    /// Blocked, for all other algorithms. Direct ones read the padding from the halo, which must be at least as wide and
-    /// hold zeros; Winograd needs none.
+    /// Blocked tensor, for all other algorithms. Direct convolutions read the padding from the halo, which must be zero
+    /// and at least as wide; Winograd convolutions need no halo.
     Blocked(View<'a>),
 }
 
-/// What follows the sum of products.
+/// Operations fused after the convolution.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Epilogue {
-    /// Applied after bias and residual.
+    /// Activation after bias and residual add.
     pub activation: Activation,
-    /// A max-pooling fused behind the activation, for [`Algorithm::Planar`] without residual: its input never
-    /// reaches memory.
+    /// Max pool after the activation, for [`Algorithm::Planar`] without residual add. The unpooled tensor is not
+    /// written to memory.
     pub max_pool: Option<PoolSpec>,
 }
 
-/// A convolution, ready to run on any batch and image size, from any number of threads at once.
+/// Convolution with prepacked weights for any batch size and image size; can be run from several threads at once.
 ///
-/// Infinities and NaN reach every output that depends on them, as in a direct sum, with two differences. Winograd may turn
-/// an infinity into NaN and spread either over its tile of up to 4 × 4 outputs. And channels that share a block of 16 with
-/// those of other groups, or with padding, are multiplied by zero weights, which turns non-finite inputs into NaN there.
+/// Infinities and NaN propagate to every output that depends on them, with two differences to a direct sum: Winograd
+/// may turn an infinity into NaN and spread either over its tile of up to 4 × 4 outputs; and padding channels and
+/// channels of other groups in the same block of 16 are multiplied by zero weights, which turns non-finite values into
+/// NaN.
 #[derive(Clone, Debug)]
 pub struct PackedConv {
     shape: ConvShape,
     plan: Plan,
-    finish: Epilogue,
+    epilogue: Epilogue,
     panels: Panels,
-    /// Whether long sums are added up in parts.
-    parts: bool,
+    /// If `true`, splits long direct sums into partial sums.
+    chunked_sums: bool,
 }
 
-/// A checked call.
+/// Validated arguments of a call.
 struct Call<'a> {
     conv: &'a PackedConv,
     residual: Residual<'a>,
@@ -73,63 +73,67 @@ struct Call<'a> {
 impl PackedConv {
     /// Packs weights `[c_out, c_in / groups, kernel height, kernel width]` for `plan`.
     ///
-    /// Errors: a bad shape, slices of the wrong length, an algorithm that cannot compute the shape or the finish.
-    pub fn new(shape: ConvShape, plan: Plan, params: ConvWeights, finish: Epilogue) -> Result<Self, Error> {
-        check_len("weights", params.weights.len(), shape.weight_len()?)?;
-        check_len("bias", params.bias.map_or(shape.c_out, <[f32]>::len), shape.c_out)?;
+    /// # Errors
+    ///
+    /// Invalid shape, slices of the wrong length, or an algorithm that does not support the shape or the epilogue.
+    pub fn new(
+        shape: ConvShape,
+        plan: Plan,
+        weights: ConvWeights,
+        epilogue: Epilogue,
+    ) -> Result<Self, Error> {
+        check_len("weights", weights.weights.len(), shape.weight_len()?)?;
+        check_len("bias", weights.bias.map_or(shape.c_out, <[f32]>::len), shape.c_out)?;
         plan.algorithm.supports(&shape)?;
-        if let Some(window) = &finish.max_pool {
-            window.check()?;
+        if let Some(spec) = &epilogue.max_pool {
+            spec.check()?;
             if plan.algorithm != Algorithm::Planar {
-                return Err(Error::Algorithm {
-                    algorithm: plan.algorithm.name(),
-                    why: "a fused max-pooling",
-                });
+                return Err(Error::Algorithm { algorithm: plan.algorithm.name(), what: "fused max pooling" });
             }
         }
-        let panels = plan.isa.dispatch(Pack { shape: &shape, algorithm: plan.algorithm, params });
-        Ok(Self { shape, plan, finish, panels, parts: false })
+        let panels = plan.isa.dispatch(Pack { shape: &shape, algorithm: plan.algorithm, weights });
+        Ok(Self { shape, plan, epilogue, panels, chunked_sums: false })
     }
 
-    /// The same, with long direct sums added up in parts of about a hundred products (fewer over a planar input), which
-    /// halves their rounding errors and costs a few percent of the time. Winograd's sums stay as they are.
-    pub fn in_parts(self) -> Self {
-        Self { parts: true, ..self }
+    /// Splits long direct sums into partial sums of about a hundred products (fewer for planar inputs), which halves
+    /// the rounding error and costs a few percent of speed. Does not affect Winograd.
+    pub fn with_chunked_sums(self) -> Self {
+        Self { chunked_sums: true, ..self }
     }
 
-    /// A convolution of panels that were filled for `plan` elsewhere.
-    pub(crate) fn of_panels(shape: ConvShape, plan: Plan, panels: Panels) -> Self {
-        Self { shape, plan, finish: Epilogue::default(), panels, parts: false }
+    /// Creates a convolution from panels that were packed for `plan`.
+    pub(crate) fn from_panels(shape: ConvShape, plan: Plan, panels: Panels) -> Self {
+        Self { shape, plan, epilogue: Epilogue::default(), panels, chunked_sums: false }
     }
 
-    /// The memory of the packed weights.
-    pub(crate) fn into_weights(self) -> Aligned {
+    /// Returns the buffer of the packed weights for reuse.
+    pub(crate) fn into_weights(self) -> AlignedVec {
         self.panels.weights
     }
 
-    /// The shape it was made from.
+    /// Returns the shape.
     pub fn shape(&self) -> &ConvShape {
         &self.shape
     }
 
-    /// The plan it was packed for.
+    /// Returns the plan.
     pub fn plan(&self) -> Plan {
         self.plan
     }
 
-    /// `{algorithm}-f32-{channels}x{pixels}-{isa}` of the register tile, such as `winograd4-f32-64x6-avx512`.
+    /// Returns the name of the micro-kernel, `{algorithm}-f32-{channels}x{pixels}-{isa}`: `winograd4-f32-64x6-avx512`.
     pub fn kernel_name(&self) -> String {
         let blocks = self.panels.list.first().map_or(1, |panel| panel.blocks);
         let pixels = self.plan.isa.dispatch(TilePixels(blocks));
         format!("{}-f32-{}x{pixels}-{}", self.plan.algorithm.name(), blocks * 16, self.plan.isa.name())
     }
 
-    /// Bytes held: packed weights and bias.
+    /// Returns the size of packed weights and bias in bytes.
     pub fn bytes(&self) -> usize {
         (self.panels.weights.len() + self.panels.bias.len()) * size_of::<f32>()
     }
 
-    /// The halo that the input needs, `[vertical, horizontal]` pixels.
+    /// Returns the halo that the input needs, `[vertical, horizontal]` in pixels.
     pub fn input_halo(&self) -> [usize; 2] {
         match self.plan.algorithm {
             Algorithm::Direct | Algorithm::Pointwise => self.shape.padding,
@@ -137,16 +141,25 @@ impl PackedConv {
         }
     }
 
-    /// `[N, C, H, W]` of the output, after a fused pooling. Errors: wrong channels, an input too small for the kernel.
+    /// Returns the output shape `[N, C, H, W]`, after fused pooling.
+    ///
+    /// # Errors
+    ///
+    /// The number of channels differs, or the input is smaller than the kernel.
     pub fn output_dims(&self, input: [usize; 4]) -> Result<[usize; 4], Error> {
         let [n, c, mut h, mut w] = self.shape.output_dims(input)?;
-        if let Some(window) = &self.finish.max_pool {
-            [h, w] = window.output_hw([h, w])?;
+        if let Some(spec) = &self.epilogue.max_pool {
+            [h, w] = spec.output_hw([h, w])?;
         }
         Ok([n, c, h, w])
     }
 
-    /// Elements of scratch memory that [`PackedConv::run`] needs for an input `[N, C, H, W]` on `threads` threads.
+    /// Returns the number of scratch elements that [`PackedConv::run`] needs for an input `[N, C, H, W]` on `threads`
+    /// threads.
+    ///
+    /// # Errors
+    ///
+    /// As for [`PackedConv::output_dims`]; also if a length overflows.
     pub fn scratch_len(&self, input: [usize; 4], threads: usize) -> Result<usize, Error> {
         let output = self.output_dims(input)?;
         product("activation length", &input)?;
@@ -154,10 +167,14 @@ impl PackedConv {
         self.plan.isa.dispatch(ScratchLen { conv: self, input, output, threads })
     }
 
-    /// `output = activation(convolution(input) + bias + residual)`. Allocates nothing.
+    /// Computes `output = activation(convolution(input) + bias + residual)` without allocating.
     ///
-    /// `scratch` is at least [`PackedConv::scratch_len`] long and may hold anything. The result does not depend on the
-    /// number of threads. Errors: shapes, halo or lengths that do not fit.
+    /// `scratch` has at least [`PackedConv::scratch_len`] elements with any content. The result does not depend on the
+    /// number of threads.
+    ///
+    /// # Errors
+    ///
+    /// A shape, halo or length does not match.
     pub fn run(
         &self,
         input: Input,
@@ -175,13 +192,14 @@ impl PackedConv {
         check_at_least("scratch", scratch.len(), self.scratch_len(dims, pool.threads())?)?;
         let call = Call { conv: self, residual, output, scratch, pool };
         let planar = self.plan.algorithm == Algorithm::Planar;
+        let algorithm = self.plan.algorithm.name();
         match input {
             Input::Planar { dims, data } if planar => {
                 check_len("input", data.len(), product("input length", &dims)?)?;
-                if !matches!(call.residual, Residual::None) && self.finish.max_pool.is_some() {
+                if !matches!(call.residual, Residual::None) && self.epilogue.max_pool.is_some() {
                     return Err(Error::Algorithm {
                         algorithm: "planar",
-                        why: "a residual before a fused max-pooling",
+                        what: "a residual add with fused max pooling",
                     });
                 }
                 self.plan.isa.dispatch(RunPlanar { call, dims, data });
@@ -194,8 +212,12 @@ impl PackedConv {
                 }
                 self.plan.isa.dispatch(RunBlocked { call, view });
             }
-            Input::Planar { .. } => return Err(Error::InputKind { found: "planar", expected: "blocked" }),
-            Input::Blocked(_) => return Err(Error::InputKind { found: "blocked", expected: "planar" }),
+            Input::Planar { .. } => {
+                return Err(Error::InputLayout { algorithm, found: "planar", expected: "blocked" });
+            }
+            Input::Blocked(_) => {
+                return Err(Error::InputLayout { algorithm, found: "blocked", expected: "planar" });
+            }
         }
         Ok(())
     }
@@ -204,7 +226,7 @@ impl PackedConv {
 struct Pack<'a> {
     shape: &'a ConvShape,
     algorithm: Algorithm,
-    params: ConvWeights<'a>,
+    weights: ConvWeights<'a>,
 }
 
 impl Dispatch for Pack<'_> {
@@ -212,12 +234,12 @@ impl Dispatch for Pack<'_> {
 
     fn run<S: Simd>(self, _: S) -> Panels {
         match self.algorithm {
-            Algorithm::Planar => Panels::planar::<S>(self.shape, self.params),
-            Algorithm::Pointwise | Algorithm::Direct => Panels::direct::<S>(self.shape, self.params),
-            Algorithm::Winograd2 => winograd::pack::<S, F2, F2, 4, 2, 4, 2>(self.shape, self.params),
-            Algorithm::Winograd2x4 => winograd::pack::<S, F2, F4, 4, 2, 6, 4>(self.shape, self.params),
-            Algorithm::Winograd4 => winograd::pack::<S, F4, F4, 6, 4, 6, 4>(self.shape, self.params),
-            Algorithm::WinogradStrided => winograd::pack::<S, S2, S2, 5, 2, 5, 2>(self.shape, self.params),
+            Algorithm::Planar => Panels::planar::<S>(self.shape, self.weights),
+            Algorithm::Pointwise | Algorithm::Direct => Panels::direct::<S>(self.shape, self.weights),
+            Algorithm::Winograd2 => winograd::pack::<S, F2, F2, 4, 2, 4, 2>(self.shape, self.weights),
+            Algorithm::Winograd2x4 => winograd::pack::<S, F2, F4, 4, 2, 6, 4>(self.shape, self.weights),
+            Algorithm::Winograd4 => winograd::pack::<S, F4, F4, 6, 4, 6, 4>(self.shape, self.weights),
+            Algorithm::WinogradStrided => winograd::pack::<S, S2, S2, 5, 2, 5, 2>(self.shape, self.weights),
         }
     }
 }
@@ -248,16 +270,16 @@ impl Dispatch for ScratchLen<'_> {
             Algorithm::Pointwise | Algorithm::Direct => Ok(0),
             Algorithm::Planar => planar::scratch_len(conv, input, output, threads),
             Algorithm::Winograd2 => {
-                winograd::scratch_len(Extent::of::<F2, F2, 4, 2, 4, 2>(), conv, output, threads)
+                winograd::scratch_len(Extent::new::<F2, F2, 4, 2, 4, 2>(), conv, output, threads)
             }
             Algorithm::Winograd2x4 => {
-                winograd::scratch_len(Extent::of::<F2, F4, 4, 2, 6, 4>(), conv, output, threads)
+                winograd::scratch_len(Extent::new::<F2, F4, 4, 2, 6, 4>(), conv, output, threads)
             }
             Algorithm::Winograd4 => {
-                winograd::scratch_len(Extent::of::<F4, F4, 6, 4, 6, 4>(), conv, output, threads)
+                winograd::scratch_len(Extent::new::<F4, F4, 6, 4, 6, 4>(), conv, output, threads)
             }
             Algorithm::WinogradStrided => {
-                winograd::scratch_len(Extent::of::<S2, S2, 5, 2, 5, 2>(), conv, output, threads)
+                winograd::scratch_len(Extent::new::<S2, S2, 5, 2, 5, 2>(), conv, output, threads)
             }
         }
     }
@@ -298,7 +320,7 @@ impl Dispatch for RunBlocked<'_> {
     }
 }
 
-/// Blocked layout without halo of an output known to be checked.
+/// Returns the blocked layout without halo for a validated shape.
 fn dense(dims: [usize; 4]) -> Blocked {
     let [n, c, h, w] = dims;
     Blocked { n, c, h, w, halo: [0, 0] }

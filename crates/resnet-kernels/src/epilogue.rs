@@ -1,25 +1,25 @@
 use crate::error::Error;
 use crate::layout::{Blocked, View};
 
-/// What happens to every output after the sum, the bias and the residual.
+/// Activation applied to every output after bias and residual.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Activation {
-    /// Nothing.
+    /// Identity.
     #[default]
     None,
     /// `max(x, 0)`; NaN stays NaN.
     Relu,
 }
 
-/// A tensor of the output's `[N, C, H, W]` that is added before the activation.
+/// Residual add before the activation, with a tensor of the output's shape `[N, C, H, W]`.
 #[derive(Clone, Copy, Debug, Default)]
 pub enum Residual<'a> {
-    /// Nothing is added.
+    /// No residual add.
     #[default]
     None,
-    /// This tensor, whose halo may differ from the output's.
+    /// Adds this tensor, whose halo may differ from the output's.
     Add(View<'a>),
-    /// What the output holds: `output = activation(output + convolution)`.
+    /// Adds the previous content of the output: `output = activation(output + convolution)`.
     InPlace,
 }
 

@@ -1,33 +1,33 @@
 use thiserror::Error;
 
-/// Everything that can be wrong with a call of this crate; each variant says what was found and what was expected.
+/// The error type of this crate. Each variant holds what was found and what was expected.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A size that must be at least one is zero.
+    /// A size that must be at least 1 is 0.
     #[error("{what} is zero, expected at least 1")]
     Zero {
-        /// Which size, such as `kernel height`.
+        /// Name of the size, such as `kernel height`.
         what: &'static str,
     },
-    /// A product of sizes does not fit the address space.
+    /// A product of sizes exceeds the address space.
     #[error("{what} overflows the address space")]
     Overflow {
-        /// Which product, such as `activation length`.
+        /// Name of the product, such as `activation length`.
         what: &'static str,
     },
-    /// Channels that do not divide into the groups.
-    #[error("{channels} {what} do not divide into {groups} groups")]
+    /// A number of channels that is not divisible by the number of groups.
+    #[error("{channels} {what} are not divisible by {groups} groups")]
     Groups {
         /// `input channels` or `output channels`.
         what: &'static str,
-        /// The number of channels found.
+        /// Number of channels.
         channels: usize,
-        /// The number of groups asked for.
+        /// Number of groups.
         groups: usize,
     },
-    /// The window does not fit in the padded input.
-    #[error("{axis} of {size} with padding {padding} is smaller than the window of {window}")]
+    /// The padded input is smaller than the dilated kernel.
+    #[error("input {axis} {size} with padding {padding} is smaller than the kernel extent {window}")]
     TooSmall {
         /// `height` or `width`.
         axis: &'static str,
@@ -38,75 +38,98 @@ pub enum Error {
         /// Extent of the dilated kernel in pixels.
         window: usize,
     },
-    /// Pooling padding above half of the kernel, which would make windows of padding only.
-    #[error("pooling padding {padding} is more than half of the kernel {kernel}")]
+    /// Pooling padding above half the kernel size, with which a window could contain only padding.
+    #[error("invalid pooling padding {padding}, expected at most half the kernel size {kernel}")]
     PoolPadding {
         /// Padding on either side in pixels.
         padding: usize,
-        /// Kernel extent in pixels.
+        /// Kernel size in pixels.
         kernel: usize,
     },
     /// A slice of the wrong length.
-    #[error("{what} has {found} elements, expected {expected}")]
+    #[error("{what} has length {found}, expected {expected}")]
     Length {
-        /// Which slice, such as `weights`.
+        /// Name of the slice, such as `weights`.
         what: &'static str,
-        /// The length found, in elements.
+        /// Actual length in elements.
         found: usize,
-        /// The length expected (for scratch: the least), in elements.
+        /// Expected length in elements.
         expected: usize,
     },
-    /// A tensor of the wrong shape, as `[N, C, H, W]`.
+    /// A slice that is too short.
+    #[error("{what} has length {found}, expected at least {expected}")]
+    TooShort {
+        /// Name of the slice, such as `scratch`.
+        what: &'static str,
+        /// Actual length in elements.
+        found: usize,
+        /// Minimum length in elements.
+        expected: usize,
+    },
+    /// A tensor of the wrong shape `[N, C, H, W]`.
     #[error("{what} has shape {found:?}, expected {expected:?}")]
     Shape {
-        /// Which tensor, such as `output`.
+        /// Name of the tensor, such as `output`.
         what: &'static str,
-        /// The shape found.
+        /// Actual shape.
         found: [usize; 4],
-        /// The shape expected.
+        /// Expected shape.
         expected: [usize; 4],
     },
-    /// The zero border around the input is thinner than the padding that is read from it.
-    #[error("the input's halo is {found:?} pixels, the padding needs at least {expected:?}")]
+    /// An input halo that is narrower than the padding of the convolution.
+    #[error(
+        "input halo is {}x{} pixels, expected at least {}x{} (the padding of the convolution)",
+        .found[0], .found[1], .expected[0], .expected[1]
+    )]
     Halo {
-        /// The halo found, `[vertical, horizontal]`.
+        /// Actual halo `[vertical, horizontal]`.
         found: [usize; 2],
-        /// The halo needed, `[vertical, horizontal]`.
+        /// Minimum halo `[vertical, horizontal]`.
         expected: [usize; 2],
     },
-    /// A planar input was given where a blocked one is read, or the reverse.
-    #[error("the convolution reads a {expected} input, found a {found} one")]
-    InputKind {
+    /// A halo around a tensor of an operation that supports none.
+    #[error("{what} has a halo of {}x{} pixels, expected none", .found[0], .found[1])]
+    UnexpectedHalo {
+        /// Name of the tensor, such as `gradient`.
+        what: &'static str,
+        /// Actual halo `[vertical, horizontal]`.
+        found: [usize; 2],
+    },
+    /// A planar input where a blocked one is expected, or the reverse.
+    #[error("expected {expected} input for algorithm `{algorithm}`, found {found} input")]
+    InputLayout {
+        /// Name of the algorithm.
+        algorithm: &'static str,
         /// `planar` or `blocked`.
         found: &'static str,
         /// `planar` or `blocked`.
         expected: &'static str,
     },
-    /// The algorithm cannot compute this convolution.
-    #[error("{algorithm} cannot compute this convolution: {why}")]
+    /// A convolution that the algorithm does not support.
+    #[error("algorithm `{algorithm}` does not support {what}")]
     Algorithm {
-        /// Name of the algorithm asked for.
+        /// Name of the algorithm.
         algorithm: &'static str,
-        /// What it does not support.
-        why: &'static str,
+        /// Unsupported property of the convolution.
+        what: &'static str,
     },
-    /// An instruction set that this machine or this build does not have.
-    #[error("instruction set `{name}` is not available here, expected one of {available:?}")]
+    /// An instruction set that this CPU or this build does not support.
+    #[error("unsupported instruction set `{name}`, expected one of: {}", .available.join(", "))]
     Isa {
-        /// The name asked for.
+        /// Name as given by the caller.
         name: String,
-        /// The names that would work.
+        /// Names of the supported instruction sets.
         available: Vec<&'static str>,
     },
     /// A number of threads outside `1..=max`.
-    #[error("{found} threads asked for, expected 1 to {max}")]
+    #[error("invalid number of threads {found}, expected 1 to {max}")]
     Threads {
-        /// The number asked for.
+        /// Requested number of threads.
         found: usize,
-        /// The largest number allowed.
+        /// Maximum number of threads.
         max: usize,
     },
-    /// The operating system refused to start a thread.
+    /// The operating system failed to start a thread.
     #[error("cannot start a worker thread")]
     Spawn(#[source] std::io::Error),
 }
@@ -116,10 +139,15 @@ pub(crate) fn check_len(what: &'static str, found: usize, expected: usize) -> Re
 }
 
 pub(crate) fn check_at_least(what: &'static str, found: usize, expected: usize) -> Result<(), Error> {
-    if found >= expected { Ok(()) } else { Err(Error::Length { what, found, expected }) }
+    if found >= expected { Ok(()) } else { Err(Error::TooShort { what, found, expected }) }
 }
 
-/// The product of `factors` as a number of `f32` that a slice can hold.
+/// Returns an error unless `halo` is zero.
+pub(crate) fn check_no_halo(what: &'static str, halo: [usize; 2]) -> Result<(), Error> {
+    if halo == [0, 0] { Ok(()) } else { Err(Error::UnexpectedHalo { what, found: halo }) }
+}
+
+/// Returns the product of `factors`, a number of `f32` elements that a slice can hold.
 pub(crate) fn product(what: &'static str, factors: &[usize]) -> Result<usize, Error> {
     let len = factors.iter().try_fold(1usize, |len, &factor| len.checked_mul(factor));
     len.filter(|&len| len <= isize::MAX as usize / 16).ok_or(Error::Overflow { what })

@@ -1,20 +1,19 @@
-//! Convolution for training: planar tensors in and out, forward and both gradients.
+//! Convolutions for training: forward and both gradients.
 //!
-//! Weights change with every step, so they are packed for every call; the gradient to the input is the forward kernel
-//! again, with the weights turned around.
+//! Weights change with every step, so they are packed for every call. The input gradient is a forward convolution with
+//! transposed and flipped weights.
 
 use crate::conv::{Algorithm, Epilogue, Input, InputHint, PackedConv, Plan, Precision};
 use crate::epilogue::Residual;
 use crate::error::{Error, check_len, product};
 
 use crate::layout::{Blocked, LANES, View, ViewMut};
-use crate::reference::ConvWeights;
-use crate::shape::ConvShape;
-use crate::simd::{Aligned, Isa};
+use crate::shape::{ConvShape, ConvWeights};
+use crate::simd::{AlignedVec, Isa};
 use crate::threads::ThreadPool;
 
 mod blocked;
-mod memory;
+mod buffer_pool;
 mod norm;
 mod outer;
 mod pack;
@@ -23,17 +22,17 @@ mod pool;
 mod weights;
 
 pub use blocked::BlockedConv;
-pub use memory::BufferPool;
-pub use norm::{Norm, NormGrad};
-pub use pool::{add_to, grad_avg_pool, grad_gate, grad_global_avg_pool, grad_max_pool, scale};
+pub use buffer_pool::BufferPool;
+pub use norm::{BatchNorm, BatchNormGrad};
+pub use pool::{add_to, grad_avg_pool, grad_gate, grad_global_avg_pool, grad_max_pool, scale_channels};
 
 use phase::Phase;
 
-/// From how many output pixels on, all images together, Winograd saves more than the transform of its weights costs.
+/// Minimum number of output pixels in the batch for which Winograd amortizes the filter transform.
 const WINOGRAD_PIXELS: usize = 1024;
 
-/// A convolution of planar tensors `[N, C, H, W]` whose weights `[c_out, c_in / groups, kernel height, kernel width]`
-/// are used once.
+/// Training convolution of planar tensors `[N, C, H, W]` with weights `[c_out, c_in / groups, kernel height, kernel
+/// width]`.
 ///
 /// Results do not depend on the number of threads.
 ///
@@ -50,20 +49,24 @@ const WINOGRAD_PIXELS: usize = 1024;
 /// ```
 #[derive(Clone, Copy, Debug)]
 pub struct PlanarConv<'a> {
-    /// The convolution.
+    /// Shape of the convolution.
     pub shape: ConvShape,
-    /// `[N, C, H, W]` of the input.
+    /// Input shape `[N, C, H, W]`.
     pub input: [usize; 4],
-    /// The instruction set.
+    /// Instruction set.
     pub isa: Isa,
-    /// Whether Winograd may be used; sums are added up in parts where it may not.
+    /// `F32` allows Winograd; `Exact` uses direct convolutions with chunked sums.
     pub precision: Precision,
-    /// The threads.
+    /// Thread pool.
     pub pool: &'a ThreadPool,
 }
 
 impl PlanarConv<'_> {
-    /// `[N, c_out, H', W']` of the output. Errors: a bad shape, wrong channels, an input too small for the kernel.
+    /// Returns the output shape `[N, c_out, H', W']`.
+    ///
+    /// # Errors
+    ///
+    /// Invalid shape, wrong number of channels, or an input smaller than the kernel.
     pub fn output(&self) -> Result<[usize; 4], Error> {
         let output = self.shape.output_dims(self.input)?;
         product("input length", &self.input)?;
@@ -71,14 +74,18 @@ impl PlanarConv<'_> {
         Ok(output)
     }
 
-    /// The output `[N, c_out, H', W']`. Errors: shapes and lengths that do not fit.
+    /// Returns the output `[N, c_out, H', W']`.
+    ///
+    /// # Errors
+    ///
+    /// A shape or length does not match.
     pub fn forward(&self, input: &[f32], weights: &[f32]) -> Result<Vec<f32>, Error> {
         let dims = self.output()?;
         check_len("input", input.len(), self.input.iter().product())?;
         let conv = self.packed(self.shape, self.input, weights)?;
         let from = self.layout(self.input, conv.input_halo())?;
         let blocked = match conv.plan().algorithm {
-            Algorithm::Planar => Aligned::default(),
+            Algorithm::Planar => AlignedVec::default(),
             _ => self.blocked(from, input)?,
         };
         let (to, result) = self.run(&conv, (self.input, input), (from, &blocked))?;
@@ -87,10 +94,14 @@ impl PlanarConv<'_> {
         Ok(output)
     }
 
-    /// The gradient to the input `[N, c_in, H, W]` from that to the output `[N, c_out, H', W']`.
+    /// Returns the input gradient `[N, c_in, H, W]` for the output gradient `[N, c_out, H', W']`.
     ///
-    /// With a stride, the input's pixels fall into phases; each is a convolution of its own with some of the taps.
-    /// Errors: shapes and lengths that do not fit.
+    /// With a stride, the input pixels are divided into phases (pixel modulo stride), each of which is a convolution
+    /// with a subset of the taps.
+    ///
+    /// # Errors
+    ///
+    /// A shape or length does not match.
     pub fn grad_input(&self, grad: &[f32], weights: &[f32]) -> Result<Vec<f32>, Error> {
         let output = self.output()?;
         let [_, c, h, w] = self.input;
@@ -100,7 +111,7 @@ impl PlanarConv<'_> {
         let columns = Phase::list(&self.shape, 1, w, output[3]);
         let halo = |phases: &[Phase]| phases.iter().map(|phase| phase.padding).max().unwrap_or(0);
         let from = self.layout(output, [halo(&rows), halo(&columns)])?;
-        let mut blocked = Aligned::default();
+        let mut blocked = AlignedVec::default();
         let mut result = vec![0.0; self.input.iter().product()];
         for row in &rows {
             for column in &columns {
@@ -127,50 +138,52 @@ impl PlanarConv<'_> {
         Ok(result)
     }
 
-    /// The gradient to the weights from the input and the gradient to the output.
+    /// Returns the weight gradient for an input and an output gradient.
     ///
-    /// Errors: shapes and lengths that do not fit.
+    /// # Errors
+    ///
+    /// A shape or length does not match.
     pub fn grad_weights(&self, input: &[f32], grad: &[f32]) -> Result<Vec<f32>, Error> {
         let output = self.output()?;
         check_len("input", input.len(), self.input.iter().product())?;
         check_len("gradient", grad.len(), output.iter().product())?;
-        weights::gradient(self, output, input, weights::Grad::Planar(grad))
+        weights::gradient(self, output, input, weights::OutputGrad::Planar(grad))
     }
 
     fn packed(&self, shape: ConvShape, input: [usize; 4], weights: &[f32]) -> Result<PackedConv, Error> {
         let [oh, ow] = shape.output_hw([input[2], input[3]])?;
         let many = input[0].saturating_mul(oh * ow) >= WINOGRAD_PIXELS;
         let precision = if many { self.precision } else { Precision::Exact };
-        let site = InputHint { batch: input[0], input: [input[2], input[3]] };
-        let plan = Plan::choose(&shape, site, self.isa, precision);
+        let hint = InputHint { batch: input[0], input: [input[2], input[3]] };
+        let plan = Plan::choose(&shape, hint, self.isa, precision);
         let conv = PackedConv::new(shape, plan, ConvWeights { weights, bias: None }, Epilogue::default())?;
-        Ok(if self.precision == Precision::Exact { conv.in_parts() } else { conv })
+        Ok(if self.precision == Precision::Exact { conv.with_chunked_sums() } else { conv })
     }
 
     fn layout(&self, dims: [usize; 4], halo: [usize; 2]) -> Result<Blocked, Error> {
         Blocked::new(dims)?.with_halo(halo)
     }
 
-    fn blocked(&self, layout: Blocked, planar: &[f32]) -> Result<Aligned, Error> {
-        let mut blocked = Aligned::zeroed(layout.len());
+    fn blocked(&self, layout: Blocked, planar: &[f32]) -> Result<AlignedVec, Error> {
+        let mut blocked = AlignedVec::zeroed(layout.len());
         layout.pack(planar, &mut blocked, self.pool)?;
         Ok(blocked)
     }
 
-    /// Runs `conv` on the planar or the blocked form of its input, whichever it reads.
+    /// Runs `conv` on the planar or the blocked form of its input, depending on its algorithm.
     fn run(
         &self,
         conv: &PackedConv,
         (dims, planar): ([usize; 4], &[f32]),
         (layout, blocked): (Blocked, &[f32]),
-    ) -> Result<(Blocked, Aligned), Error> {
+    ) -> Result<(Blocked, AlignedVec), Error> {
         let input = match conv.plan().algorithm {
             Algorithm::Planar => Input::Planar { dims, data: planar },
             _ => Input::Blocked(View { layout, data: blocked }),
         };
         let to = Blocked::new(conv.output_dims(dims)?)?;
-        let mut result = Aligned::zeroed(to.len());
-        let mut scratch = Aligned::zeroed(conv.scratch_len(dims, self.pool.threads())?);
+        let mut result = AlignedVec::zeroed(to.len());
+        let mut scratch = AlignedVec::zeroed(conv.scratch_len(dims, self.pool.threads())?);
         let target = ViewMut { layout: to, data: &mut result };
         conv.run(input, Residual::None, target, &mut scratch, self.pool)?;
         Ok((to, result))

@@ -1,46 +1,55 @@
 use crate::error::{Error, check_len, product};
 use crate::threads::ThreadPool;
 
-/// Channels that lie side by side in memory: one AVX-512 register, two of AVX2, four of NEON, one cache line.
+/// Channels per block: one AVX-512 register, two AVX2 registers, four NEON registers, one cache line.
 pub const LANES: usize = 16;
 
-/// How an activation lies in memory: `[N, C/16, halo + H + halo, halo + W + halo, 16]`, in `f32`.
+/// Blocked memory layout of an activation, `[N, C/16, halo + H + halo, halo + W + halo, 16]` in `f32`; oneDNN's
+/// `nChw16c` with a halo.
 ///
 /// Channels beyond `c` in the last block are zero, and so is the halo. Kernels write neither the halo nor anything
-/// outside their own tensor; whoever owns the memory clears the halo once ([`Blocked::clear_halo`]) and again when the
-/// memory is used for another layout.
+/// outside their own tensor. The owner of the memory clears the halo once ([`Blocked::clear_halo`]) and again before
+/// using the memory with another layout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Blocked {
-    /// Images.
+    /// Batch size.
     pub n: usize,
-    /// Channels, before they are rounded up to blocks of 16.
+    /// Number of channels, not rounded up to blocks of 16.
     pub c: usize,
-    /// Height in pixels, without the halo.
+    /// Height in pixels, without halo.
     pub h: usize,
-    /// Width in pixels, without the halo.
+    /// Width in pixels, without halo.
     pub w: usize,
-    /// Zero pixels around every plane, `[above and below, left and right]`.
+    /// Zero pixels around every plane, `[top and bottom, left and right]`.
     pub halo: [usize; 2],
 }
 
 impl Blocked {
-    /// A layout for `[N, C, H, W]` without a halo. Errors: a zero size, or a length that overflows.
+    /// Creates a layout for `[N, C, H, W]` without halo.
+    ///
+    /// # Errors
+    ///
+    /// A size is zero, or the length overflows.
     pub fn new(dims: [usize; 4]) -> Result<Self, Error> {
         let [n, c, h, w] = dims;
-        for (what, size) in [("batch", n), ("channels", c), ("height", h), ("width", w)] {
-            if size == 0 {
-                return Err(Error::Zero { what });
-            }
-        }
         Self { n, c, h, w, halo: [0, 0] }.checked()
     }
 
-    /// The same tensor with a zero border of `[vertical, horizontal]` pixels. Error: the length overflows.
+    /// Returns this layout with a halo of `[vertical, horizontal]` pixels.
+    ///
+    /// # Errors
+    ///
+    /// A size is zero, or the length overflows.
     pub fn with_halo(self, halo: [usize; 2]) -> Result<Self, Error> {
         Self { halo, ..self }.checked()
     }
 
     fn checked(self) -> Result<Self, Error> {
+        for (what, size) in [("batch", self.n), ("channels", self.c), ("height", self.h), ("width", self.w)] {
+            if size == 0 {
+                return Err(Error::Zero { what });
+            }
+        }
         let what = "activation length";
         let side = |size: usize, halo: usize| halo.checked_mul(2).and_then(|both| both.checked_add(size));
         let (Some(h), Some(w)) = (side(self.h, self.halo[0]), side(self.w, self.halo[1])) else {
@@ -50,47 +59,51 @@ impl Blocked {
         Ok(self)
     }
 
-    /// `[N, C, H, W]`.
+    /// Returns the shape `[N, C, H, W]`.
     pub fn dims(&self) -> [usize; 4] {
         [self.n, self.c, self.h, self.w]
     }
 
-    /// Blocks of 16 channels.
+    /// Returns the number of blocks of 16 channels.
     pub fn blocks(&self) -> usize {
         self.c.div_ceil(LANES)
     }
 
-    /// Elements of one row of one channel block, halo included.
+    /// Returns the number of elements in one row of one channel block, including the halo.
     pub fn row_len(&self) -> usize {
         (self.w + 2 * self.halo[1]) * LANES
     }
 
-    /// Elements of one channel block, halo included.
+    /// Returns the number of elements in one plane (channel block), including the halo.
     pub fn plane_len(&self) -> usize {
         (self.h + 2 * self.halo[0]) * self.row_len()
     }
 
-    /// Elements of one image.
+    /// Returns the number of elements per image.
     pub fn image_len(&self) -> usize {
         self.blocks() * self.plane_len()
     }
 
-    /// Elements of the tensor: the length of the slice that holds it.
+    /// Returns the number of elements of the tensor, which is the length of its slice.
     pub fn len(&self) -> usize {
         self.n * self.image_len()
     }
 
-    /// Whether the tensor has no elements; never true of a layout made by [`Blocked::new`].
+    /// Returns `true` if the tensor has no elements, which [`Blocked::new`] rules out.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Offset of a pixel within its plane; the pixel's 16 channels follow.
+    /// Returns the offset of a pixel's 16 channels within its plane.
     pub fn pixel(&self, y: usize, x: usize) -> usize {
         (y + self.halo[0]) * self.row_len() + (x + self.halo[1]) * LANES
     }
 
-    /// Writes zeros to the halo and nothing else. Error: `data` is not [`Blocked::len`] long.
+    /// Sets the halo to zero and leaves everything else unchanged.
+    ///
+    /// # Errors
+    ///
+    /// The length of `data` is not [`Blocked::len`].
     pub fn clear_halo(&self, data: &mut [f32]) -> Result<(), Error> {
         check_len("activation", data.len(), self.len())?;
         if self.halo == [0, 0] || data.is_empty() {
@@ -112,7 +125,11 @@ impl Blocked {
         Ok(())
     }
 
-    /// Fills `blocked` from `planar` `[N, C, H, W]`, halo and padding channels included.
+    /// Converts `planar` `[N, C, H, W]` to `blocked` and clears the halo and the padding channels.
+    ///
+    /// # Errors
+    ///
+    /// A slice has the wrong length.
     pub fn pack(&self, planar: &[f32], blocked: &mut [f32], pool: &ThreadPool) -> Result<(), Error> {
         check_len("planar activation", planar.len(), self.n * self.c * self.h * self.w)?;
         check_len("activation", blocked.len(), self.len())?;
@@ -135,7 +152,11 @@ impl Blocked {
         Ok(())
     }
 
-    /// Fills `planar` `[N, C, H, W]` from `blocked`, dropping halo and padding channels.
+    /// Converts `blocked` to `planar` `[N, C, H, W]`.
+    ///
+    /// # Errors
+    ///
+    /// A slice has the wrong length.
     pub fn unpack(&self, blocked: &[f32], planar: &mut [f32], pool: &ThreadPool) -> Result<(), Error> {
         check_len("planar activation", planar.len(), self.n * self.c * self.h * self.w)?;
         check_len("activation", blocked.len(), self.len())?;
@@ -153,21 +174,21 @@ impl Blocked {
     }
 }
 
-/// A tensor that is read.
+/// Immutable view of a blocked tensor.
 #[derive(Clone, Copy, Debug)]
 pub struct View<'a> {
-    /// How `data` lies.
+    /// Layout of `data`.
     pub layout: Blocked,
-    /// [`Blocked::len`] elements.
+    /// Elements; the length is [`Blocked::len`].
     pub data: &'a [f32],
 }
 
-/// A tensor that is written.
+/// Mutable view of a blocked tensor.
 #[derive(Debug)]
 pub struct ViewMut<'a> {
-    /// How `data` lies.
+    /// Layout of `data`.
     pub layout: Blocked,
-    /// [`Blocked::len`] elements.
+    /// Elements; the length is [`Blocked::len`].
     pub data: &'a mut [f32],
 }
 
@@ -176,7 +197,7 @@ impl<'a> View<'a> {
         check_tensor(what, &self.layout, self.data.len(), dims)
     }
 
-    /// The plane of a channel block of an image.
+    /// Returns the plane of one channel block of one image.
     pub(crate) fn plane(&self, image: usize, block: usize) -> &'a [f32] {
         let start = image * self.layout.image_len() + block * self.layout.plane_len();
         &self.data[start..][..self.layout.plane_len()]
@@ -200,9 +221,10 @@ fn check_tensor(what: &'static str, layout: &Blocked, len: usize, dims: [usize; 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{Algorithm, ConvShape, ConvWeights, Epilogue, Input, Isa, PackedConv, Plan, Residual};
 
     #[test]
-    fn packing_is_undone_by_unpacking_and_clears_the_rest() {
+    fn unpack_inverts_pack_and_pack_clears_padding() {
         let pool = ThreadPool::new(2).unwrap();
         for (dims, halo) in [([2, 3, 5, 4], [1, 2]), ([1, 16, 1, 1], [0, 0]), ([3, 33, 2, 7], [0, 1])] {
             let layout = Blocked::new(dims).unwrap().with_halo(halo).unwrap();
@@ -220,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn clearing_touches_the_halo_only() {
+    fn clear_halo_leaves_the_interior_unchanged() {
         let layout = Blocked::new([1, 16, 3, 2]).unwrap().with_halo([2, 1]).unwrap();
         let mut data = vec![1.0; layout.len()];
         layout.clear_halo(&mut data).unwrap();
@@ -229,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_that_cannot_be_are_refused() {
+    fn invalid_sizes_are_rejected() {
         assert_eq!(
             Blocked::new([1, 0, 2, 3]).unwrap_err().to_string(),
             "channels is zero, expected at least 1"
@@ -238,5 +260,26 @@ mod tests {
         assert_eq!(Blocked::new([1 << 32, 1 << 20, 1 << 10, 1 << 10]).unwrap_err().to_string(), overflow);
         let layout = Blocked::new([1, 1, 1, 1]).unwrap();
         assert_eq!(layout.with_halo([usize::MAX, 0]).unwrap_err().to_string(), overflow);
+    }
+
+    #[test]
+    fn empty_batches_and_channels_are_rejected() {
+        let shape = ConvShape { kernel: [3, 3], padding: [1, 1], ..ConvShape::pointwise(16, 16) };
+        let weights = vec![0.0; 16 * 16 * 9];
+        let pool = ThreadPool::new(2).unwrap();
+        for algorithm in [Algorithm::Direct, Algorithm::Winograd4] {
+            let plan = Plan { algorithm, isa: Isa::best() };
+            let weights = ConvWeights { weights: &weights, bias: None };
+            let conv = PackedConv::new(shape, plan, weights, Epilogue::default()).unwrap();
+            let run = |n, c| {
+                let layout = Blocked { n, c, h: 4, w: 4, halo: [1, 1] };
+                let output = ViewMut { layout: Blocked { halo: [0, 0], ..layout }, data: &mut [] };
+                let input = Input::Blocked(View { layout, data: &[] });
+                conv.run(input, Residual::None, output, &mut [], &pool).unwrap_err().to_string()
+            };
+            assert_eq!(run(0, 16), "batch is zero, expected at least 1");
+            assert_eq!(run(1, 0), "input has shape [1, 0, 4, 4], expected [1, 16, 4, 4]");
+            assert!(conv.scratch_len([0, 16, 4, 4], 2).is_err());
+        }
     }
 }

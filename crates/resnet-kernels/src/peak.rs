@@ -1,13 +1,13 @@
-//! The most that the instructions can do, to compare kernels with.
+//! Measured FMA peak, the upper bound for every kernel.
 
 use std::time::{Duration, Instant};
 
 use crate::simd::{Dispatch, Isa, Kernel, Simd};
 
-/// Multiply-adds per second, as FLOP/s (two each), that one thread reaches now with independent vectors in registers.
+/// Measures the peak of one thread in FLOP/s (an FMA counts as two) with independent FMA chains in registers.
 ///
-/// The best of several short runs within about `budget`; clock frequencies drift, so compare only with what was
-/// measured side by side.
+/// Returns the best of several short runs within about `budget`. Clock frequencies drift, so compare only with
+/// measurements taken at the same time.
 pub fn fma_peak(isa: Isa, budget: Duration) -> f64 {
     isa.dispatch(Peak { budget })
 }
@@ -20,16 +20,16 @@ impl Dispatch for Peak {
     type Output = f64;
 
     fn run<S: Simd>(self, simd: S) -> f64 {
-        // As many vectors as the widest tile keeps: more would leave the registers.
+        // The number of accumulators of the widest tile; more would spill.
         let vectors = S::PIXELS.len() * S::PIXELS.last().copied().unwrap_or(1);
         let begin = Instant::now();
         let mut best = 0.0f64;
         while best == 0.0 || begin.elapsed() < self.budget {
             let start = Instant::now();
             match vectors {
-                24 => std::hint::black_box(simd.vectorize(Spin::<24>)),
-                6 => std::hint::black_box(simd.vectorize(Spin::<6>)),
-                _ => std::hint::black_box(simd.vectorize(Spin::<2>)),
+                24 => std::hint::black_box(simd.vectorize(FmaLoop::<24>)),
+                6 => std::hint::black_box(simd.vectorize(FmaLoop::<6>)),
+                _ => std::hint::black_box(simd.vectorize(FmaLoop::<2>)),
             };
             let count = if vectors == 24 || vectors == 6 { vectors } else { 2 };
             let flops = (ROUNDS * count * 16 * 2) as f64;
@@ -41,16 +41,16 @@ impl Dispatch for Peak {
 
 const ROUNDS: usize = 20_000;
 
-struct Spin<const VECTORS: usize>;
+struct FmaLoop<const VECTORS: usize>;
 
-impl<const VECTORS: usize> Kernel for Spin<VECTORS> {
+impl<const VECTORS: usize> Kernel for FmaLoop<VECTORS> {
     type Output = f32;
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> f32 {
         let scale = s.splat(std::hint::black_box(0.999));
         let shift = s.splat(std::hint::black_box(0.001));
-        // The lanes differ and all are used, or the compiler leaves registers of a vector out.
+        // Distinct lanes, all of them used: otherwise the compiler drops registers of a vector.
         let lanes: [f32; 16] = std::hint::black_box(std::array::from_fn(|lane| lane as f32));
         let mut acc: [S::V; VECTORS] = std::array::from_fn(|i| s.add(s.load(&lanes), s.splat(i as f32)));
         for _ in 0..ROUNDS {
@@ -70,10 +70,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_peak_is_a_rate() {
+    fn peak_is_plausible() {
         for isa in Isa::available() {
             let peak = fma_peak(isa, Duration::from_millis(1));
-            // Emulated processors are slow.
+            // Emulated CPUs are slow.
             assert!(peak > 1e6 && peak < 1e13, "{} {peak}", isa.name());
         }
     }

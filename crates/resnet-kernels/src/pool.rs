@@ -1,4 +1,4 @@
-//! Max-pooling and average pooling over blocked tensors.
+//! Max and average pooling of blocked tensors.
 
 use std::ops::Range;
 
@@ -6,23 +6,27 @@ use crate::error::{Error, check_len};
 use crate::layout::{LANES, View, ViewMut};
 use crate::shape::padded_spare;
 use crate::simd::{Dispatch, Isa, Kernel, Simd};
-use crate::threads::{Axis, Cut, Order, ThreadPool};
+use crate::threads::{Axis, Partition, TaskOrder, ThreadPool};
 
-/// The windows of a pooling, with PyTorch's meaning; axes are `[vertical, horizontal]`.
+/// Pooling window as in PyTorch; pairs are `[vertical, horizontal]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PoolSpec {
-    /// Extent in pixels.
+    /// Kernel size in pixels.
     pub kernel: [usize; 2],
-    /// Distance of neighbouring windows in pixels.
+    /// Stride in pixels.
     pub stride: [usize; 2],
-    /// Padding on either side in pixels, at most half of the kernel.
+    /// Padding on either side in pixels, at most half the kernel size.
     pub padding: [usize; 2],
-    /// Whether a last window that reaches beyond the padded input counts, if it starts inside.
+    /// If `true`, rounds the output size up, as PyTorch's `ceil_mode` does.
     pub ceil_mode: bool,
 }
 
 impl PoolSpec {
-    /// Refuses zero sizes and too much padding.
+    /// Checks the window.
+    ///
+    /// # Errors
+    ///
+    /// A size is zero, or the padding is more than half the kernel size.
     pub fn check(&self) -> Result<(), Error> {
         let sizes = [
             ("kernel height", self.kernel[0]),
@@ -41,26 +45,30 @@ impl PoolSpec {
         Ok(())
     }
 
-    /// Output height and width for an input of `[height, width]`.
+    /// Returns the output `[height, width]` for an input `[height, width]`.
+    ///
+    /// # Errors
+    ///
+    /// The window is invalid or larger than the padded input.
     pub fn output_hw(&self, input: [usize; 2]) -> Result<[usize; 2], Error> {
         self.check()?;
         let along = |axis: usize| {
             let spare = padded_spare(axis, input[axis], self.padding[axis], self.kernel[axis])?;
             let last =
                 if self.ceil_mode { spare.div_ceil(self.stride[axis]) } else { spare / self.stride[axis] };
-            // With `ceil_mode`, a window must not start in the padding behind the input.
+            // With `ceil_mode`, a window must not start in the padding at the end.
             let start = last.checked_mul(self.stride[axis]).ok_or(Error::Overflow { what: "pooled size" })?;
             Ok(if start >= input[axis] + self.padding[axis] { last } else { last + 1 })
         };
         Ok([along(0)?, along(1)?])
     }
 
-    /// Input rows, of `height`, that output row `y` depends on; padding is left out.
+    /// Returns the rows of an input of `height` rows that output row `y` depends on, without padding.
     pub(crate) fn rows(&self, y: usize, height: usize) -> Range<usize> {
         self.span(0, y, height)
     }
 
-    /// Input columns, of `width`, that output column `x` depends on; padding is left out.
+    /// Returns the columns of an input of `width` columns that output column `x` depends on, without padding.
     pub(crate) fn columns(&self, x: usize, width: usize) -> Range<usize> {
         self.span(1, x, width)
     }
@@ -72,20 +80,20 @@ impl PoolSpec {
     }
 }
 
-/// An average pooling.
+/// Average pooling as in PyTorch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct AvgPoolSpec {
-    /// Its windows.
+    /// Pooling window.
     pub window: PoolSpec,
-    /// Whether padding counts as zeros; otherwise the mean is taken over pixels of the input only.
+    /// If `true`, includes zero padding in the divisor.
     pub count_include_pad: bool,
 }
 
 impl AvgPoolSpec {
-    /// What the sum of output position `at` along an axis of `size` input pixels is divided by, for that axis.
+    /// Returns the factor of the divisor that comes from one axis, at output position `at` for `size` input pixels.
     pub(crate) fn divisor(&self, axis: usize, at: usize, size: usize) -> usize {
         if self.count_include_pad {
-            // Padding counts, what lies behind it (`ceil_mode`) does not.
+            // Includes padding, but not the excess of `ceil_mode`.
             let start = at * self.window.stride[axis];
             (start + self.window.kernel[axis]).min(size + 2 * self.window.padding[axis]) - start
         } else {
@@ -94,23 +102,29 @@ impl AvgPoolSpec {
     }
 }
 
-/// Max-pooling: padding counts as −∞ and NaN is larger than everything, as in PyTorch.
+/// Computes the max pool. As in PyTorch, padding is −∞ and NaN propagates.
 ///
-/// Errors: a bad window, or shapes and lengths that do not fit.
+/// # Errors
+///
+/// The window is invalid, or a shape or length does not match.
 pub fn max_pool(
     isa: Isa,
-    window: &PoolSpec,
+    spec: &PoolSpec,
     input: View,
     output: ViewMut,
     pool: &ThreadPool,
 ) -> Result<(), Error> {
-    let [h, w] = window.output_hw([input.layout.h, input.layout.w])?;
+    let [h, w] = spec.output_hw([input.layout.h, input.layout.w])?;
     check(&input, &output, [h, w])?;
-    isa.dispatch(Windows { window, divisor: None, input, output, pool });
+    isa.dispatch(Windows { spec, divisor: None, input, output, pool });
     Ok(())
 }
 
-/// Average pooling. Errors: a bad window, or shapes and lengths that do not fit.
+/// Computes the average pool.
+///
+/// # Errors
+///
+/// The window is invalid, or a shape or length does not match.
 pub fn avg_pool(
     isa: Isa,
     avg: &AvgPoolSpec,
@@ -120,13 +134,15 @@ pub fn avg_pool(
 ) -> Result<(), Error> {
     let [h, w] = avg.window.output_hw([input.layout.h, input.layout.w])?;
     check(&input, &output, [h, w])?;
-    isa.dispatch(Windows { window: &avg.window, divisor: Some(avg), input, output, pool });
+    isa.dispatch(Windows { spec: &avg.window, divisor: Some(avg), input, output, pool });
     Ok(())
 }
 
-/// The mean over height and width: `[N, C, H, W]` blocked to `[N, C]` dense.
+/// Computes the mean over height and width, from a blocked `[N, C, H, W]` to a dense `[N, C]`.
 ///
-/// Errors: shapes and lengths that do not fit.
+/// # Errors
+///
+/// A shape or length does not match.
 pub fn global_avg_pool(isa: Isa, input: View, output: &mut [f32], pool: &ThreadPool) -> Result<(), Error> {
     input.check("input", input.layout.dims())?;
     check_len("pooled output", output.len(), input.layout.n * input.layout.c)?;
@@ -141,8 +157,8 @@ fn check(input: &View, output: &ViewMut, [h, w]: [usize; 2]) -> Result<(), Error
 }
 
 struct Windows<'a> {
-    window: &'a PoolSpec,
-    /// For the average; otherwise the maximum is taken.
+    spec: &'a PoolSpec,
+    /// `None` for max pooling.
     divisor: Option<&'a AvgPoolSpec>,
     input: View<'a>,
     output: ViewMut<'a>,
@@ -153,40 +169,40 @@ impl Dispatch for Windows<'_> {
     type Output = ();
 
     fn run<S: Simd>(self, simd: S) {
-        let Self { window, divisor, input, output, pool } = self;
+        let Self { spec, divisor, input, output, pool } = self;
         let (from, to) = (input.layout, output.layout);
         let (row, above) = (to.row_len(), to.halo[0]);
-        let cut = Cut {
-            order: Order::Rows,
-            outer: Axis { len: to.n * to.blocks(), unit: 1, most: 1 },
+        let partition = Partition {
+            order: TaskOrder::Rows,
+            outer: Axis { len: to.n * to.blocks(), unit: 1, max_units: 1 },
             outer_stride: to.plane_len(),
             inner_bounds: &[0, 1],
             inner_group: 1,
             inner_stride: to.plane_len(),
             run_start: above * row,
-            run: Axis { len: to.h * row, unit: row, most: to.h.div_ceil(2) },
+            run: Axis { len: to.h * row, unit: row, max_units: to.h.div_ceil(2) },
         };
-        pool.run_shares(output.data, &cut, |_, mut share| {
-            let index = share.outer.start;
+        pool.run_partitioned(output.data, &partition, |_, mut chunk| {
+            let index = chunk.outer.start;
             let plane = input.plane(index / to.blocks(), index % to.blocks());
-            for y in share.run.start / row - above..share.run.end / row - above {
-                let rows = window.rows(y, from.h);
+            for y in chunk.run.start / row - above..chunk.run.end / row - above {
+                let rows = spec.rows(y, from.h);
                 let start = to.pixel(y, 0);
-                let to = share.slice(index, 0, start..start + to.w * LANES);
-                // The rows with their left halo, which the width does not count.
+                let to = chunk.slice(index, 0, start..start + to.w * LANES);
+                // Starts after the left halo of the first row.
                 let lines = plane.get(from.pixel(rows.start, 0)..).unwrap_or_default();
                 let line = from.row_len();
                 let divisor = divisor.map(|avg| (avg, avg.divisor(0, y, from.h)));
-                simd.vectorize(Row { window, divisor, lines, line, rows: rows.len(), width: from.w, to });
+                simd.vectorize(Row { spec, divisor, lines, line, rows: rows.len(), width: from.w, to });
             }
         });
     }
 }
 
-/// One row of a pooling.
+/// One output row of a pooling.
 struct Row<'a> {
-    window: &'a PoolSpec,
-    /// For the average: the pooling and its vertical divisor.
+    spec: &'a PoolSpec,
+    /// Average pooling and its vertical divisor; `None` for max pooling.
     divisor: Option<(&'a AvgPoolSpec, usize)>,
     /// Starts at the first pixel of the first row; rows are `line` elements apart.
     lines: &'a [f32],
@@ -202,7 +218,7 @@ impl Kernel for Row<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         for (x, to) in self.to.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
-            let columns = self.window.span(1, x, self.width);
+            let columns = self.spec.span(1, x, self.width);
             let start = if self.divisor.is_some() { 0.0 } else { f32::NEG_INFINITY };
             let mut acc = s.splat(start);
             for y in 0..self.rows {
@@ -221,9 +237,9 @@ impl Kernel for Row<'_> {
     }
 }
 
-/// One row of a max-pooling over a ring of rows.
+/// One output row of a max pool over a ring buffer of rows.
 pub(crate) struct MaxRows<'a> {
-    pub window: &'a PoolSpec,
+    pub spec: &'a PoolSpec,
     /// `[slots][width][16]`; row `y` is in slot `y % slots`.
     pub lines: &'a [f32],
     pub slots: usize,
@@ -244,7 +260,7 @@ impl Kernel for MaxRows<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         for (x, to) in self.to.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
-            let columns = self.window.span(1, x, self.width);
+            let columns = self.spec.span(1, x, self.width);
             let mut acc = s.splat(f32::NEG_INFINITY);
             for y in self.rows.clone() {
                 let start = (y % self.slots * self.width + columns.start) * LANES;
@@ -270,7 +286,7 @@ impl Dispatch for Global<'_> {
         let Self { input, output, pool } = self;
         let layout = input.layout;
         for (image, pooled) in output.chunks_exact_mut(layout.c).enumerate() {
-            // One task per thread: a plane of a late layer takes no longer than claiming a task.
+            // One task per thread: reducing a small plane takes no longer than scheduling a task.
             let chunk = layout.c.div_ceil(pool.threads()).next_multiple_of(LANES);
             pool.for_each_chunk(pooled, chunk, |index, pooled| {
                 for (block, pooled) in pooled.chunks_mut(LANES).enumerate() {

@@ -1,33 +1,26 @@
-//! The definition of every operation as naive loops over `[N, C, H, W]`: the oracle of the tests, never fast.
+//! Reference implementation of every operation: naive loops over `[N, C, H, W]`, used as the oracle of the tests.
 //!
-//! Sums run in `f64`, so the error of a fast kernel is measured against the true value.
+//! Sums are accumulated in `f64`, so that tests measure the error of a kernel against the true value.
 
 use crate::error::{Error, check_len, product};
 use crate::pool::{AvgPoolSpec, PoolSpec};
-use crate::shape::ConvShape;
+use crate::shape::{ConvShape, ConvWeights};
 
-/// Weights `[c_out, c_in / groups, kernel height, kernel width]` and bias `[c_out]` of a convolution.
-#[derive(Clone, Copy, Debug)]
-pub struct ConvWeights<'a> {
-    /// Weights in PyTorch's order.
-    pub weights: &'a [f32],
-    /// Bias, one per output channel, or none.
-    pub bias: Option<&'a [f32]>,
-}
-
-/// Convolution of `input` `[N, C, H, W]` with zero padding; taps outside the image are skipped.
+/// Returns the convolution `[N, c_out, H', W']` of `input` `[N, C, H, W]` with zero padding.
 ///
-/// Returns `[N, c_out, H', W']`. Errors: bad shape, or slices of other lengths than `dims` and `shape` say.
+/// # Errors
+///
+/// Invalid shape, or slice lengths that do not match `dims` and `shape`.
 pub fn conv(
     shape: &ConvShape,
-    params: ConvWeights,
+    weights: ConvWeights,
     dims: [usize; 4],
     input: &[f32],
 ) -> Result<Vec<f32>, Error> {
     let [n, c, h, w] = dims;
     let [oh, ow] = shape.output_hw([h, w])?;
     check_len("input", input.len(), product("input length", &dims)?)?;
-    check_len("weights", params.weights.len(), shape.weight_len()?)?;
+    check_len("weights", weights.weights.len(), shape.weight_len()?)?;
     check_len("input channels", c, shape.c_in)?;
     let [kh, kw] = shape.kernel;
     let (ig, og) = (shape.c_in / shape.groups, shape.c_out / shape.groups);
@@ -35,7 +28,7 @@ pub fn conv(
     for image in 0..n {
         for oc in 0..shape.c_out {
             for (oy, ox) in pixels(oh, ow) {
-                let mut sum = params.bias.map_or(0.0, |bias| f64::from(bias[oc]));
+                let mut sum = weights.bias.map_or(0.0, |bias| f64::from(bias[oc]));
                 for ic in 0..ig {
                     let plane = (image * c + oc / og * ig + ic) * h;
                     for (ky, kx) in pixels(kh, kw) {
@@ -44,7 +37,7 @@ pub fn conv(
                         let x =
                             (ox * shape.stride[1] + kx * shape.dilation[1]).wrapping_sub(shape.padding[1]);
                         if y < h && x < w {
-                            let weight = params.weights[((oc * ig + ic) * kh + ky) * kw + kx];
+                            let weight = weights.weights[((oc * ig + ic) * kh + ky) * kw + kx];
                             sum += f64::from(weight) * f64::from(input[(plane + y) * w + x]);
                         }
                     }
@@ -56,16 +49,16 @@ pub fn conv(
     Ok(output)
 }
 
-/// Max-pooling of `[N, C, H, W]`: padding counts as −∞, and a NaN in the window is the result, as in PyTorch.
-pub fn max_pool(window: &PoolSpec, dims: [usize; 4], input: &[f32]) -> Result<Vec<f32>, Error> {
+/// Returns the max pool of `[N, C, H, W]`. As in PyTorch, padding is −∞ and NaN propagates.
+pub fn max_pool(spec: &PoolSpec, dims: [usize; 4], input: &[f32]) -> Result<Vec<f32>, Error> {
     let fold = |values: &mut dyn Iterator<Item = f32>, _: [usize; 2]| {
         let larger = |max: f32, x: f32| if x > max || x.is_nan() { x } else { max };
         values.fold(f32::NEG_INFINITY, |max, x| if max.is_nan() { max } else { larger(max, x) })
     };
-    windows(window, dims, input, &fold)
+    windows(spec, dims, input, &fold)
 }
 
-/// Average pooling of `[N, C, H, W]` with PyTorch's divisors.
+/// Returns the average pool of `[N, C, H, W]` with PyTorch's divisors.
 pub fn avg_pool(pool: &AvgPoolSpec, dims: [usize; 4], input: &[f32]) -> Result<Vec<f32>, Error> {
     let [_, _, h, w] = dims;
     let fold = |values: &mut dyn Iterator<Item = f32>, [oy, ox]: [usize; 2]| {
@@ -75,27 +68,27 @@ pub fn avg_pool(pool: &AvgPoolSpec, dims: [usize; 4], input: &[f32]) -> Result<V
     windows(&pool.window, dims, input, &fold)
 }
 
-/// `y = W·x + b` for `x` `[N, features in]` and `W` `[features out, features in]`; returns `[N, features out]`.
-pub fn linear(params: ConvWeights, features_in: usize, input: &[f32]) -> Result<Vec<f32>, Error> {
-    let features_out = params.weights.len() / features_in.max(1);
+/// Returns `x·Wᵀ + b` `[N, features out]` for `x` `[N, features in]` and `W` `[features out, features in]`.
+pub fn linear(weights: ConvWeights, features_in: usize, input: &[f32]) -> Result<Vec<f32>, Error> {
+    let features_out = weights.weights.len() / features_in.max(1);
     let batch = input.len() / features_in.max(1);
     let shape = ConvShape::pointwise(features_in, features_out);
-    conv(&shape, params, [batch, features_in, 1, 1], input)
+    conv(&shape, weights, [batch, features_in, 1, 1], input)
 }
 
 type Fold<'a> = &'a dyn Fn(&mut dyn Iterator<Item = f32>, [usize; 2]) -> f32;
 
-fn windows(window: &PoolSpec, dims: [usize; 4], input: &[f32], fold: Fold) -> Result<Vec<f32>, Error> {
+fn windows(spec: &PoolSpec, dims: [usize; 4], input: &[f32], fold: Fold) -> Result<Vec<f32>, Error> {
     let [n, c, h, w] = dims;
-    let [oh, ow] = window.output_hw([h, w])?;
+    let [oh, ow] = spec.output_hw([h, w])?;
     check_len("input", input.len(), product("input length", &dims)?)?;
     let mut output = Vec::new();
     for index in 0..n * c {
         let plane = &input[index * h * w..][..h * w];
         for (oy, ox) in pixels(oh, ow) {
-            let mut inside = pixels(window.kernel[0], window.kernel[1]).filter_map(|(ky, kx)| {
-                let y = (oy * window.stride[0] + ky).wrapping_sub(window.padding[0]);
-                let x = (ox * window.stride[1] + kx).wrapping_sub(window.padding[1]);
+            let mut inside = pixels(spec.kernel[0], spec.kernel[1]).filter_map(|(ky, kx)| {
+                let y = (oy * spec.stride[0] + ky).wrapping_sub(spec.padding[0]);
+                let x = (ox * spec.stride[1] + kx).wrapping_sub(spec.padding[1]);
                 (y < h && x < w).then(|| plane[y * w + x])
             });
             output.push(fold(&mut inside, [oy, ox]));

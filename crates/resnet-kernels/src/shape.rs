@@ -1,6 +1,6 @@
 use crate::error::{Error, product};
 
-/// What a convolution is, apart from its weights and the size of its input; axes are `[vertical, horizontal]`.
+/// Shape of a convolution without its weights and input size; pairs are `[vertical, horizontal]`.
 ///
 /// ```
 /// use resnet_kernels::ConvShape;
@@ -9,29 +9,42 @@ use crate::error::{Error, product};
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ConvShape {
-    /// Input channels, all groups together.
+    /// Input channels of all groups.
     pub c_in: usize,
-    /// Output channels, all groups together.
+    /// Output channels of all groups.
     pub c_out: usize,
-    /// Kernel extent in taps.
+    /// Kernel size.
     pub kernel: [usize; 2],
-    /// Distance of neighbouring outputs in input pixels.
+    /// Stride in pixels.
     pub stride: [usize; 2],
-    /// Zeros on either side in pixels.
+    /// Zero padding on either side in pixels.
     pub padding: [usize; 2],
-    /// Distance of neighbouring taps in input pixels.
+    /// Dilation: distance between neighboring kernel taps in pixels.
     pub dilation: [usize; 2],
-    /// Number of independent channel groups; 1 is an ordinary convolution, `c_in` a depthwise one.
+    /// Number of groups: 1 for a regular convolution, `c_in` for a depthwise one.
     pub groups: usize,
 }
 
+/// Weights `[c_out, c_in / groups, kernel height, kernel width]` and bias `[c_out]` of a convolution.
+#[derive(Clone, Copy, Debug)]
+pub struct ConvWeights<'a> {
+    /// Weights in PyTorch's order.
+    pub weights: &'a [f32],
+    /// Bias, if any.
+    pub bias: Option<&'a [f32]>,
+}
+
 impl ConvShape {
-    /// A 1×1 convolution: the base that other shapes override fields of.
+    /// Returns the shape of a 1×1 convolution; use struct update syntax for other shapes.
     pub const fn pointwise(c_in: usize, c_out: usize) -> Self {
         Self { c_in, c_out, kernel: [1, 1], stride: [1, 1], padding: [0, 0], dilation: [1, 1], groups: 1 }
     }
 
-    /// Refuses zero sizes, channels that do not divide into groups, and sizes that overflow.
+    /// Checks the shape.
+    ///
+    /// # Errors
+    ///
+    /// A size is zero or overflows, or the channels are not divisible by the groups.
     pub fn check(&self) -> Result<(), Error> {
         let sizes = [
             ("input channels", self.c_in),
@@ -52,7 +65,7 @@ impl ConvShape {
                 return Err(Error::Groups { what, channels, groups: self.groups });
             }
         }
-        // Packing rounds channels up to 16 and Winograd keeps 36 values per kernel: leave room for both.
+        // Packing rounds channels up to 16, and Winograd stores 36 values per kernel: reserve room for both.
         let padded = |channels: usize| {
             channels.checked_next_multiple_of(16).ok_or(Error::Overflow { what: "channels" })
         };
@@ -60,53 +73,72 @@ impl ConvShape {
             "weights length",
             &[padded(self.c_in)?, padded(self.c_out)?, self.kernel[0], self.kernel[1], 36],
         )?;
-        self.window(0)?;
-        self.window(1)?;
+        self.extent(0)?;
+        self.extent(1)?;
         Ok(())
     }
 
-    /// Number of weights, `[c_out, c_in / groups, kernel height, kernel width]`.
+    /// Returns the number of weights, `c_out × c_in / groups × kernel height × kernel width`.
+    ///
+    /// # Errors
+    ///
+    /// The shape is invalid.
     pub fn weight_len(&self) -> Result<usize, Error> {
         self.check()?;
         product("weights length", &[self.c_out, self.c_in / self.groups, self.kernel[0], self.kernel[1]])
     }
 
-    /// Output height and width for an input of `[height, width]`.
+    /// Returns the output `[height, width]` for an input `[height, width]`.
+    ///
+    /// # Errors
+    ///
+    /// The shape is invalid, or the padded input is smaller than the dilated kernel.
     pub fn output_hw(&self, input: [usize; 2]) -> Result<[usize; 2], Error> {
         self.check()?;
         let along = |axis: usize| {
-            let (window, padding) = (self.window(axis)?, self.padding[axis]);
+            let (window, padding) = (self.extent(axis)?, self.padding[axis]);
             let spare = padded_spare(axis, input[axis], padding, window)?;
             Ok(spare / self.stride[axis] + 1)
         };
         Ok([along(0)?, along(1)?])
     }
 
-    /// `[N, c_out, H', W']` for an input `[N, C, H, W]`. Errors: wrong channels, an input too small for the kernel.
+    /// Returns the output shape `[N, c_out, H', W']` for an input `[N, C, H, W]`.
+    ///
+    /// # Errors
+    ///
+    /// As for [`ConvShape::output_hw`]; also if the number of channels differs from `c_in` or the batch is empty.
     pub fn output_dims(&self, input: [usize; 4]) -> Result<[usize; 4], Error> {
         let [n, c, h, w] = input;
         if c != self.c_in {
             return Err(Error::Shape { what: "input", found: input, expected: [n, self.c_in, h, w] });
         }
+        if n == 0 {
+            return Err(Error::Zero { what: "batch" });
+        }
         let [oh, ow] = self.output_hw([h, w])?;
         Ok([n, self.c_out, oh, ow])
     }
 
-    /// Multiply-adds for `batch` images of `[height, width]`, as a float since only rates are made of it.
+    /// Returns the number of multiply-adds for `batch` images of `[height, width]`.
+    ///
+    /// # Errors
+    ///
+    /// As for [`ConvShape::output_hw`].
     pub fn macs(&self, batch: usize, input: [usize; 2]) -> Result<f64, Error> {
         let [h, w] = self.output_hw(input)?;
         Ok(batch as f64 * h as f64 * w as f64 * self.weight_len()? as f64)
     }
 
-    /// Extent of the dilated kernel along an axis.
-    fn window(&self, axis: usize) -> Result<usize, Error> {
+    /// Returns the extent of the dilated kernel along an axis.
+    fn extent(&self, axis: usize) -> Result<usize, Error> {
         let taps = self.kernel[axis] - 1;
-        let window = self.dilation[axis].checked_mul(taps).and_then(|window| window.checked_add(1));
-        window.ok_or(Error::Overflow { what: "dilated kernel" })
+        let extent = self.dilation[axis].checked_mul(taps).and_then(|reach| reach.checked_add(1));
+        extent.ok_or(Error::Overflow { what: "dilated kernel" })
     }
 }
 
-/// Size of the padded input beyond one window.
+/// Returns the size of the padded input minus the window.
 pub(crate) fn padded_spare(axis: usize, size: usize, padding: usize, window: usize) -> Result<usize, Error> {
     let axis = ["height", "width"][axis];
     if size == 0 {
@@ -137,23 +169,23 @@ mod tests {
     }
 
     #[test]
-    fn bad_shapes_name_what_is_wrong() {
+    fn invalid_shapes_are_rejected() {
         let check = |shape: ConvShape, input, message: &str| {
             assert_eq!(shape.output_hw(input).unwrap_err().to_string(), message, "{shape:?}");
         };
         check(ConvShape { stride: [0, 1], ..UNIT }, [8, 8], "vertical stride is zero, expected at least 1");
         check(ConvShape { groups: 0, ..UNIT }, [8, 8], "groups is zero, expected at least 1");
-        check(ConvShape { groups: 3, ..UNIT }, [8, 8], "64 input channels do not divide into 3 groups");
+        check(ConvShape { groups: 3, ..UNIT }, [8, 8], "64 input channels are not divisible by 3 groups");
         check(
             ConvShape { groups: 64, c_out: 96, ..UNIT },
             [8, 8],
-            "96 output channels do not divide into 64 groups",
+            "96 output channels are not divisible by 64 groups",
         );
         check(UNIT, [8, 0], "width is zero, expected at least 1");
         check(
             ConvShape { kernel: [7, 7], padding: [1, 1], ..UNIT },
             [4, 9],
-            "height of 4 with padding 1 is smaller than the window of 7",
+            "input height 4 with padding 1 is smaller than the kernel extent 7",
         );
         check(ConvShape { c_in: usize::MAX, ..UNIT }, [8, 8], "channels overflows the address space");
         check(

@@ -1,7 +1,7 @@
-//! Instruction sets: what the CPU can do, as types whose values prove it.
+//! Instruction sets, as types whose values prove that the CPU supports them.
 //!
-//! Every algorithm is written once, generic over [`Simd`]. `unsafe` stays in this folder: its wrappers check
-//! bounds once per call, and a token in hand shows that the instructions exist.
+//! Every algorithm is written once, generic over [`Simd`]. `unsafe` is confined to this folder: its wrappers check
+//! bounds once per call, and a token proves that the instructions are available.
 
 use crate::error::Error;
 
@@ -15,13 +15,13 @@ mod neon;
 mod portable;
 pub(crate) mod tile;
 
-pub use memory::Aligned;
+pub use memory::AlignedVec;
 
-/// An instruction set that this machine has; a value cannot be made on a machine without it.
+/// Instruction set that this CPU supports; values of unsupported instruction sets cannot be created.
 ///
 /// ```
 /// use resnet_kernels::Isa;
-/// assert_eq!(Isa::by_name("portable").unwrap().name(), "portable");
+/// assert_eq!("portable".parse::<Isa>().unwrap().name(), "portable");
 /// assert!(Isa::available().contains(&Isa::best()));
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -39,7 +39,7 @@ enum Token {
 }
 
 impl Isa {
-    /// Everything this machine has, fastest first; never empty.
+    /// Returns the supported instruction sets, fastest first; never empty.
     pub fn available() -> Vec<Self> {
         let tokens = [
             #[cfg(target_arch = "x86_64")]
@@ -53,22 +53,12 @@ impl Isa {
         tokens.into_iter().flatten().map(Isa).collect()
     }
 
-    /// The fastest instruction set of this machine.
+    /// Returns the fastest supported instruction set.
     pub fn best() -> Self {
         Self::available().first().copied().unwrap_or(Isa(Token::Portable(portable::Portable)))
     }
 
-    /// The instruction set called `avx512`, `avx2`, `neon` or `portable`. Error: this machine does not have it.
-    pub fn by_name(name: &str) -> Result<Self, Error> {
-        let available = Self::available();
-        let found = available.iter().find(|isa| isa.name() == name).copied();
-        found.ok_or_else(|| Error::Isa {
-            name: name.into(),
-            available: available.iter().map(Isa::name).collect(),
-        })
-    }
-
-    /// The name that [`Isa::by_name`] understands.
+    /// Returns the name: `avx512`, `avx2`, `neon` or `portable`.
     pub fn name(&self) -> &'static str {
         struct Name;
         impl Dispatch for Name {
@@ -94,31 +84,49 @@ impl Isa {
     }
 }
 
-/// An operation that is written for every instruction set.
+impl std::str::FromStr for Isa {
+    type Err = Error;
+
+    /// Returns the instruction set with this [`Isa::name`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Isa`] if the name is unknown or the CPU does not support the instruction set.
+    fn from_str(name: &str) -> Result<Self, Error> {
+        let available = Self::available();
+        let found = available.iter().find(|isa| isa.name() == name).copied();
+        found.ok_or_else(|| Error::Isa {
+            name: name.into(),
+            available: available.iter().map(Isa::name).collect(),
+        })
+    }
+}
+
+/// Operation that is generic over the instruction set.
 pub(crate) trait Dispatch {
     type Output;
 
     fn run<S: Simd>(self, simd: S) -> Self::Output;
 }
 
-/// An inner loop: its body is compiled with the instructions of the token, provided that it is `#[inline(always)]`.
+/// Inner loop. Its body is compiled with the instructions of the token if it is `#[inline(always)]`.
 pub(crate) trait Kernel {
     type Output;
 
     fn run<S: Simd>(self, simd: S) -> Self::Output;
 }
 
-/// Arithmetic on vectors of 16 channels, whatever number of registers they take.
+/// Arithmetic on vectors of 16 channels in one or more registers.
 ///
-/// Only meaningful inside [`Simd::vectorize`]: elsewhere it is correct, but call by call.
+/// Fast only inside [`Simd::vectorize`]; elsewhere every operation is a function call.
 pub(crate) trait Simd: Copy + Send + Sync + 'static {
-    /// 16 values.
+    /// Vector of 16 values.
     type V: Copy;
 
-    /// What [`Isa::name`] answers.
+    /// Result of [`Isa::name`].
     const NAME: &'static str;
 
-    /// `PIXELS[m - 1]`: the most pixels that a register tile of `m` channel blocks takes; as long as the largest `m`.
+    /// Maximum number of pixels of a register tile with `m` channel blocks, at index `m - 1`.
     const PIXELS: &'static [usize];
 
     fn vectorize<K: Kernel>(self, kernel: K) -> K::Output;
@@ -129,21 +137,21 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
     fn sub(self, a: Self::V, b: Self::V) -> Self::V;
     fn mul(self, a: Self::V, b: Self::V) -> Self::V;
-    /// `a * b + c`, with one rounding where the hardware can.
+    /// Returns `a * b + c`, with a single rounding if the hardware has FMA.
     fn mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
-    /// `max(x, 0)`; NaN stays NaN.
+    /// Returns `max(x, 0)`; NaN stays NaN.
     fn relu(self, x: Self::V) -> Self::V;
-    /// `x` where `y` is more than 0, else 0.
-    fn passed(self, x: Self::V, y: Self::V) -> Self::V;
-    /// The larger value; NaN if either is.
+    /// Returns `x` where `y > 0`, else 0.
+    fn select_positive(self, x: Self::V, y: Self::V) -> Self::V;
+    /// Returns the maximum, or NaN if either operand is NaN.
     fn max(self, a: Self::V, b: Self::V) -> Self::V;
 
-    /// Asks for the cache line at `address`, which need not be valid, to come into the second-level cache.
+    /// Prefetches the cache line at `address`, which may be invalid, into the L2 cache.
     fn prefetch(self, address: *const f32);
 
-    /// A register tile: see [`tile::Tile`]. Implemented by the macro `tile::dispatch!`, since Rust cannot choose const
-    /// generics at run time.
-    fn tile(self, tile: &tile::Tile, blocks: usize, target: &mut crate::threads::Target);
+    /// Computes a register tile, see [`tile::Tile`]. Implemented with the macro `tile::dispatch!`, which maps run-time
+    /// extents to const generics.
+    fn tile(self, tile: &tile::Tile, blocks: usize, output: &mut crate::threads::TileOutput);
 }
 
 #[cfg(test)]
@@ -151,17 +159,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_unique_and_found() {
+    fn names_are_unique_and_parse() {
         let available = Isa::available();
         for isa in &available {
-            assert_eq!(Isa::by_name(isa.name()).unwrap(), *isa);
+            assert_eq!(isa.name().parse::<Isa>().unwrap(), *isa);
         }
-        let error = Isa::by_name("mmx").unwrap_err().to_string();
-        assert!(
-            error.starts_with("instruction set `mmx` is not available here, expected one of ["),
-            "{error}"
-        );
-        assert!(error.contains("\"portable\""));
+        let error = "mmx".parse::<Isa>().unwrap_err().to_string();
+        assert!(error.starts_with("unsupported instruction set `mmx`, expected one of: "), "{error}");
+        assert!(error.ends_with("portable"));
     }
 
     struct Arithmetic;
@@ -183,12 +188,15 @@ mod tests {
             assert_eq!(read(s.mul(va, two)), a.map(|x| x * 2.0));
             assert_eq!(read(s.mul_add(va, two, va)), a.map(|x| x * 3.0));
             assert_eq!(read(s.relu(va)), a.map(|x| x.max(0.0)));
-            let passed = [0, 1]
+            let select_positive = [0, 1]
                 .map(|i| std::array::from_fn(|lane| if a[lane] > 0.0 { [a, nan][i][lane] } else { 0.0 }));
-            assert_eq!(read(s.passed(va, va)), passed[0]);
-            assert_eq!(read(s.passed(vn, va)).map(f32::to_bits), passed[1].map(f32::to_bits));
+            assert_eq!(read(s.select_positive(va, va)), select_positive[0]);
             assert_eq!(
-                read(s.passed(va, vn)),
+                read(s.select_positive(vn, va)).map(f32::to_bits),
+                select_positive[1].map(f32::to_bits)
+            );
+            assert_eq!(
+                read(s.select_positive(va, vn)),
                 std::array::from_fn(|i| if nan[i].is_nan() { 0.0 } else { a[i] })
             );
             assert!(read(s.relu(vn)).iter().zip(nan).all(|(x, n)| x.is_nan() == n.is_nan()));
@@ -201,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn vectors_compute_what_scalars_do() {
+    fn vector_operations_match_scalars() {
         Isa::available().into_iter().for_each(|isa| isa.dispatch(Arithmetic));
     }
 }

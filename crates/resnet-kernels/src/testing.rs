@@ -1,6 +1,6 @@
-//! What the tests of several modules share.
+//! Helpers shared by the tests.
 
-/// `len` values in −1..1, the same for the same seed.
+/// Returns `len` pseudorandom values in −1..1, determined by `seed`.
 pub(crate) fn random(len: usize, seed: u64) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut next = || {
@@ -12,7 +12,8 @@ pub(crate) fn random(len: usize, seed: u64) -> Vec<f32> {
     (0..len).map(|_| next()).collect()
 }
 
-/// Compares against the largest expected magnitude; NaN only equals NaN and infinities themselves.
+/// Asserts equality up to `tolerance` × the largest finite expected magnitude. NaN equals NaN; infinities must be
+/// equal.
 pub(crate) fn assert_close(what: &str, found: &[f32], expected: &[f32], tolerance: f32) {
     assert_eq!(found.len(), expected.len(), "{what}");
     let scale = expected.iter().filter(|x| x.is_finite()).fold(0.0f32, |max, x| max.max(x.abs()));

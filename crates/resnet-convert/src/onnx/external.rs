@@ -10,7 +10,7 @@ use resnet_model::raw::{ByteRange, Bytes};
 
 use super::proto::Entry;
 use crate::error::{Code, Fault};
-use crate::source::beside;
+use crate::source::companion_files;
 
 /// The files beside a model.
 #[derive(Debug)]
@@ -78,7 +78,7 @@ impl External {
         let Some(model) = &self.model else {
             return Err(refused("cannot be found: the model has no folder"));
         };
-        let found = beside::find(model, Path::new(location))
+        let found = companion_files::find(model, Path::new(location))
             .map_err(|e| Fault::new(Code::Read, format!("the external file `{shown}`: {e}")))?;
         if !found.folders.iter().any(|folder| found.target.starts_with(folder)) {
             return Err(refused("leads out of the model's folder"));

@@ -1,10 +1,12 @@
-//! JPEG, bit for bit as libjpeg-turbo decodes it, and so as Pillow sees it.
+//! JPEG decoder, bit-identical to libjpeg-turbo and thus to Pillow.
 //!
-//! The standard leaves the rounding of the inverse transform and all of the upsampling to the decoder, and decoders
-//! differ by up to eight grey levels, which is more than a network's preprocessing may. Here are the integers of the
-//! Independent JPEG Group's accurate transform, its triangle upsampling and its colour conversion. Baseline, extended
-//! and progressive files of 8 bits with Huffman codes; the rest (arithmetic coding, 12 bits, lossless) is refused,
-//! and so are damaged files, which libjpeg-turbo fills up with grey.
+//! The standard leaves the rounding of the inverse DCT and all of the upsampling to the decoder. Decoders differ by up to
+//! eight gray levels, too much for reproducing a network's results. This decoder uses libjpeg's integer `islow` DCT,
+//! triangle ("fancy") upsampling and color conversion. It supports baseline, extended and progressive files of 8 bits
+//! with Huffman coding. Arithmetic coding, 12 bits and lossless files are errors, and so are damaged files, which
+//! libjpeg-turbo completes with gray.
+//!
+//! It does not panic on any input: the tests mutate files, and the fuzz target `image` covers it.
 
 use std::ops::Range;
 
@@ -13,31 +15,31 @@ mod huffman;
 mod idct;
 mod scan;
 
-use color::Space;
+use color::ColorSpace;
 use huffman::Table;
 use idct::Block;
 use scan::{Member, Scan, ZIGZAG};
 
-/// What is wrong with a file.
+/// The reason why a file cannot be decoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Corrupt(pub(super) &'static str);
+pub(super) struct JpegError(pub(super) &'static str);
 
-fn corrupt<T>(what: &'static str) -> Result<T, Corrupt> {
-    Err(Corrupt(what))
+fn invalid<T>(reason: &'static str) -> Result<T, JpegError> {
+    Err(JpegError(reason))
 }
 
-/// More scans than any encoder writes: 63 coefficients of four components in one scan each.
+/// Maximum number of scans; an encoder writes at most one per coefficient and component, 4 × 63.
 const MAX_SCANS: usize = 256;
 
-/// One component's samples.
+/// The samples of one component.
 struct Plane {
     samples: Vec<u8>,
-    /// From row to row.
+    /// Samples from row to row.
     stride: usize,
-    /// Samples in a row, without those that only fill up the last block.
+    /// Samples per row, without the padding of the last block.
     width: usize,
     height: usize,
-    /// Samples in an MCU in blocks, across and down.
+    /// Horizontal and vertical sampling factors: blocks per MCU.
     sampling: (usize, usize),
 }
 
@@ -47,7 +49,7 @@ impl Plane {
     }
 }
 
-/// A part of a picture in pixels: the first and one past the last column, likewise rows.
+/// A rectangle in pixels or blocks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Region {
     pub(super) columns: Range<usize>,
@@ -57,17 +59,17 @@ pub(super) struct Region {
 struct Component {
     id: u8,
     plane: Plane,
-    /// The blocks whose samples are wanted.
-    wanted: Region,
-    /// Which of the four quantisation tables.
+    /// Blocks whose samples are needed.
+    needed: Region,
+    /// Index of the quantization table, 0 to 3.
     table: usize,
-    /// In natural order; those of the first scan with this component.
-    quantisation: [u16; 64],
-    /// Whether a scan had this component.
+    /// Quantization table of the first scan with this component, in natural order.
+    quantization: [u16; 64],
+    /// `true` after the first scan with this component.
     seen: bool,
-    /// Blocks in a row, including those that only fill up the last MCU.
-    across: usize,
-    /// Coefficients of all blocks, kept if they come in several scans.
+    /// Blocks per row, including the padding of the last MCU.
+    blocks_per_row: usize,
+    /// Coefficients of all blocks of a progressive file.
     blocks: Vec<Block>,
 }
 
@@ -76,49 +78,49 @@ struct Frame {
     height: usize,
     progressive: bool,
     components: Vec<Component>,
-    /// Largest sampling factors, across and down.
+    /// Largest horizontal and vertical sampling factors.
     max: (usize, usize),
-    /// MCUs across and down.
+    /// MCUs per row and per column.
     mcus: (usize, usize),
 }
 
 impl Frame {
-    /// Limits the work to `part`.
-    fn want(&mut self, part: &Region) {
-        // Upsampling looks at a sample's neighbours.
+    /// Limits decoding to the blocks of `region`.
+    fn restrict_to(&mut self, region: &Region) {
+        // Upsampling uses the neighbors of a sample.
         let blocks = |pixels: &Range<usize>, max: usize, sampling: usize| {
             let first = (pixels.start * sampling / max).saturating_sub(1) / 8;
             first..((pixels.end * sampling).div_ceil(max) + 1).div_ceil(8)
         };
         for component in &mut self.components {
-            let (across, down) = component.plane.sampling;
-            component.wanted = Region {
-                columns: blocks(&part.columns, self.max.0, across),
-                rows: blocks(&part.rows, self.max.1, down),
+            let (h, v) = component.plane.sampling;
+            component.needed = Region {
+                columns: blocks(&region.columns, self.max.0, h),
+                rows: blocks(&region.rows, self.max.1, v),
             };
         }
     }
 }
 
-/// What a header says, before any pixel is decoded.
+/// The size of the image, known before pixels are decoded.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Header {
     pub(super) width: usize,
     pub(super) height: usize,
-    /// Bytes that decoding needs at once, samples and pixels included.
+    /// Peak memory of decoding in bytes, including samples and pixels.
     pub(super) memory: usize,
 }
 
 /// A decoded file.
-pub(super) struct Picture<'a> {
-    /// Three bytes a pixel, of the part that was asked for.
+pub(super) struct Decoded<'a> {
+    /// Pixels of the image or region, three bytes each.
     pub(super) rgb: Vec<u8>,
-    /// A TIFF structure, from the APP1 segment of that name.
+    /// TIFF structure of the Exif APP1 segment.
     pub(super) exif: Option<&'a [u8]>,
     pub(super) xmp: Option<&'a [u8]>,
 }
 
-/// Reads a JPEG file.
+/// A JPEG decoder.
 pub(super) struct Decoder<'a> {
     data: &'a [u8],
     position: usize,
@@ -126,21 +128,21 @@ pub(super) struct Decoder<'a> {
     exif: Option<&'a [u8]>,
     xmp: Option<&'a [u8]>,
     frame: Option<Frame>,
-    quantisation: [Option<[u16; 64]>; 4],
+    quantization: [Option<[u16; 64]>; 4],
     dc: [Option<Table>; 4],
     ac: [Option<Table>; 4],
     restart: usize,
     jfif: bool,
-    /// The colour transform that Adobe's APP14 names.
+    /// The color transform in Adobe's APP14 segment.
     adobe: Option<u8>,
     scans: usize,
-    /// Blocks of all scans so far.
+    /// Number of blocks in all scans so far.
     work: usize,
 }
 
 impl<'a> Decoder<'a> {
-    /// Reads up to the frame's header, or fails.
-    pub(super) fn new(data: &'a [u8]) -> Result<Decoder<'a>, Corrupt> {
+    /// Reads the file up to the frame header.
+    pub(super) fn new(data: &'a [u8]) -> Result<Decoder<'a>, JpegError> {
         let mut decoder = Decoder {
             data,
             position: 2,
@@ -148,7 +150,7 @@ impl<'a> Decoder<'a> {
             exif: None,
             xmp: None,
             frame: None,
-            quantisation: [const { None }; 4],
+            quantization: [const { None }; 4],
             dc: [const { None }; 4],
             ac: [const { None }; 4],
             restart: 0,
@@ -159,8 +161,8 @@ impl<'a> Decoder<'a> {
         };
         while decoder.frame.is_none() {
             match decoder.marker()? {
-                0xd9 => return corrupt("the file holds no picture"),
-                0xda => return corrupt("a scan stands before the frame"),
+                0xd9 => return invalid("the file has no image"),
+                0xda => return invalid("a scan precedes the frame header"),
                 code => decoder.segment(code)?,
             }
         }
@@ -171,8 +173,8 @@ impl<'a> Decoder<'a> {
         self.header
     }
 
-    /// EXIF and XMP, if they stand before the first scan, as the standards say.
-    pub(super) fn texts(&mut self) -> Result<[Option<&'a [u8]>; 2], Corrupt> {
+    /// Returns EXIF and XMP metadata, which the standards place before the first scan.
+    pub(super) fn metadata(&mut self) -> Result<[Option<&'a [u8]>; 2], JpegError> {
         loop {
             let before = self.position;
             match self.marker()? {
@@ -185,10 +187,10 @@ impl<'a> Decoder<'a> {
         }
     }
 
-    /// Decodes the rest, or what `part` of the picture needs of it; the part must not be empty.
-    pub(super) fn decode(mut self, part: Option<Region>) -> Result<Picture<'a>, Corrupt> {
-        if let (Some(part), Some(frame)) = (&part, &mut self.frame) {
-            frame.want(part);
+    /// Decodes the image, or only `region`, which must not be empty.
+    pub(super) fn decode(mut self, region: Option<Region>) -> Result<Decoded<'a>, JpegError> {
+        if let (Some(region), Some(frame)) = (&region, &mut self.frame) {
+            frame.restrict_to(region);
         }
         loop {
             match self.marker()? {
@@ -197,91 +199,91 @@ impl<'a> Decoder<'a> {
                 code => self.segment(code)?,
             }
         }
-        let mut frame = self.frame.take().ok_or(Corrupt("the file holds no picture"))?;
+        let mut frame = self.frame.take().ok_or(JpegError("the file has no image"))?;
         if frame.components.iter().any(|c| !c.seen) {
-            return corrupt("a component is missing");
+            return invalid("a component is missing");
         }
         frame.components.iter_mut().for_each(Component::finish);
-        let space = self.space(&frame);
+        let space = self.color_space(&frame);
         let planes: Vec<Plane> = frame.components.into_iter().map(|c| c.plane).collect();
         let whole = Region { columns: 0..frame.width, rows: 0..frame.height };
-        let rgb = color::to_rgb(&planes, space, &part.unwrap_or(whole), frame.max);
-        Ok(Picture { rgb, exif: self.exif, xmp: self.xmp })
+        let rgb = color::to_rgb(&planes, space, &region.unwrap_or(whole), frame.max);
+        Ok(Decoded { rgb, exif: self.exif, xmp: self.xmp })
     }
 
-    /// libjpeg's guess of what the components are.
-    fn space(&self, frame: &Frame) -> Space {
+    /// Returns the color space that libjpeg assumes.
+    fn color_space(&self, frame: &Frame) -> ColorSpace {
         let ids: Vec<u8> = frame.components.iter().map(|c| c.id).collect();
         match (&ids[..], self.jfif, self.adobe) {
-            ([_], ..) => Space::Grey,
-            ([_, _, _], true, _) => Space::YCbCr,
-            ([_, _, _], false, Some(0)) => Space::Rgb,
-            ([b'R', b'G', b'B'], false, None) => Space::Rgb,
-            ([_, _, _], ..) => Space::YCbCr,
-            (_, _, None | Some(0)) => Space::Cmyk,
-            _ => Space::Ycck,
+            ([_], ..) => ColorSpace::Gray,
+            ([_, _, _], true, _) => ColorSpace::YCbCr,
+            ([_, _, _], false, Some(0)) => ColorSpace::Rgb,
+            ([b'R', b'G', b'B'], false, None) => ColorSpace::Rgb,
+            ([_, _, _], ..) => ColorSpace::YCbCr,
+            (_, _, None | Some(0)) => ColorSpace::Cmyk,
+            _ => ColorSpace::Ycck,
         }
     }
 
-    /// The next marker's code. Between segments libjpeg passes over anything.
-    fn marker(&mut self) -> Result<u8, Corrupt> {
+    /// Advances to the next marker and returns its code. Like libjpeg, skips anything between segments.
+    fn marker(&mut self) -> Result<u8, JpegError> {
         loop {
             let rest = self.data.get(self.position..).unwrap_or_default();
             let Some(at) = rest.iter().position(|&b| b == 0xff) else {
-                return corrupt("the file is truncated");
+                return invalid("the file is truncated");
             };
             let Some(fill) = rest[at..].iter().position(|&b| b != 0xff) else {
-                return corrupt("the file is truncated");
+                return invalid("the file is truncated");
             };
             self.position += at + fill + 1;
             match rest[at + fill] {
-                // A stuffed zero, or a marker without a segment.
+                // A stuffed zero byte, or a marker without a segment.
                 0 | 0x01 | 0xd0..=0xd7 => {}
                 code => return Ok(code),
             }
         }
     }
 
-    /// The segment at the current position, which is passed over.
-    fn body(&mut self) -> Result<&'a [u8], Corrupt> {
+    /// Returns the body of the segment at the current position and advances past it.
+    fn body(&mut self) -> Result<&'a [u8], JpegError> {
         let rest = self.data.get(self.position..).unwrap_or_default();
         let Some((length, _)) = rest.split_first_chunk::<2>() else {
-            return corrupt("the file is truncated");
+            return invalid("the file is truncated");
         };
         let length = usize::from(u16::from_be_bytes(*length));
         if length < 2 {
-            return corrupt("a segment has no length");
+            return invalid("a segment has an invalid length");
         }
-        let Some(body) = rest.get(2..length) else { return corrupt("the file is truncated") };
+        let Some(body) = rest.get(2..length) else { return invalid("the file is truncated") };
         self.position += length;
         Ok(body)
     }
 
-    fn segment(&mut self, code: u8) -> Result<(), Corrupt> {
+    fn segment(&mut self, code: u8) -> Result<(), JpegError> {
         match code {
-            0xd8 => corrupt("a second file begins within the file"),
+            0xd8 => invalid("the file contains a second start-of-image marker"),
             0xc4 => {
                 let body = self.body()?;
                 self.huffman(body)
             }
             0xdb => {
                 let body = self.body()?;
-                self.quantisation(body)
+                self.quantization(body)
             }
             0xdd => match *self.body()? {
                 [high, low] => {
                     self.restart = usize::from(u16::from_be_bytes([high, low]));
                     Ok(())
                 }
-                _ => corrupt("the restart interval has a wrong length"),
+                _ => invalid("the restart interval segment has an invalid length"),
             },
             0xc0..=0xc2 => {
                 let body = self.body()?;
                 self.frame(body, code == 0xc2)
             }
-            0xc3 | 0xc7 | 0xcb | 0xcf => corrupt("lossless JPEG is not supported"),
-            0xc5 | 0xc6 | 0xcd | 0xce => corrupt("hierarchical JPEG is not supported"),
-            0xc9 | 0xca => corrupt("arithmetic coding is not supported"),
+            0xc3 | 0xc7 | 0xcb | 0xcf => invalid("lossless JPEG is not supported"),
+            0xc5 | 0xc6 | 0xcd | 0xce => invalid("hierarchical JPEG is not supported"),
+            0xc9 | 0xca => invalid("arithmetic coding is not supported"),
             _ => {
                 let body = self.body()?;
                 self.application(code, body);
@@ -302,36 +304,36 @@ impl<'a> Decoder<'a> {
         }
     }
 
-    fn huffman(&mut self, mut body: &[u8]) -> Result<(), Corrupt> {
-        while let Some((&which, rest)) = body.split_first() {
+    fn huffman(&mut self, mut body: &[u8]) -> Result<(), JpegError> {
+        while let Some((&spec, rest)) = body.split_first() {
             let Some((counts, rest)) = rest.split_first_chunk::<16>() else {
-                return corrupt("a Huffman table is cut off");
+                return invalid("a Huffman table is truncated");
             };
             let total: usize = counts.iter().map(|&c| usize::from(c)).sum();
             let (Some(symbols), true) = (rest.get(..total), total <= 256) else {
-                return corrupt("a Huffman table is cut off");
+                return invalid("a Huffman table is truncated");
             };
             body = &rest[total..];
             let table = Table::new(counts, symbols)?;
-            let (class, id) = (which >> 4, usize::from(which & 15));
+            let (class, id) = (spec >> 4, usize::from(spec & 15));
             if class == 0 && !table.is_dc() {
-                return corrupt("a Huffman table for DC has a symbol above 15");
+                return invalid("a Huffman table for DC has a symbol above 15");
             }
             match (class, self.dc.get_mut(id), self.ac.get_mut(id)) {
                 (0, Some(slot), _) | (1, _, Some(slot)) => *slot = Some(table),
-                _ => return corrupt("there is no Huffman table of that number"),
+                _ => return invalid("a Huffman table has an invalid class or index"),
             }
         }
         Ok(())
     }
 
-    fn quantisation(&mut self, mut body: &[u8]) -> Result<(), Corrupt> {
-        while let Some((&which, rest)) = body.split_first() {
-            let size = if which >> 4 == 0 { 1 } else { 2 };
+    fn quantization(&mut self, mut body: &[u8]) -> Result<(), JpegError> {
+        while let Some((&spec, rest)) = body.split_first() {
+            let size = if spec >> 4 == 0 { 1 } else { 2 };
             let (Some(values), Some(slot)) =
-                (rest.get(..64 * size), self.quantisation.get_mut(usize::from(which & 15)))
+                (rest.get(..64 * size), self.quantization.get_mut(usize::from(spec & 15)))
             else {
-                return corrupt("a quantisation table is cut off or has a number above 3");
+                return invalid("a quantization table is truncated or has an index above 3");
             };
             body = &rest[64 * size..];
             let mut table = [0; 64];
@@ -343,36 +345,36 @@ impl<'a> Decoder<'a> {
         Ok(())
     }
 
-    fn frame(&mut self, body: &[u8], progressive: bool) -> Result<(), Corrupt> {
+    fn frame(&mut self, body: &[u8], progressive: bool) -> Result<(), JpegError> {
         if self.frame.is_some() {
-            return corrupt("the file has two frames");
+            return invalid("the file has two frames");
         }
         let Some((&[bits, h1, h0, w1, w0, count], components)) = body.split_first_chunk::<6>() else {
-            return corrupt("the frame is cut off");
+            return invalid("the frame header is truncated");
         };
         if bits != 8 {
-            return corrupt("only 8 bits a sample are supported");
+            return invalid("only 8 bits per sample are supported");
         }
         let (width, height) =
             (usize::from(u16::from_be_bytes([w1, w0])), usize::from(u16::from_be_bytes([h1, h0])));
         let specs = components.as_chunks::<3>();
         if !matches!(count, 1 | 3 | 4) || specs.0.len() != usize::from(count) || !specs.1.is_empty() {
-            return corrupt("the frame has neither 1, 3 nor 4 components");
+            return invalid("expected 1, 3 or 4 components");
         }
         let sampling = |[_, hv, _]: &[u8; 3]| (usize::from(hv >> 4), usize::from(hv & 15));
-        let all: Vec<_> = specs.0.iter().map(sampling).collect();
-        let max = all.iter().fold((0, 0), |max, s| (s.0.max(max.0), s.1.max(max.1)));
-        if all
+        let factors: Vec<_> = specs.0.iter().map(sampling).collect();
+        let max = factors.iter().fold((0, 0), |max, s| (s.0.max(max.0), s.1.max(max.1)));
+        if factors
             .iter()
             .any(|&(h, v)| !(1..=4).contains(&h) || !(1..=4).contains(&v) || max.0 % h != 0 || max.1 % v != 0)
         {
-            return corrupt("the sampling factors are not supported");
+            return invalid("unsupported sampling factors");
         }
         let mcus = (width.div_ceil(8 * max.0), height.div_ceil(8 * max.1));
         let components: Vec<Component> = specs
             .0
             .iter()
-            .zip(&all)
+            .zip(&factors)
             .map(|(&[id, _, table], &sampling)| Component {
                 id,
                 plane: Plane {
@@ -382,15 +384,15 @@ impl<'a> Decoder<'a> {
                     height: (height * sampling.1).div_ceil(max.1),
                     sampling,
                 },
-                wanted: Region { columns: 0..usize::MAX, rows: 0..usize::MAX },
+                needed: Region { columns: 0..usize::MAX, rows: 0..usize::MAX },
                 table: usize::from(table),
-                quantisation: [0; 64],
+                quantization: [0; 64],
                 seen: false,
-                across: mcus.0 * sampling.0,
+                blocks_per_row: mcus.0 * sampling.0,
                 blocks: Vec::new(),
             })
             .collect();
-        let blocks: usize = components.iter().map(|c| c.across * mcus.1 * c.plane.sampling.1).sum();
+        let blocks: usize = components.iter().map(|c| c.blocks_per_row * mcus.1 * c.plane.sampling.1).sum();
         let kept = if progressive { 64 * size_of::<i16>() } else { 0 };
         self.header.memory = blocks * (64 + kept) + 3 * width * height;
         (self.header.width, self.header.height) = (width, height);
@@ -398,42 +400,42 @@ impl<'a> Decoder<'a> {
         Ok(())
     }
 
-    fn scan(&mut self) -> Result<(), Corrupt> {
+    fn scan(&mut self) -> Result<(), JpegError> {
         let body = self.body()?;
-        let Some(mut frame) = self.frame.take() else { return corrupt("a scan stands before the frame") };
+        let Some(mut frame) = self.frame.take() else { return invalid("a scan precedes the frame header") };
         let scan = self.scan_header(body, &frame)?;
-        let blocks = |c: &Component| c.across * frame.mcus.1 * c.plane.sampling.1;
+        let blocks = |c: &Component| c.blocks_per_row * frame.mcus.1 * c.plane.sampling.1;
         let total: usize = frame.components.iter().map(blocks).sum();
-        // Every block takes a bit at least, in the scan that sends its DC.
+        // Every block takes at least one bit in the scan with its DC coefficient.
         if total > self.data.len() * 8 {
-            return corrupt("the file is truncated");
+            return invalid("the file is truncated");
         }
-        // A scan may pass over many blocks with few bits; so that the time depends on the file's size, they are
-        // counted. Real files stay far below.
+        // A few bits can skip many blocks. Counting blocks bounds the time by the file size; real files stay far below.
         self.scans += 1;
         self.work += total;
         if self.scans > MAX_SCANS || self.work > (24 << 20) + 16 * self.data.len() {
-            return corrupt("the file has too many scans");
+            return invalid("the file has too many scans");
         }
         if self.scans == 1 {
-            let keep = frame.progressive || scan.members.len() < frame.components.len();
             for component in &mut frame.components {
                 let rows = frame.mcus.1 * component.plane.sampling.1;
                 component.plane.samples = vec![0; rows * 8 * component.plane.stride];
-                component.blocks = vec![[0; 64]; if keep { rows * component.across } else { 0 }];
+                // A component of a sequential file comes in one scan, so its blocks are decoded to samples at once.
+                let kept = if frame.progressive { rows * component.blocks_per_row } else { 0 };
+                component.blocks = vec![[0; 64]; kept];
             }
         }
         for member in &scan.members {
             let component = &mut frame.components[member.component];
             if !component.seen {
-                component.quantisation = self
-                    .quantisation
+                component.quantization = self
+                    .quantization
                     .get(component.table)
                     .and_then(|table| *table)
-                    .ok_or(Corrupt("a component names a quantisation table that is not there"))?;
+                    .ok_or(JpegError("a component refers to a missing quantization table"))?;
                 component.seen = true;
             } else if !frame.progressive {
-                return corrupt("a component comes twice");
+                return invalid("a component occurs in two scans");
             }
         }
         self.position = scan.read(&mut frame, self.data, self.position)? - 1;
@@ -441,16 +443,16 @@ impl<'a> Decoder<'a> {
         Ok(())
     }
 
-    fn scan_header(&self, body: &[u8], frame: &Frame) -> Result<Scan, Corrupt> {
-        let Some((&count, rest)) = body.split_first() else { return corrupt("a scan's header is cut off") };
+    fn scan_header(&self, body: &[u8], frame: &Frame) -> Result<Scan, JpegError> {
+        let Some((&count, rest)) = body.split_first() else { return invalid("a scan header is truncated") };
         let Some((specs, &[first, last, bits])) = rest.split_at_checked(2 * usize::from(count)) else {
-            return corrupt("a scan's header has a wrong length");
+            return invalid("a scan header has an invalid length");
         };
         let mut members: Vec<Member> = Vec::new();
         for &[id, tables] in specs.as_chunks::<2>().0 {
             let component = frame.components.iter().position(|c| c.id == id);
             let Some(component) = component.filter(|c| members.iter().all(|m| m.component != *c)) else {
-                return corrupt("a scan names a component that the frame lacks, or one twice");
+                return invalid("a scan refers to a missing component, or to one twice");
             };
             let table = |tables: &[Option<Table>; 4], id: u8| tables.get(usize::from(id)).cloned().flatten();
             members.push(Member {
@@ -460,22 +462,22 @@ impl<'a> Decoder<'a> {
             });
         }
         let in_mcu = |m: &Member| {
-            let (across, down) = frame.components[m.component].plane.sampling;
-            across * down
+            let (h, v) = frame.components[m.component].plane.sampling;
+            h * v
         };
         if members.is_empty() || members.len() > 1 && members.iter().map(in_mcu).sum::<usize>() > 10 {
-            return corrupt("a scan has no component or more than ten blocks in an MCU");
+            return invalid("a scan has no components or more than ten blocks per MCU");
         }
         let (first, last) = (usize::from(first), usize::from(last));
         let (high, low) = (u32::from(bits >> 4), u32::from(bits & 15));
         let known = !frame.progressive || members.iter().all(|m| frame.components[m.component].seen);
-        let sound = match first {
+        let valid = match first {
             0 => last == 0 && (known || high == 0),
-            // The coefficients of a block are there only once its DC was sent.
+            // AC coefficients follow the DC coefficient of their block.
             _ => first <= last && last < 64 && members.len() == 1 && known,
         };
-        if frame.progressive && (!sound || low > 13 || high != 0 && high != low + 1) {
-            return corrupt("a scan's coefficients are out of order");
+        if frame.progressive && (!valid || low > 13 || high != 0 && high != low + 1) {
+            return invalid("the progressive scans are out of order");
         }
         Ok(Scan { members, band: (first, last), high, low, restart: self.restart })
     }

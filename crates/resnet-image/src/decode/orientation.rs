@@ -1,9 +1,9 @@
-//! Which way up an image is.
+//! Image orientation in EXIF and XMP metadata.
 
 use image::metadata::Orientation;
 
-/// The orientation in EXIF (a TIFF structure), else in XMP, as Pillow's `exif_transpose` looks for it. Whatever is not
-/// a number from 1 to 8 is ignored.
+/// Returns the orientation in EXIF (a TIFF structure) or else in XMP, as Pillow's `exif_transpose` does. Values other than
+/// 1 to 8 are ignored.
 pub(super) fn find(exif: Option<&[u8]>, xmp: Option<&[u8]>) -> Orientation {
     exif.and_then(in_exif)
         .or_else(|| xmp.and_then(in_xmp))
@@ -11,7 +11,7 @@ pub(super) fn find(exif: Option<&[u8]>, xmp: Option<&[u8]>) -> Orientation {
         .unwrap_or(Orientation::NoTransforms)
 }
 
-/// Entry 0x0112 of the first directory. Only that directory is read, so loops of directories do not matter.
+/// Returns tag 0x0112 of the first directory. Reads no other directory, so cyclic directories are harmless.
 fn in_exif(mut tiff: &[u8]) -> Option<u32> {
     while let Some(rest) = tiff.strip_prefix(b"Exif\0\0") {
         tiff = rest;
@@ -37,7 +37,7 @@ fn in_exif(mut tiff: &[u8]) -> Option<u32> {
     }
 }
 
-/// The digit after `tiff:Orientation`, as attribute or element.
+/// Returns the digit after `tiff:Orientation`, an attribute or element.
 fn in_xmp(xmp: &[u8]) -> Option<u32> {
     const NAME: &[u8] = b"tiff:Orientation";
     xmp.windows(NAME.len()).enumerate().filter(|(_, w)| *w == NAME).find_map(|(at, _)| {
@@ -60,7 +60,7 @@ mod tests {
     }
 
     #[test]
-    fn only_one_to_eight_counts() {
+    fn values_outside_one_to_eight_are_ignored() {
         assert_eq!(find(Some(&exif(3, 6)), None), Orientation::Rotate90);
         assert_eq!(find(Some(&exif(4, 3)), None), Orientation::Rotate180);
         let big = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x08\0\0";
@@ -72,7 +72,7 @@ mod tests {
         for cut in 0..whole.len() {
             find(Some(&whole[..cut]), None);
         }
-        // A directory at an offset beyond the end, and one that contains itself.
+        // A directory beyond the end, and directories that overlap the header.
         for offset in [0u32, 4, 8, u32::MAX] {
             let mut looped = exif(3, 9);
             looped[4..8].copy_from_slice(&offset.to_le_bytes());
@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn xmp_counts_where_exif_is_silent() {
+    fn xmp_is_used_if_exif_has_no_orientation() {
         let attribute = b"<rdf:Description tiff:Orientation=\"6\"/>";
         let element = b"<tiff:Orientation>8</tiff:Orientation>";
         assert_eq!(find(None, Some(attribute)), Orientation::Rotate90);

@@ -36,7 +36,6 @@ fn truncated_files_are_errors() {
     }
 }
 
-/// Not through `decode`, which would catch a panic.
 #[test]
 fn changed_jpegs_do_not_panic() {
     let mut random = 1u64;
@@ -58,14 +57,14 @@ fn changed_jpegs_do_not_panic() {
             if check_size(header.width, header.height).is_err() || header.memory > 16 << 20 {
                 continue;
             }
-            if let Ok(picture) = decoder.decode(None) {
-                assert_eq!(picture.rgb.len(), 3 * header.width * header.height);
+            if let Ok(image) = decoder.decode(None) {
+                assert_eq!(image.rgb.len(), 3 * header.width * header.height);
                 decoded += 1;
             }
             let half = |size: usize| size / 2..size;
-            let part = jpeg::Region { columns: half(header.width), rows: half(header.height) };
-            if let Ok(picture) = jpeg::Decoder::new(&changed).and_then(|decoder| decoder.decode(Some(part))) {
-                assert_eq!(picture.rgb.len(), 3 * half(header.width).len() * half(header.height).len());
+            let region = jpeg::Region { columns: half(header.width), rows: half(header.height) };
+            if let Ok(image) = jpeg::Decoder::new(&changed).and_then(|decoder| decoder.decode(Some(region))) {
+                assert_eq!(image.rgb.len(), 3 * half(header.width).len() * half(header.height).len());
             }
         }
     }
@@ -106,6 +105,105 @@ fn regions_equal_crops_of_the_whole_image() {
     }
 }
 
+/// Three scans of the same data in an RGB file are a gray image.
+#[test]
+fn components_may_come_in_separate_scans() {
+    let gray = golden("grey.jpg");
+    let find = |marker: &[u8]| gray.windows(2).position(|w| w == marker).unwrap();
+    let (frame, scan) = (find(b"\xff\xc0"), find(b"\xff\xda"));
+    // Without JFIF, these component ids mean RGB.
+    let mut file = [&gray[..frame], &gray[frame + 13..scan]].concat();
+    let jfif = file.windows(4).position(|w| w == b"JFIF").unwrap();
+    file[jfif] = b'X';
+    file.extend([&b"\xff\xc0\0\x11\x08"[..], &gray[frame + 5..frame + 9], b"\x03"].concat());
+    b"RGB".iter().for_each(|&id| file.extend([id, 0x11, 0]));
+    for id in *b"RGB" {
+        file.extend([&b"\xff\xda\0\x08\x01"[..], &[id], &gray[scan + 6..gray.len() - 2]].concat());
+    }
+    file.extend(b"\xff\xd9");
+    assert!(decode(&file).unwrap() == decode(&gray).unwrap());
+}
+
+#[test]
+fn orientation_can_be_ignored() {
+    let bytes = golden("orientation-6.jpg");
+    let (upright, stored) = (decode(&bytes).unwrap(), DecodeOptions { apply_orientation: false });
+    let stored = stored.decode(&bytes).unwrap();
+    assert_eq!(stored.dimensions(), (upright.height(), upright.width()));
+    assert!(image::imageops::rotate90(&stored) == upright);
+    let options = DecodeOptions { apply_orientation: false };
+    let region = options.decode_region(&bytes, |_| [3, 2, 9, 8]).unwrap();
+    assert!(region == image::imageops::crop_imm(&stored, 3, 2, 9, 8).to_image());
+}
+
+/// A PNG of 2×1 pixels with the given bit depth and color type, and `extra` chunks before and after the pixels.
+fn png(depth: u8, color: u8, row: &[u8], extra: [&[u8]; 2]) -> Vec<u8> {
+    let chunk = |kind: &[u8; 4], data: &[u8]| {
+        let mut crc = flate2::Crc::new();
+        crc.update(&[&kind[..], data].concat());
+        [&(data.len() as u32).to_be_bytes()[..], kind, data, &crc.sum().to_be_bytes()].concat()
+    };
+    let extra = extra.map(|chunks| match chunks.split_first_chunk::<4>() {
+        Some((kind, data)) => chunk(kind, data),
+        None => vec![],
+    });
+    let mut out = b"\x89PNG\r\n\x1a\n".to_vec();
+    out.extend(chunk(b"IHDR", &[0, 0, 0, 2, 0, 0, 0, 1, depth, color, 0, 0, 0]));
+    out.extend(&extra[0]);
+    out.extend(chunk(b"IDAT", &zlib(&[&[0], row].concat())));
+    out.extend(&extra[1]);
+    out.extend(chunk(b"IEND", b""));
+    out
+}
+
+fn zlib(data: &[u8]) -> Vec<u8> {
+    let mut out = Vec::new();
+    flate2::read::ZlibEncoder::new(data, flate2::Compression::default()).read_to_end(&mut out).unwrap();
+    out
+}
+
+/// As in Pillow 12: `convert("RGB")` of mode `I;16` clips, with or without a transparent level.
+#[test]
+fn gray_of_16_bits_is_clipped_despite_transparency() {
+    let row = [0x01, 0x02, 0x00, 0x80];
+    for transparent in [&b""[..], b"tRNS\x01\x02"] {
+        let image = decode(&png(16, 0, &row, [transparent, b""])).unwrap();
+        assert_eq!(image.as_raw()[..], [255, 255, 255, 128, 128, 128]);
+    }
+    let alpha = [0x12, 0x34, 0xff, 0xff, 0x56, 0x78, 0, 0];
+    assert_eq!(
+        decode(&png(16, 4, &alpha, [b"", b""])).unwrap().as_raw()[..],
+        [0x12, 0x12, 0x12, 0x56, 0x56, 0x56]
+    );
+}
+
+#[test]
+fn png_orientation_is_found_in_all_chunks() {
+    let exif = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0";
+    let hex: String = [b"Exif\0\0", &exif[..]].concat().iter().map(|b| format!("{b:02x}")).collect();
+    let profile = format!("\nexif\n      {}\n{}\n{}\n", hex.len() / 2, &hex[..32], &hex[32..]);
+    let xmp = b"<rdf:Description tiff:Orientation=\"6\"/>";
+    let turned = [
+        [b"eXIf", &exif[..]].concat(),
+        [b"tEXtRaw profile type exif\0", profile.as_bytes()].concat(),
+        [b"zTXtRaw profile type exif\0\0", &zlib(profile.as_bytes())[..]].concat(),
+        [b"iTXtXML:com.adobe.xmp\0\0\0\0\0", &xmp[..]].concat(),
+        [b"iTXtXML:com.adobe.xmp\0\x01\0\0\0", &zlib(xmp)[..]].concat(),
+    ];
+    let size = |extra| decode(&png(8, 2, &[7; 6], extra)).unwrap().dimensions();
+    for chunk in &turned {
+        let kind = chunk[..25].escape_ascii();
+        assert_eq!([size([chunk, b""]), size([b"", chunk])], [(1, 2); 2], "{kind}");
+    }
+    for ignored in [
+        &b"tEXtComment\0tiff:Orientation=\"6\""[..],
+        b"tEXtRaw profile type exif\0\nexif\n1\nzz",
+        b"zTXtXML:com.adobe.xmp\0\0xx",
+    ] {
+        assert_eq!(size([ignored, b""]), (2, 1));
+    }
+}
+
 #[test]
 fn bytes_after_the_end_and_between_segments_are_ignored() {
     let whole = golden("420.jpg");
@@ -135,10 +233,10 @@ fn unsupported_jpegs_are_named() {
     check(1, 0xc9, "arithmetic coding");
     check(1, 0xc3, "lossless");
     check(1, 0xc5, "hierarchical");
-    check(4, 12, "only 8 bits a sample");
-    check(9, 2, "neither 1, 3 nor 4 components");
+    check(4, 12, "only 8 bits per sample");
+    check(9, 2, "expected 1, 3 or 4 components");
     check(11, 0x51, "sampling factors");
-    check(12, 3, "quantisation table that is not there");
+    check(12, 3, "missing quantization table");
     let mut flat = whole.clone();
     flat[at + 5..at + 7].fill(0);
     assert!(decode(&flat).unwrap_err().to_string().contains("47×0 pixels"));

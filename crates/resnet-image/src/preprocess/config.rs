@@ -34,10 +34,10 @@ fn per_channel(config: &Value, field: &'static str, default: &[f32]) -> Result<V
 /// timm's `crop_pct`: the size of the crop as a fraction of the resized side.
 fn fraction(config: &Value, fields: &[&'static str], default: f64) -> Result<f64> {
     // timm treats 0 as absent.
-    let given = fields
+    let present = fields
         .iter()
         .find_map(|field| get(config, field).filter(|v| v.as_f64() != Some(0.0)).map(|v| (field, v)));
-    let Some((field, value)) = given else { return Ok(default) };
+    let Some((field, value)) = present else { return Ok(default) };
     match value.as_f64() {
         Some(f) if (0.01..=100.0).contains(&f) => Ok(f),
         _ => unsupported(field, value, "a fraction from 0.01 to 100"),

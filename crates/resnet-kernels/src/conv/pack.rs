@@ -1,55 +1,55 @@
-//! Weights in the order in which the register tiles consume them.
+//! Weights packed in the order in which the micro-kernel reads them.
 
 use crate::layout::LANES;
-use crate::reference::ConvWeights;
-use crate::shape::ConvShape;
-use crate::simd::Aligned;
+use crate::shape::{ConvShape, ConvWeights};
+use crate::simd::AlignedVec;
 use crate::simd::Simd;
-use crate::simd::tile::{Reduction, lines_ahead};
+use crate::simd::tile::{Reduction, prefetch_lines};
 
-/// Output channels that one register tile computes together, and their weights.
+/// Panel of output channels that one register tile computes.
 #[derive(Clone, Debug)]
 pub(crate) struct Panel {
-    /// First block of output channels.
+    /// First output block.
     pub block: usize,
     /// Number of output blocks.
     pub blocks: usize,
-    /// First block of input channels that any of the outputs depends on.
+    /// First input block that any of the outputs depends on.
     pub from: usize,
     /// Number of input blocks.
     pub depth: usize,
-    /// Where the panel's weights start.
+    /// Offset of the panel's weights.
     pub start: usize,
-    /// Their number.
+    /// Number of the panel's weights.
     pub len: usize,
 }
 
-/// All panels of a convolution, in the order of their output channels.
+/// Panels of a convolution, ordered by output channel.
 #[derive(Clone, Debug)]
 pub(crate) struct Panels {
     pub list: Vec<Panel>,
-    /// First output block of every panel, and the end of the last.
+    /// First output block of every panel, and the total number of blocks.
     pub bounds: Vec<usize>,
-    pub weights: Aligned,
-    /// `[blocks × 16]`, zero where the convolution has none.
-    pub bias: Aligned,
+    pub weights: AlignedVec,
+    /// `[blocks × 16]`, zero in padding channels.
+    pub bias: AlignedVec,
 }
 
 impl Panels {
-    /// Cuts the output channels into panels; `products` is the number of weights per pair of padded channels.
-    fn cut<S: Simd>(shape: &ConvShape, bias: Option<&[f32]>, products: usize, planar: bool) -> Self {
+    /// Divides the output channels into panels and allocates zero weights; `products` is the number of weights per pair
+    /// of input and output channel.
+    fn with_bias<S: Simd>(shape: &ConvShape, bias: Option<&[f32]>, products: usize, planar: bool) -> Self {
         let mut panels = Self::empty::<S>(shape, products, planar);
-        panels.weights = Aligned::zeroed(panels.len());
+        panels.weights = AlignedVec::zeroed(panels.len());
         panels.bias[..shape.c_out].copy_from_slice(bias.unwrap_or(&vec![0.0; shape.c_out]));
         panels
     }
 
-    /// Elements that the weights of all panels need.
+    /// Returns the number of weights of all panels, including padding.
     pub(crate) fn len(&self) -> usize {
         self.list.last().map_or(0, |panel| panel.start + panel.len)
     }
 
-    /// The panels without memory for their weights, and no bias.
+    /// Divides the output channels into panels without allocating weights; the bias is zero.
     pub(crate) fn empty<S: Simd>(shape: &ConvShape, products: usize, planar: bool) -> Self {
         let blocks = shape.c_out.div_ceil(LANES);
         let mut list: Vec<Panel> = Vec::new();
@@ -65,7 +65,7 @@ impl Panels {
         }
         let mut bounds: Vec<usize> = list.iter().map(|panel| panel.block).collect();
         bounds.push(blocks);
-        Self { list, bounds, weights: Aligned::default(), bias: Aligned::zeroed(blocks * LANES) }
+        Self { list, bounds, weights: AlignedVec::default(), bias: AlignedVec::zeroed(blocks * LANES) }
     }
 
     pub(super) fn weights(&self, panel: &Panel) -> &[f32] {
@@ -76,16 +76,16 @@ impl Panels {
         &self.bias[panel.block * LANES..][..panel.blocks * LANES]
     }
 
-    /// `len` weights from `start` on, or as many as there are, to be fetched while those before them are used.
-    pub(super) fn ahead(&self, start: usize, len: usize) -> Ahead<'_> {
+    /// Returns up to `len` weights from `start` on for prefetching.
+    pub(super) fn prefetch(&self, start: usize, len: usize) -> Prefetch<'_> {
         let from = self.weights.get(start..).unwrap_or_default();
-        Ahead(&from[..len.min(from.len())])
+        Prefetch(&from[..len.min(from.len())])
     }
 
-    /// `[input block][kernel height][kernel width][16][blocks × 16]` for each panel.
-    pub(super) fn direct<S: Simd>(shape: &ConvShape, params: ConvWeights) -> Self {
+    /// Packs `[input block][kernel height][kernel width][16][blocks × 16]` for each panel.
+    pub(super) fn direct<S: Simd>(shape: &ConvShape, weights: ConvWeights) -> Self {
         let taps = shape.kernel[0] * shape.kernel[1];
-        let mut panels = Self::cut::<S>(shape, params.bias, taps, false);
+        let mut panels = Self::with_bias::<S>(shape, weights.bias, taps, false);
         let (ig, og) = (shape.c_in / shape.groups, shape.c_out / shape.groups);
         for panel in &panels.list {
             let width = panel.blocks * LANES;
@@ -94,7 +94,7 @@ impl Panels {
                 let oc = panel.block * LANES + column;
                 for ic in 0..ig {
                     let channel = oc / og * ig + ic - panel.from * LANES;
-                    let source = &params.weights[(oc * ig + ic) * taps..][..taps];
+                    let source = &weights.weights[(oc * ig + ic) * taps..][..taps];
                     for (tap, weight) in source.iter().enumerate() {
                         let row = (channel / LANES * taps + tap) * LANES + channel % LANES;
                         packed[row * width + column] = *weight;
@@ -105,16 +105,16 @@ impl Panels {
         panels
     }
 
-    /// `[c_in][kernel height][kernel width][blocks × 16]` for each panel.
-    pub(super) fn planar<S: Simd>(shape: &ConvShape, params: ConvWeights) -> Self {
+    /// Packs `[c_in][kernel height][kernel width][blocks × 16]` for each panel.
+    pub(super) fn planar<S: Simd>(shape: &ConvShape, weights: ConvWeights) -> Self {
         let taps = shape.kernel[0] * shape.kernel[1];
-        let mut panels = Self::cut::<S>(shape, params.bias, taps, true);
+        let mut panels = Self::with_bias::<S>(shape, weights.bias, taps, true);
         let rows = shape.c_in * taps;
         for panel in &panels.list {
             let width = panel.blocks * LANES;
             let packed = &mut panels.weights[panel.start..][..panel.len];
             for column in 0..width.min(shape.c_out - panel.block * LANES) {
-                let source = &params.weights[(panel.block * LANES + column) * rows..][..rows];
+                let source = &weights.weights[(panel.block * LANES + column) * rows..][..rows];
                 for (row, weight) in source.iter().enumerate() {
                     packed[row * width + column] = *weight;
                 }
@@ -123,14 +123,14 @@ impl Panels {
         panels
     }
 
-    /// `[A × B][c_in][blocks × 16]` for each panel: `P·g·Qᵀ` of every kernel `g`, computed in `f64`.
+    /// Packs `[A × B][c_in][blocks × 16]` for each panel: `P·g·Qᵀ` of every kernel `g`, computed in `f64`.
     pub(super) fn winograd<S: Simd, const A: usize, const B: usize>(
         shape: &ConvShape,
-        params: ConvWeights,
+        weights: ConvWeights,
         p: [[f64; 3]; A],
         q: [[f64; 3]; B],
     ) -> Self {
-        let mut panels = Self::cut::<S>(shape, params.bias, A * B, false);
+        let mut panels = Self::with_bias::<S>(shape, weights.bias, A * B, false);
         for panel in &panels.list {
             let width = panel.blocks * LANES;
             let packed = &mut panels.weights[panel.start..][..panel.len];
@@ -142,11 +142,12 @@ impl Panels {
                     for (tap, values) in kernels.as_flattened_mut().iter_mut().enumerate() {
                         for (lane, value) in values[..lanes].iter_mut().enumerate() {
                             let oc = (panel.block + block) * LANES + lane;
-                            *value = f64::from(params.weights[(oc * shape.c_in + ic) * 9 + tap]);
+                            *value = f64::from(weights.weights[(oc * shape.c_in + ic) * 9 + tap]);
                         }
                     }
-                    for (alpha, values) in transform_kernels(&kernels, &p, &q).iter().flatten().enumerate() {
-                        let row = alpha * panel.depth * LANES + ic;
+                    for (position, values) in transform_kernels(&kernels, &p, &q).iter().flatten().enumerate()
+                    {
+                        let row = position * panel.depth * LANES + ic;
                         let to = &mut packed[row * width + block * LANES..][..LANES];
                         to.iter_mut().zip(values).for_each(|(to, value)| *to = *value as f32);
                     }
@@ -157,20 +158,20 @@ impl Panels {
     }
 }
 
-/// Weights that are next in line. The tiles that share the present weights fetch one piece each.
-pub(super) struct Ahead<'a>(&'a [f32]);
+/// Weights to prefetch, divided among the tiles that use the current weights.
+pub(super) struct Prefetch<'a>(&'a [f32]);
 
-impl<'a> Ahead<'a> {
-    /// The piece for the next tile with this reduction; empty when the weights after these are all fetched.
+impl<'a> Prefetch<'a> {
+    /// Returns the part for the next tile with this reduction; empty when everything has been prefetched.
     pub(super) fn next(&mut self, reduction: &Reduction, blocks: usize) -> &'a [f32] {
-        let piece = reduction.len() * lines_ahead(blocks) * LANES;
-        let (now, later) = self.0.split_at(piece.min(self.0.len()));
+        let len = reduction.len() * prefetch_lines(blocks) * LANES;
+        let (now, later) = self.0.split_at(len.min(self.0.len()));
         self.0 = later;
         now
     }
 }
 
-/// `P·g·Qᵀ` for 16 kernels side by side.
+/// Returns `P·g·Qᵀ` for 16 kernels in SIMD lanes.
 fn transform_kernels<const A: usize, const B: usize>(
     kernels: &[[[f64; LANES]; 3]; 3],
     p: &[[f64; 3]; A],
@@ -186,8 +187,8 @@ fn transform_kernels<const A: usize, const B: usize>(
     })
 }
 
-/// Blocks of the panel that starts at `block`: as many as the registers take, but where groups make wide panels
-/// multiply zeros, as few as waste least.
+/// Returns the number of blocks of the panel that starts at `block`: as many as fit in registers, except with groups,
+/// where it minimizes the multiplications by zero.
 fn panel_blocks<S: Simd>(shape: &ConvShape, block: usize, blocks: usize, planar: bool) -> usize {
     let left = blocks - block;
     let most = S::PIXELS.len().min(left);
@@ -197,7 +198,7 @@ fn panel_blocks<S: Simd>(shape: &ConvShape, block: usize, blocks: usize, planar:
     (1..=most).rev().min_by_key(|size| inputs(shape, block, *size).1).unwrap_or(1)
 }
 
-/// First and number of the input blocks that `size` output blocks from `block` on depend on.
+/// Returns the first input block that `size` output blocks from `block` on depend on, and the number of input blocks.
 fn inputs(shape: &ConvShape, block: usize, size: usize) -> (usize, usize) {
     let (ig, og) = (shape.c_in / shape.groups, shape.c_out / shape.groups);
     let first = block * LANES / og * ig;

@@ -4,37 +4,39 @@ use crate::layout::LANES;
 use crate::shape::ConvShape;
 use crate::simd::Isa;
 
-/// How far the result may be from that of a direct sum.
+/// Accuracy relative to a direct sum.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Precision {
-    /// Winograd where it is faster: relative error about 5e-7, two to three times that of a direct sum.
+    /// Allows Winograd: relative error about 5e-7, two to three times that of a direct sum.
     #[default]
     F32,
     /// Direct sums only.
     Exact,
 }
 
-/// A way to compute a convolution; all give the same result up to rounding.
+/// Convolution algorithm; all compute the same result up to rounding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Algorithm {
-    /// Direct, reading a planar `[N, C, H, W]` input: for few input channels, where blocks of 16 would be mostly padding.
+    /// Direct convolution of a planar `[N, C, H, W]` input, for few input channels: blocks of 16 would be mostly
+    /// padding.
     Planar,
-    /// 1×1: a matrix product over the pixels of a blocked input.
+    /// 1×1 convolution: a matrix product over the pixels of a blocked input.
     Pointwise,
-    /// Direct over a blocked input: any kernel, stride, padding, dilation and groups.
+    /// Direct convolution of a blocked input with any kernel, stride, padding, dilation and groups.
     Direct,
     /// Winograd F(2×2, 3×3): 2.25 times fewer products, 1.8 times the weights.
     Winograd2,
     /// Winograd F(4×4, 3×3) with points 0, ±5/8, ±3/2, ∞: 4 times fewer products, 4 times the weights.
     Winograd4,
-    /// Winograd F(2, 3) down and F(4, 3) across: 3 times fewer products, 2.7 times the weights.
+    /// Winograd F(2×4, 3×3), F(2, 3) vertically and F(4, 3) horizontally: 3 times fewer products, 2.7 times the
+    /// weights.
     Winograd2x4,
-    /// 3×3 with stride 2, by Winograd on the even inputs of 2 × 2 outputs: 1.44 times fewer products, 2.8 times the weights.
+    /// Winograd for 3×3 with stride 2, tiles of 2 × 2 outputs: 1.44 times fewer products, 2.8 times the weights.
     WinogradStrided,
 }
 
 impl Algorithm {
-    /// All of them.
+    /// All algorithms.
     pub const ALL: [Self; 7] = [
         Self::Planar,
         Self::Pointwise,
@@ -46,34 +48,33 @@ impl Algorithm {
     ];
 }
 
-/// What is known about the input when a plan is chosen. It decides what is fast, not what is possible: a packed
-/// convolution takes any batch and any size.
+/// Expected input, used to choose the fastest plan. A packed convolution runs on any batch size and image size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct InputHint {
-    /// Images per call.
+    /// Batch size.
     pub batch: usize,
-    /// Input `[height, width]` in pixels.
+    /// `[height, width]` in pixels.
     pub input: [usize; 2],
 }
 
-/// The choice of an algorithm and an instruction set for one convolution.
+/// Algorithm and instruction set of a convolution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Plan {
-    /// How.
+    /// Algorithm.
     pub algorithm: Algorithm,
-    /// With which instructions.
+    /// Instruction set.
     pub isa: Isa,
 }
 
 impl Plan {
-    /// The fastest plan for a shape that keeps to `precision`. Pure: the only place that knows which is fastest.
-    pub fn choose(shape: &ConvShape, site: InputHint, isa: Isa, precision: Precision) -> Self {
+    /// Returns the plan that is expected to be fastest within `precision`. Pure function of its arguments.
+    pub fn choose(shape: &ConvShape, hint: InputHint, isa: Isa, precision: Precision) -> Self {
         let algorithm = if shape.groups == 1 && shape.c_in < LANES {
             Algorithm::Planar
         } else if shape.kernel == [1, 1] && shape.padding == [0, 0] && shape.groups == 1 {
             Algorithm::Pointwise
         } else if precision == Precision::F32 {
-            cheapest(shape, site)
+            cheapest(shape, hint)
         } else {
             Algorithm::Direct
         };
@@ -81,24 +82,24 @@ impl Plan {
     }
 }
 
-/// Measured on Zen 4: what a byte of weights from memory costs in multiply-adds, and from which size on weights do not
-/// survive in the cache until the next image.
+/// Cost of loading a byte of weights from memory, in multiply-adds, and the size from which on weights do not stay in
+/// the cache until the next image. Measured on Zen 4.
 const MACS_PER_BYTE: f64 = 1.2;
 const CACHED_BYTES: f64 = 6e6;
 
-/// Costs that are as good as the least: of those, the algorithm with the fewest weights saves memory.
-const ABOUT_EQUAL: f64 = 1.06;
+/// Ratio of costs that count as equal; among those, the algorithm with the fewest weights is chosen to save memory.
+const COST_TOLERANCE: f64 = 1.06;
 
-/// The cheapest way to compute a convolution over a blocked input.
-fn cheapest(shape: &ConvShape, site: InputHint) -> Algorithm {
-    let Ok(output) = shape.output_hw(site.input) else { return Algorithm::Direct };
+/// Returns the cheapest algorithm for a convolution of a blocked input.
+fn cheapest(shape: &ConvShape, hint: InputHint) -> Algorithm {
+    let Ok(output) = shape.output_hw(hint.input) else { return Algorithm::Direct };
     let channels = (shape.c_in * shape.c_out) as f64;
     // The transforms cost a constant number of operations per channel, the products one per pair of channels.
     let transforms = 1.0 + 12.0 * (1.0 / shape.c_in as f64 + 1.0 / shape.c_out as f64);
     let cost = |down: f64, across: f64, weights: usize, overhead: f64| {
         let bytes = channels * weights as f64 * 4.0;
         let traffic = if bytes > CACHED_BYTES { bytes * MACS_PER_BYTE } else { 0.0 };
-        (channels * site.batch as f64 * down * across * overhead + traffic, weights)
+        (channels * hint.batch as f64 * down * across * overhead + traffic, weights)
     };
     let [two, four] = [F2::products, F4::products];
     let [h, w] = output;
@@ -111,13 +112,13 @@ fn cheapest(shape: &ConvShape, site: InputHint) -> Algorithm {
     ]
     .map(|(algorithm, (cost, weights))| (algorithm, cost, weights));
     let possible = || costs.into_iter().filter(|(algorithm, ..)| algorithm.supports(shape).is_ok());
-    let least = possible().map(|(_, cost, _)| cost).fold(f64::INFINITY, f64::min);
-    let fast = possible().filter(|(_, cost, _)| *cost <= least * ABOUT_EQUAL);
+    let lowest = possible().map(|(_, cost, _)| cost).fold(f64::INFINITY, f64::min);
+    let fast = possible().filter(|(_, cost, _)| *cost <= lowest * COST_TOLERANCE);
     fast.min_by_key(|(.., weights)| *weights).map_or(Algorithm::Direct, |(algorithm, ..)| algorithm)
 }
 
 impl Algorithm {
-    /// First part of a kernel's name.
+    /// Returns the first part of the kernel name.
     pub fn name(&self) -> &'static str {
         match self {
             Algorithm::Planar => "planar",
@@ -130,22 +131,26 @@ impl Algorithm {
         }
     }
 
-    /// Refuses a shape that this algorithm cannot compute.
+    /// Checks that this algorithm supports a shape.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Algorithm`] if it does not.
     pub fn supports(&self, shape: &ConvShape) -> Result<(), Error> {
-        let refuse = |why| Err(Error::Algorithm { algorithm: self.name(), why });
+        let unsupported = |what| Err(Error::Algorithm { algorithm: self.name(), what });
         match self {
             Algorithm::Direct => Ok(()),
-            Algorithm::Planar if shape.groups != 1 => refuse("groups"),
+            Algorithm::Planar if shape.groups != 1 => unsupported("groups"),
             Algorithm::Planar => Ok(()),
-            Algorithm::Pointwise if shape.kernel != [1, 1] => refuse("a kernel that is not 1x1"),
+            Algorithm::Pointwise if shape.kernel != [1, 1] => unsupported("kernels other than 1x1"),
             Algorithm::Pointwise => Ok(()),
             Algorithm::WinogradStrided => match *shape {
                 ConvShape { kernel: [3, 3], stride: [2, 2], dilation: [1, 1], groups: 1, .. } => Ok(()),
-                _ => refuse("anything but 3x3 with stride 2, dilation and groups of 1"),
+                _ => unsupported("shapes other than 3x3 with stride 2, dilation 1 and 1 group"),
             },
             Algorithm::Winograd2 | Algorithm::Winograd2x4 | Algorithm::Winograd4 => match *shape {
                 ConvShape { kernel: [3, 3], stride: [1, 1], dilation: [1, 1], groups: 1, .. } => Ok(()),
-                _ => refuse("anything but 3x3 with stride, dilation and groups of 1"),
+                _ => unsupported("shapes other than 3x3 with stride 1, dilation 1 and 1 group"),
             },
         }
     }
@@ -156,16 +161,16 @@ mod tests {
     use super::*;
 
     fn check(shape: ConvShape, size: usize, batch: usize, expected: Algorithm) {
-        let site = InputHint { batch, input: [size, size] };
-        let plan = Plan::choose(&shape, site, Isa::best(), Precision::F32);
-        assert_eq!(plan.algorithm, expected, "{shape:?} {site:?}");
-        let exact = Plan::choose(&shape, site, Isa::best(), Precision::Exact).algorithm;
+        let hint = InputHint { batch, input: [size, size] };
+        let plan = Plan::choose(&shape, hint, Isa::best(), Precision::F32);
+        assert_eq!(plan.algorithm, expected, "{shape:?} {hint:?}");
+        let exact = Plan::choose(&shape, hint, Isa::best(), Precision::Exact).algorithm;
         assert!(matches!(exact, Algorithm::Planar | Algorithm::Pointwise | Algorithm::Direct));
         assert!(exact.supports(&shape).is_ok() && expected.supports(&shape).is_ok());
     }
 
     #[test]
-    fn plans_of_resnets() {
+    fn plans_for_resnet_layers() {
         let k3 =
             |c_in, c_out| ConvShape { kernel: [3, 3], padding: [1, 1], ..ConvShape::pointwise(c_in, c_out) };
         check(
@@ -189,12 +194,12 @@ mod tests {
     }
 
     #[test]
-    fn unsupported_shapes_are_refused() {
+    fn unsupported_shapes_are_rejected() {
         let shape = ConvShape { kernel: [3, 3], groups: 2, ..ConvShape::pointwise(32, 32) };
         for algorithm in [Algorithm::Planar, Algorithm::Pointwise, Algorithm::Winograd2, Algorithm::Winograd4]
         {
             let error = algorithm.supports(&shape).unwrap_err().to_string();
-            assert!(error.starts_with(algorithm.name()), "{error}");
+            assert!(error.contains(algorithm.name()), "{error}");
         }
         assert!(Algorithm::Direct.supports(&shape).is_ok());
     }

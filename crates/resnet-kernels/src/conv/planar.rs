@@ -1,10 +1,9 @@
-//! Direct convolution over a planar input, for the stems of networks: three channels would fill three of 16 lanes.
+//! Direct convolution of a planar input, for stems: three input channels would use 3 of 16 SIMD lanes.
 //!
-//! A task copies the input rows it needs into scratch, with the padding around them, and computes row by row. With a
-//! fused max-pooling the rows go into a ring that holds as many as a pooling window is high, and only the pooled
-//! rows reach memory.
+//! A task copies the input rows that it needs to scratch, with padding, and computes row by row. With a fused max pool,
+//! the rows go to a ring buffer of one window height, and only pooled rows are written to the output.
 
-use super::direct::{Split, addend, owned_rows, rows_cut};
+use super::direct::{TaskSize, addend, owned_rows, partition_rows};
 use super::pack::Panel;
 use super::{Call, PackedConv};
 use crate::epilogue::{Activation, Residual};
@@ -13,25 +12,25 @@ use crate::layout::LANES;
 use crate::pool::{MaxRows, PoolSpec};
 use crate::simd::Simd;
 use crate::simd::tile::{Addend, MAX_PIXELS, Reduction, Tile, next_pixels};
-use crate::threads::{Order, Share, Target};
+use crate::threads::{Chunk, TaskOrder, TileOutput};
 
-/// Output rows per task of a convolution without pooling, and with: few enough for the cache, enough to pay for the
-/// rows that neighbouring tasks both need.
+/// Output rows per task without and with pooling: few enough for the cache, enough to amortize the rows that
+/// neighboring tasks both need.
 const ROWS: usize = 8;
 const POOLED_ROWS: usize = 14;
 
-/// Rows of a kernel that are summed before the sum is continued from the output, where sums are added up in parts.
-const PART_ROWS: usize = 2;
+/// Kernel rows per partial sum with chunked sums.
+const SUM_CHUNK_ROWS: usize = 2;
 
-/// Sizes of the private scratch of a task.
+/// Sizes of a task's scratch.
 struct Sizes {
-    /// Final output rows per task.
+    /// Output rows per task, after pooling.
     rows: usize,
-    /// Padded input: width and rows per channel.
+    /// Padded input: row width and number of rows per channel.
     width: usize,
     input_rows: usize,
     padded: usize,
-    /// Convolution outputs: width, rows in the ring, elements per block of channels.
+    /// Convolution output: row width, rows in the ring buffer, elements per channel block.
     conv_width: usize,
     slots: usize,
     ring_block: usize,
@@ -48,14 +47,14 @@ impl Sizes {
         let what = "scratch length";
         let shape = &conv.shape;
         let [conv_height, conv_width] = shape.output_hw([input[2], input[3]])?;
-        let most = if conv.finish.max_pool.is_some() { POOLED_ROWS } else { ROWS };
-        // Every thread gets the same number of tasks where the image allows it.
+        let most = if conv.epilogue.max_pool.is_some() { POOLED_ROWS } else { ROWS };
+        // The same number of tasks for every thread, if the image is large enough.
         let tasks = output[2].div_ceil(most).next_multiple_of(threads).min(output[2]);
         let rows = output[2].div_ceil(tasks);
-        let (conv_rows, slots) = match &conv.finish.max_pool {
-            Some(window) => {
-                let (rows, _) = (rows - 1).saturating_mul(window.stride[0]).overflowing_add(window.kernel[0]);
-                (rows.min(conv_height), window.kernel[0].min(conv_height))
+        let (conv_rows, slots) = match &conv.epilogue.max_pool {
+            Some(spec) => {
+                let (rows, _) = (rows - 1).saturating_mul(spec.stride[0]).overflowing_add(spec.kernel[0]);
+                (rows.min(conv_height), spec.kernel[0].min(conv_height))
             }
             None => (rows, 0),
         };
@@ -95,43 +94,49 @@ pub(super) fn scratch_len(
 pub(super) fn run<S: Simd>(simd: S, call: Call, dims: [usize; 4], data: &[f32]) {
     let Call { conv, residual, output, scratch, pool } = call;
     let layout = output.layout;
-    // The same arguments passed when the scratch was measured.
+    // Cannot fail: `scratch_len` succeeded with the same arguments.
     let Ok(sizes) = Sizes::choose(conv, dims, layout.dims(), pool.threads()) else { return };
     let panels = &conv.panels;
-    let split = Split { images: 1, rows: sizes.rows, panels: panels.list.len(), order: Order::Rows };
-    let cut = rows_cut(&layout, &panels.bounds, split, 1);
+    let split = TaskSize { images: 1, rows: sizes.rows, panels: panels.list.len(), order: TaskOrder::Rows };
+    let partition = partition_rows(&layout, &panels.bounds, split, 1);
     let image_len = dims[1] * dims[2] * dims[3];
-    pool.run_shares_with(output.data, &cut, (scratch, sizes.per_task()), |private, mut share| {
-        let (padded, ring) = private.split_at_mut(sizes.padded);
-        let image = share.outer.start;
-        let rows = owned_rows(&share, &layout);
-        let task = Task { simd, conv, sizes: &sizes, dims, image: &data[image * image_len..][..image_len] };
-        match &conv.finish.max_pool {
-            None => {
-                let first = task.pad(padded, rows.start..rows.end);
-                for y in rows {
-                    let row = layout.pixel(y, 0);
-                    for panel in 0..panels.list.len() {
-                        let (block, blocks) = (panels.list[panel].block, panels.list[panel].blocks);
-                        let (mut added, added_layout) = addend(&residual, image, block);
-                        if let (Addend::Blocks { at, .. }, Residual::Add(_)) = (&mut added, &residual) {
-                            *at = [added_layout.pixel(y, 0); MAX_PIXELS];
+    pool.run_partitioned_with_scratch(
+        output.data,
+        &partition,
+        (scratch, sizes.per_task()),
+        |private, mut chunk| {
+            let (padded, ring) = private.split_at_mut(sizes.padded);
+            let image = chunk.outer.start;
+            let rows = owned_rows(&chunk, &layout);
+            let task =
+                Task { simd, conv, sizes: &sizes, dims, image: &data[image * image_len..][..image_len] };
+            match &conv.epilogue.max_pool {
+                None => {
+                    let first = task.pad(padded, rows.start..rows.end);
+                    for y in rows {
+                        let row = layout.pixel(y, 0);
+                        for panel in 0..panels.list.len() {
+                            let (block, blocks) = (panels.list[panel].block, panels.list[panel].blocks);
+                            let (mut added, added_layout) = addend(&residual, image, block);
+                            if let (Addend::Blocks { at, .. }, Residual::Add(_)) = (&mut added, &residual) {
+                                *at = [added_layout.pixel(y, 0); MAX_PIXELS];
+                            }
+                            task.row(
+                                padded,
+                                first,
+                                y,
+                                panel,
+                                added,
+                                row,
+                                &mut chunk.tile_output(image, block, blocks),
+                            );
                         }
-                        task.row(
-                            padded,
-                            first,
-                            y,
-                            panel,
-                            added,
-                            row,
-                            &mut share.target(image, block, blocks),
-                        );
                     }
                 }
+                Some(spec) => task.pooled(spec, padded, ring, rows, &mut chunk, &layout),
             }
-            Some(window) => task.pooled(window, padded, ring, rows, &mut share, &layout),
-        }
-    });
+        },
+    );
 }
 
 struct Task<'a, S> {
@@ -144,7 +149,7 @@ struct Task<'a, S> {
 }
 
 impl<S: Simd> Task<'_, S> {
-    /// Copies the input of convolution rows `rows` with its padding, `[C, rows, width]`; returns the first of them.
+    /// Copies the input of convolution rows `rows`, with padding, to `[C, rows, width]`; returns the first row.
     fn pad(&self, padded: &mut [f32], rows: std::ops::Range<usize>) -> usize {
         let shape = &self.conv.shape;
         let [_, _, h, w] = self.dims;
@@ -166,8 +171,8 @@ impl<S: Simd> Task<'_, S> {
         rows.start
     }
 
-    /// One row of the convolution for one panel; `to` is where the row starts in each block of the target.
-    #[expect(clippy::too_many_arguments, reason = "two callers that differ in all of them")]
+    /// Computes one row of the convolution for one panel; `to` is the offset of the row in each block of the output.
+    #[expect(clippy::too_many_arguments, reason = "the two callers differ in all of them")]
     fn row(
         &self,
         padded: &[f32],
@@ -176,21 +181,21 @@ impl<S: Simd> Task<'_, S> {
         panel: usize,
         added: Addend,
         to: usize,
-        target: &mut Target,
+        output: &mut TileOutput,
     ) {
         let (shape, sizes) = (&self.conv.shape, self.sizes);
         let panel = &self.conv.panels.list[panel];
         let (plane, line) = (sizes.input_rows * sizes.width, shape.dilation[0] * sizes.width);
         let [kh, kw] = shape.kernel;
-        let (channels, rows) = if self.conv.parts { (1, PART_ROWS) } else { (shape.c_in, kh) };
+        let (channels, rows) = if self.conv.chunked_sums { (1, SUM_CHUNK_ROWS) } else { (shape.c_in, kh) };
         let reduction = |rows| match shape.dilation[1] {
             1 => Reduction::new([channels, rows, 1], [plane, line, 0], kw),
             step => Reduction::new([channels, rows, kw], [plane, line, step], 1),
         };
-        // Whole parts, and what is left of the rows.
+        // Complete chunks of rows, and the remainder.
         let reductions = [reduction(rows), reduction(kh % rows)];
         let starts = (0..shape.c_in).step_by(channels);
-        let parts = starts.flat_map(|channel| (0..kh).step_by(rows).map(move |row| (channel, row)));
+        let chunks = starts.flat_map(|channel| (0..kh).step_by(rows).map(move |row| (channel, row)));
         let weights = self.conv.panels.weights(panel);
         let width = panel.blocks * LANES;
         let start = (y - first) * shape.stride[0] * sizes.width;
@@ -204,7 +209,7 @@ impl<S: Simd> Task<'_, S> {
             bias: None,
             addend: added,
             relu: false,
-            ahead: &[],
+            prefetch: &[],
         };
         let mut done = 0;
         while done < sizes.conv_width {
@@ -219,56 +224,57 @@ impl<S: Simd> Task<'_, S> {
                 }
             }
             let first = tile.addend;
-            for (channel, row) in parts.clone() {
+            for (channel, row) in chunks.clone() {
                 let is_first = (channel, row) == (0, 0);
                 tile.weights = &weights[(channel * kh + row) * kw * width..];
                 tile.input = &padded[channel * plane + row * line..];
                 tile.reduction = &reductions[usize::from(row + rows > kh)];
                 tile.bias = is_first.then_some(self.conv.panels.bias(panel));
-                tile.addend = if is_first { first } else { Addend::Target };
+                tile.addend = if is_first { first } else { Addend::Output };
                 let is_last = channel + channels >= shape.c_in && row + rows >= kh;
-                tile.relu = is_last && self.conv.finish.activation == Activation::Relu;
-                self.simd.tile(&tile, panel.blocks, target);
+                tile.relu = is_last && self.conv.epilogue.activation == Activation::Relu;
+                self.simd.tile(&tile, panel.blocks, output);
             }
             tile.addend = first;
             done += tile.pixels;
         }
     }
 
-    /// Rows of the max-pooled convolution.
+    /// Computes `rows` of the max-pooled convolution.
     fn pooled(
         &self,
-        window: &PoolSpec,
+        spec: &PoolSpec,
         padded: &mut [f32],
         ring: &mut [f32],
         rows: std::ops::Range<usize>,
-        share: &mut Share,
+        chunk: &mut Chunk,
         layout: &crate::layout::Blocked,
     ) {
         let Sizes { conv_width, slots, ring_block, .. } = *self.sizes;
         let Ok([conv_height, _]) = self.conv.shape.output_hw([self.dims[2], self.dims[3]]) else { return };
-        let first = window.rows(rows.start, conv_height).start;
-        let last = window.rows(rows.end - 1, conv_height).end;
+        let first = spec.rows(rows.start, conv_height).start;
+        let last = spec.rows(rows.end - 1, conv_height).end;
         self.pad(padded, first..last);
-        let image = share.outer.start;
+        let image = chunk.outer.start;
         let mut next = first;
         for y in rows {
-            let needed = window.rows(y, conv_height);
+            let needed = spec.rows(y, conv_height);
             next = next.max(needed.start);
             while next < needed.end {
                 for panel in 0..self.conv.panels.list.len() {
                     let Panel { block, blocks, .. } = self.conv.panels.list[panel];
-                    let mut target = Target::from_slice(&mut ring[block * ring_block..], ring_block, blocks);
+                    let mut output =
+                        TileOutput::from_slice(&mut ring[block * ring_block..], ring_block, blocks);
                     let to = next % slots * conv_width * LANES;
-                    self.row(padded, first, next, panel, Addend::None, to, &mut target);
+                    self.row(padded, first, next, panel, Addend::None, to, &mut output);
                 }
                 next += 1;
             }
-            for block in share.inner.clone() {
+            for block in chunk.inner.clone() {
                 let start = layout.pixel(y, 0);
-                let to = share.slice(image, block, start..start + layout.w * LANES);
+                let to = chunk.slice(image, block, start..start + layout.w * LANES);
                 let lines = &ring[block * ring_block..][..ring_block];
-                MaxRows { window, lines, slots, rows: needed.clone(), width: conv_width, to }.run(self.simd);
+                MaxRows { spec, lines, slots, rows: needed.clone(), width: conv_width, to }.run(self.simd);
             }
         }
     }

@@ -1,11 +1,11 @@
 use super::*;
 use crate::layout::LANES;
 use crate::reference;
-use crate::simd::{Aligned, Isa};
+use crate::simd::{AlignedVec, Isa};
 use crate::testing::{assert_close, random};
 use proptest::prelude::*;
 
-/// A convolution to try: everything but the algorithm and the instruction set.
+/// Test case: everything but the algorithm and the instruction set.
 #[derive(Clone, Copy, Debug)]
 struct Case {
     shape: ConvShape,
@@ -15,10 +15,10 @@ struct Case {
     residual: Added,
     activation: Activation,
     max_pool: Option<PoolSpec>,
-    /// Halo of input, residual and output beyond what is needed.
+    /// Extra halo of input, residual and output.
     spare: [usize; 3],
     threads: usize,
-    parts: bool,
+    chunked_sums: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +40,7 @@ impl Case {
             max_pool: None,
             spare: [0; 3],
             threads: 1,
-            parts: false,
+            chunked_sums: false,
         }
     }
 
@@ -48,17 +48,17 @@ impl Case {
         random(self.batch * self.shape.c_in * self.size[0] * self.size[1], 3)
     }
 
-    /// The output, `[N, C, H, W]`, of a plan for `input`; checks that nothing outside the tensor was written.
+    /// Returns the output `[N, C, H, W]` of a plan; asserts that nothing outside the tensor was written.
     fn run(&self, plan: Plan, input: &[f32]) -> Vec<f32> {
         let Self { shape, batch, size, .. } = *self;
         let input_is_finite = input.iter().all(|x| x.is_finite());
         let pool = ThreadPool::new(self.threads).unwrap();
         let weights = random(shape.weight_len().unwrap(), 1);
         let bias = random(shape.c_out, 2);
-        let params = ConvWeights { weights: &weights, bias: self.bias.then_some(&bias[..]) };
-        let finish = Epilogue { activation: self.activation, max_pool: self.max_pool };
-        let conv = PackedConv::new(shape, plan, params, finish).unwrap();
-        let conv = if self.parts { conv.in_parts() } else { conv };
+        let conv_weights = ConvWeights { weights: &weights, bias: self.bias.then_some(&bias[..]) };
+        let epilogue = Epilogue { activation: self.activation, max_pool: self.max_pool };
+        let conv = PackedConv::new(shape, plan, conv_weights, epilogue).unwrap();
+        let conv = if self.chunked_sums { conv.with_chunked_sums() } else { conv };
         let dims = [batch, shape.c_in, size[0], size[1]];
         let out_dims = conv.output_dims(dims).unwrap();
         let layout = |dims, spare: usize| Blocked::new(dims).unwrap().with_halo([spare, spare * 2]).unwrap();
@@ -66,7 +66,7 @@ impl Case {
         let [h, w] = conv.input_halo();
         let halo = [h + self.spare[0], w + self.spare[0]];
         let input_layout = Blocked::new(dims).unwrap().with_halo(halo).unwrap();
-        let mut blocked = Aligned::zeroed(input_layout.len());
+        let mut blocked = AlignedVec::zeroed(input_layout.len());
         input_layout.pack(input, &mut blocked, &pool).unwrap();
         let input = match plan.algorithm {
             Algorithm::Planar => Input::Planar { dims, data: input },
@@ -75,10 +75,10 @@ impl Case {
 
         let added = random(out_dims.iter().product(), 4);
         let added_layout = layout(out_dims, self.spare[1]);
-        let mut added_blocked = Aligned::zeroed(added_layout.len());
+        let mut added_blocked = AlignedVec::zeroed(added_layout.len());
         added_layout.pack(&added, &mut added_blocked, &pool).unwrap();
         let output_layout = layout(out_dims, self.spare[2]);
-        let mut output = Aligned::zeroed(output_layout.len());
+        let mut output = AlignedVec::zeroed(output_layout.len());
         output.fill(f32::NAN);
         let residual = match self.residual {
             Added::Nothing => Residual::None,
@@ -89,7 +89,7 @@ impl Case {
             }
         };
         output_layout.clear_halo(&mut output).unwrap();
-        let mut scratch = Aligned::zeroed(conv.scratch_len(dims, self.threads).unwrap());
+        let mut scratch = AlignedVec::zeroed(conv.scratch_len(dims, self.threads).unwrap());
         scratch.fill(f32::NAN);
         let view = ViewMut { layout: output_layout, data: &mut output };
         conv.run(input, residual, view, &mut scratch, &pool).unwrap();
@@ -97,23 +97,13 @@ impl Case {
         let mut planar = vec![0.0; added.len()];
         output_layout.unpack(&output, &mut planar, &pool).unwrap();
         if !input_is_finite {
-            // Zero weights times infinity: the padding channels are NaN too.
+            // Zero weights times infinity: padding channels are NaN too.
             return planar;
         }
-        let mut again = Aligned::zeroed(output.len());
+        let mut again = AlignedVec::zeroed(output.len());
         output_layout.pack(&planar, &mut again, &pool).unwrap();
-        let bits = |data: &[f32]| {
-            data.iter()
-                .map(|x| {
-                    if x.is_nan() {
-                        f32::NAN.to_bits()
-                    } else {
-                        x.to_bits() & 0x7fff_ffff | ((*x < 0.0) as u32) << 31
-                    }
-                })
-                .collect::<Vec<_>>()
-        };
-        assert_eq!(bits(&again), bits(&output), "halo or padding channels written by {self:?} {plan:?}");
+        let unchanged = again.iter().zip(&output[..]).all(|(a, b)| a == b || a.is_nan() && b.is_nan());
+        assert!(unchanged, "halo or padding channels written by {self:?} {plan:?}");
         planar
     }
 
@@ -121,9 +111,9 @@ impl Case {
         let Self { shape, batch, size, .. } = *self;
         let weights = random(shape.weight_len().unwrap(), 1);
         let bias = random(shape.c_out, 2);
-        let params = ConvWeights { weights: &weights, bias: self.bias.then_some(&bias[..]) };
+        let conv_weights = ConvWeights { weights: &weights, bias: self.bias.then_some(&bias[..]) };
         let mut output =
-            reference::conv(&shape, params, [batch, shape.c_in, size[0], size[1]], input).unwrap();
+            reference::conv(&shape, conv_weights, [batch, shape.c_in, size[0], size[1]], input).unwrap();
         if self.residual != Added::Nothing {
             let added = random(output.len(), 4);
             output.iter_mut().zip(added).for_each(|(x, added)| *x += added);
@@ -133,24 +123,24 @@ impl Case {
         }
         match &self.max_pool {
             None => output,
-            Some(window) => {
+            Some(spec) => {
                 let [h, w] = shape.output_hw(size).unwrap();
-                reference::max_pool(window, [batch, shape.c_out, h, w], &output).unwrap()
+                reference::max_pool(spec, [batch, shape.c_out, h, w], &output).unwrap()
             }
         }
     }
 
-    /// Runs every algorithm that can, on every instruction set, against the reference.
+    /// Compares all supported algorithms on all instruction sets with the reference.
     fn check(&self) {
         let input = self.input();
         let expected = self.reference(&input);
         for isa in Isa::available() {
             for algorithm in self.algorithms() {
-                for parts in [false, true] {
-                    let found = Case { parts, ..*self }.run(Plan { algorithm, isa }, &input);
+                for chunked_sums in [false, true] {
+                    let found = Case { chunked_sums, ..*self }.run(Plan { algorithm, isa }, &input);
                     let wide = matches!(algorithm, Algorithm::Winograd4 | Algorithm::Winograd2x4);
                     let tolerance = if wide { 6e-6 } else { 2e-6 };
-                    let what = format!("{self:?} {algorithm:?} {} in parts: {parts}", isa.name());
+                    let what = format!("{self:?} {algorithm:?} {} chunked sums: {chunked_sums}", isa.name());
                     assert_close(&what, &found, &expected, tolerance);
                 }
             }
@@ -176,7 +166,7 @@ fn sizes_around_tile_edges() {
 }
 
 #[test]
-fn channels_around_block_and_panel_edges() {
+fn channels_around_block_and_panel_bounds() {
     for (c_in, c_out) in
         [(1, 1), (3, 16), (4, 17), (15, 64), (16, 65), (17, 80), (31, 96), (64, 129), (48, 144)]
     {
@@ -186,7 +176,7 @@ fn channels_around_block_and_panel_edges() {
 }
 
 #[test]
-fn kernels_strides_paddings_and_dilations() {
+fn kernels_strides_padding_and_dilation() {
     let check = |kernel, stride, padding, dilation, size| {
         Case::new(ConvShape { c_in: 18, c_out: 36, kernel, stride, padding, dilation, groups: 1 }, size)
             .check();
@@ -214,23 +204,19 @@ fn kernels_strides_paddings_and_dilations() {
 fn stems() {
     for c_in in [1, 3, 4] {
         let shape = ConvShape { c_in, c_out: 64, kernel: [7, 7], stride: [2, 2], padding: [3, 3], ..K1 };
-        let window = PoolSpec { kernel: [3, 3], stride: [2, 2], padding: [1, 1], ceil_mode: false };
+        let spec = PoolSpec { kernel: [3, 3], stride: [2, 2], padding: [1, 1], ceil_mode: false };
         for size in [[1, 1], [6, 5], [33, 64], [75, 40]] {
             let case = Case { batch: 2, activation: Activation::Relu, ..Case::new(shape, size) };
             case.check();
-            Case { max_pool: Some(window), ..case }.check();
+            Case { max_pool: Some(spec), ..case }.check();
             Case {
-                max_pool: Some(PoolSpec { ceil_mode: true, padding: [0, 0], ..window }),
+                max_pool: Some(PoolSpec { ceil_mode: true, padding: [0, 0], ..spec }),
                 threads: 2,
                 ..case
             }
             .check_if_it_fits();
-            Case {
-                max_pool: Some(PoolSpec { stride: [4, 1], kernel: [2, 3], ..window }),
-                threads: 3,
-                ..case
-            }
-            .check_if_it_fits();
+            Case { max_pool: Some(PoolSpec { stride: [4, 1], kernel: [2, 3], ..spec }), threads: 3, ..case }
+                .check_if_it_fits();
         }
     }
     let dilated = ConvShape { c_in: 3, c_out: 24, kernel: [3, 3], dilation: [2, 2], padding: [2, 2], ..K1 };
@@ -238,10 +224,10 @@ fn stems() {
 }
 
 impl Case {
-    /// Leaves out a pooling window larger than the convolution's output.
+    /// Skips pooling windows larger than the output of the convolution.
     fn check_if_it_fits(&self) {
         let hw = self.shape.output_hw(self.size).unwrap();
-        if self.max_pool.is_none_or(|window| window.output_hw(hw).is_ok()) {
+        if self.max_pool.is_none_or(|spec| spec.output_hw(hw).is_ok()) {
             self.check();
         }
     }
@@ -305,23 +291,23 @@ fn results_do_not_depend_on_threads() {
 }
 
 #[test]
-fn sums_in_parts_lose_less() {
+fn chunked_sums_are_more_accurate() {
     let stem = ConvShape { c_in: 3, c_out: 64, kernel: [7, 7], stride: [2, 2], padding: [3, 3], ..K1 };
     for shape in [stem, ConvShape { c_in: 512, c_out: 64, ..K3 }, ConvShape { c_in: 2048, ..K1 }] {
         let case = Case::new(shape, [32, 32]);
         let (input, expected) = (case.input(), case.reference(&case.input()));
         let exact =
             Plan::choose(&shape, InputHint { batch: 1, input: [32, 32] }, Isa::best(), Precision::Exact);
-        let [whole, parts] = [false, true].map(|parts| {
-            let found = Case { parts, ..case }.run(exact, &input);
+        let [single, chunked] = [false, true].map(|chunked_sums| {
+            let found = Case { chunked_sums, ..case }.run(exact, &input);
             found.iter().zip(&expected).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>().sqrt()
         });
-        assert!(parts < 0.6 * whole, "{shape:?}: {parts} in parts, {whole} else");
+        assert!(chunked < 0.6 * single, "{shape:?}: error {chunked} with chunked sums, {single} without");
     }
 }
 
 #[test]
-fn batches_share_blocks_of_tiles() {
+fn tile_blocks_span_images() {
     for (batch, size) in [(2, 7), (3, 9), (9, 4), (5, 13)] {
         for threads in [1, 2] {
             Case { batch, threads, ..Case::new(ConvShape { c_in: 48, c_out: 80, ..K3 }, [size, size]) }
@@ -331,7 +317,7 @@ fn batches_share_blocks_of_tiles() {
 }
 
 #[test]
-fn winograd_keeps_its_precision() {
+fn winograd_error_is_bounded() {
     for channels in [64, 256] {
         let shape = ConvShape { c_in: channels, c_out: 64, ..K3 };
         let case = Case { bias: false, ..Case::new(shape, [14, 14]) };
@@ -359,7 +345,7 @@ fn winograd_keeps_its_precision() {
 }
 
 #[test]
-fn nan_and_infinity_spread_as_in_a_direct_sum() {
+fn nan_and_infinity_propagate_as_in_a_direct_sum() {
     let case = Case::new(ConvShape { c_in: 16, c_out: 20, ..K3 }, [11, 13]);
     for value in [f32::NAN, f32::INFINITY] {
         let mut input = case.input();
@@ -391,13 +377,13 @@ fn nan_and_infinity_spread_as_in_a_direct_sum() {
 }
 
 #[test]
-fn kernel_names_follow_the_grammar() {
+fn kernel_names_have_the_documented_format() {
     for isa in Isa::available() {
         let weights = vec![0.0; 64 * 64 * 9];
-        let params = ConvWeights { weights: &weights, bias: None };
+        let conv_weights = ConvWeights { weights: &weights, bias: None };
         let shape = ConvShape { c_in: 64, c_out: 64, ..K3 };
         let plan = Plan { algorithm: Algorithm::Winograd4, isa };
-        let name = PackedConv::new(shape, plan, params, Epilogue::default()).unwrap().kernel_name();
+        let name = PackedConv::new(shape, plan, conv_weights, Epilogue::default()).unwrap().kernel_name();
         let tile = match isa.name() {
             "avx512" => "64x6",
             "portable" => "16x2",
@@ -408,24 +394,24 @@ fn kernel_names_follow_the_grammar() {
 }
 
 #[test]
-fn bad_calls_are_errors() {
+fn invalid_calls_are_rejected() {
     let plan = Plan { algorithm: Algorithm::Direct, isa: Isa::best() };
     let weights = vec![0.0; 16 * 16 * 9];
-    let params = ConvWeights { weights: &weights, bias: None };
+    let conv_weights = ConvWeights { weights: &weights, bias: None };
     let error = |result: Result<PackedConv, Error>| result.unwrap_err().to_string();
-    let new = |shape, plan, params, finish| PackedConv::new(shape, plan, params, finish);
+    let new = |shape, plan, conv_weights, epilogue| PackedConv::new(shape, plan, conv_weights, epilogue);
     let short = ConvWeights { weights: &weights[1..], bias: None };
-    assert_eq!(error(new(K3, plan, short, Epilogue::default())), "weights has 2303 elements, expected 2304");
-    let bias = ConvWeights { bias: Some(&[0.0; 3]), ..params };
-    assert_eq!(error(new(K3, plan, bias, Epilogue::default())), "bias has 3 elements, expected 16");
-    let window = PoolSpec { kernel: [3, 3], stride: [2, 2], padding: [1, 1], ceil_mode: false };
-    let pooled = Epilogue { max_pool: Some(window), ..Epilogue::default() };
+    assert_eq!(error(new(K3, plan, short, Epilogue::default())), "weights has length 2303, expected 2304");
+    let bias = ConvWeights { bias: Some(&[0.0; 3]), ..conv_weights };
+    assert_eq!(error(new(K3, plan, bias, Epilogue::default())), "bias has length 3, expected 16");
+    let spec = PoolSpec { kernel: [3, 3], stride: [2, 2], padding: [1, 1], ceil_mode: false };
+    let pooled = Epilogue { max_pool: Some(spec), ..Epilogue::default() };
     assert_eq!(
-        error(new(K3, plan, params, pooled)),
-        "direct cannot compute this convolution: a fused max-pooling"
+        error(new(K3, plan, conv_weights, pooled)),
+        "algorithm `direct` does not support fused max pooling"
     );
 
-    let conv = new(K3, plan, params, Epilogue::default()).unwrap();
+    let conv = new(K3, plan, conv_weights, Epilogue::default()).unwrap();
     let pool = ThreadPool::new(1).unwrap();
     let halo = Blocked::new([1, 16, 4, 4]).unwrap().with_halo([1, 1]).unwrap();
     let dense = Blocked::new([1, 16, 4, 4]).unwrap();
@@ -437,14 +423,14 @@ fn bad_calls_are_errors() {
         let error = conv.run(input, Residual::None, output, &mut [], &pool).unwrap_err();
         assert_eq!(error.to_string(), message);
     };
-    check(dense, dense, "the input's halo is [0, 0] pixels, the padding needs at least [1, 1]");
+    check(dense, dense, "input halo is 0x0 pixels, expected at least 1x1 (the padding of the convolution)");
     check(
         halo,
         Blocked::new([1, 16, 4, 5]).unwrap(),
         "output has shape [1, 16, 4, 5], expected [1, 16, 4, 4]",
     );
     check(Blocked { c: 17, ..halo }, dense, "input has shape [1, 17, 4, 4], expected [1, 16, 4, 4]");
-    check(Blocked { n: 2, ..halo }, Blocked { n: 2, ..dense }, "input has 576 elements, expected 1152");
+    check(Blocked { n: 2, ..halo }, Blocked { n: 2, ..dense }, "input has length 576, expected 1152");
     let huge = Blocked { n: usize::MAX / 4, ..halo };
     let mut data = vec![0.0; 16];
     let output = ViewMut { layout: Blocked { halo: [0, 0], ..huge }, data: &mut data };
@@ -454,7 +440,7 @@ fn bad_calls_are_errors() {
     let planar = Input::Planar { dims: [1, 16, 4, 4], data: &input[..256] };
     let output = ViewMut { layout: dense, data: &mut vec![0.0; dense.len()] };
     let kind = conv.run(planar, Residual::None, output, &mut [], &pool).unwrap_err();
-    assert_eq!(kind.to_string(), "the convolution reads a blocked input, found a planar one");
+    assert_eq!(kind.to_string(), "expected blocked input for algorithm `direct`, found planar input");
 }
 
 proptest! {
@@ -494,7 +480,7 @@ proptest! {
 }
 
 #[test]
-fn packed_weights_fill_whole_vectors() {
+fn packed_weights_are_padded_to_whole_vectors() {
     let weights = vec![1.0; 17 * 5 * 9];
     let shape = ConvShape { c_in: 17, c_out: 5, ..K3 };
     let plan = Plan { algorithm: Algorithm::Direct, isa: Isa::best() };

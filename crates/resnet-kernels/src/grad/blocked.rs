@@ -1,74 +1,91 @@
-//! Convolution for training on blocked tensors: forward and both gradients.
+//! Training convolutions of blocked tensors: forward and both gradients.
 
-use super::memory::BufferPool;
-use super::pack::{self, Source, Turn};
+use super::buffer_pool::BufferPool;
+use super::pack::{self, Direction, WeightSource};
 use super::phase::{self, Phase};
 use super::{WINOGRAD_PIXELS, outer};
 use crate::conv::{Algorithm, Epilogue, Input, PackedConv, Plan, Precision};
 use crate::epilogue::Residual;
 use crate::error::{Error, check_at_least, check_len, product};
 use crate::layout::{Blocked, LANES, View, ViewMut};
-use crate::reference::ConvWeights;
-use crate::shape::ConvShape;
-use crate::simd::{Aligned, Isa};
+use crate::shape::{ConvShape, ConvWeights};
+use crate::simd::{AlignedVec, Isa};
 use crate::threads::ThreadPool;
 
-/// A convolution of blocked tensors without a halo, whose weights `[c_out, c_in / groups, kernel height, kernel width]` are
-/// used once. BufferPool comes from a [`BufferPool`]; results are at least as long as their layout.
+/// Training convolution of blocked tensors without halo, with weights `[c_out, c_in / groups, kernel height, kernel
+/// width]`.
 ///
-/// Results do not depend on the number of threads.
+/// Buffers come from a [`BufferPool`], so results may be longer than their layout. Results do not depend on the number
+/// of threads.
 #[derive(Clone, Copy, Debug)]
 pub struct BlockedConv<'a> {
-    /// The convolution.
+    /// Shape of the convolution.
     pub shape: ConvShape,
-    /// `[N, C, H, W]` of the input.
+    /// Input shape `[N, C, H, W]`.
     pub input: [usize; 4],
-    /// The instruction set.
+    /// Instruction set.
     pub isa: Isa,
-    /// The threads.
+    /// Thread pool.
     pub pool: &'a ThreadPool,
 }
 
 impl BlockedConv<'_> {
-    /// How the output `[N, c_out, H', W']` lies. Errors: a bad shape, wrong channels, an input too small for the kernel.
+    /// Returns the layout of the output `[N, c_out, H', W']`.
+    ///
+    /// # Errors
+    ///
+    /// Invalid shape, wrong number of channels, or an input smaller than the kernel.
     pub fn output(&self) -> Result<Blocked, Error> {
         Blocked::new(self.shape.output_dims(self.input)?)
     }
 
-    /// The output. Errors: shapes and lengths that do not fit, a planar input of a convolution with groups.
-    pub fn forward(&self, input: Input, weights: &[f32], memory: &mut BufferPool) -> Result<Aligned, Error> {
+    /// Returns the output.
+    ///
+    /// # Errors
+    ///
+    /// A shape or length does not match, or the input is planar and the convolution has groups.
+    pub fn forward(
+        &self,
+        input: Input,
+        weights: &[f32],
+        buffers: &mut BufferPool,
+    ) -> Result<AlignedVec, Error> {
         let to = self.output()?;
         check_len("weights", weights.len(), self.shape.weight_len()?)?;
-        let mut output = memory.take(to.len());
+        let mut output = buffers.take(to.len());
         let target = ViewMut { layout: to, data: &mut output[..to.len()] };
         match input {
             Input::Planar { .. } => {
                 let plan = Plan { algorithm: Algorithm::Planar, isa: self.isa };
-                let params = ConvWeights { weights, bias: None };
-                let conv = PackedConv::new(self.shape, plan, params, Epilogue::default())?;
-                self.run(&conv, self.input, input, Residual::None, target, memory)?;
+                let conv_weights = ConvWeights { weights, bias: None };
+                let conv = PackedConv::new(self.shape, plan, conv_weights, Epilogue::default())?;
+                self.run(&conv, self.input, input, Residual::None, target, buffers)?;
             }
             Input::Blocked(view) => {
-                let source = Source { of: &self.shape, weights, turn: Turn::Forward };
-                let conv = self.packed(self.shape, self.input, source, memory)?;
-                self.run_blocked(&conv, view, Residual::None, target, memory)?;
-                memory.give(conv.into_weights());
+                let source = WeightSource { shape: &self.shape, weights, direction: Direction::Forward };
+                let conv = self.packed(self.shape, self.input, source, buffers)?;
+                self.run_blocked(&conv, view, Residual::None, target, buffers)?;
+                buffers.put(conv.into_weights());
             }
         }
         Ok(output)
     }
 
-    /// The gradient to the input from that to the output, added to `before` if there is one.
+    /// Returns the input gradient for an output gradient, added to `before` if given.
     ///
-    /// With a stride, the input's pixels fall into phases; each is a convolution of its own with some of the taps.
-    /// Errors: shapes and lengths that do not fit.
+    /// With a stride, the input pixels are divided into phases (pixel modulo stride), each of which is a convolution
+    /// with a subset of the taps.
+    ///
+    /// # Errors
+    ///
+    /// A shape or length does not match.
     pub fn grad_input(
         &self,
         grad: &[f32],
         weights: &[f32],
-        before: Option<Aligned>,
-        memory: &mut BufferPool,
-    ) -> Result<Aligned, Error> {
+        before: Option<AlignedVec>,
+        buffers: &mut BufferPool,
+    ) -> Result<AlignedVec, Error> {
         let output = self.output()?;
         let grad = view(output, "gradient", grad)?;
         check_len("weights", weights.len(), self.shape.weight_len()?)?;
@@ -83,24 +100,25 @@ impl BlockedConv<'_> {
             let shape = phase::shape(&self.shape, &rows[0], &columns[0]);
             if shape.output_hw([output.h, output.w])? == [to.h, to.w] {
                 let residual = if before.is_some() { Residual::InPlace } else { Residual::None };
-                let mut result = before.unwrap_or_else(|| memory.take(to.len()));
-                let conv = self.turned(shape, output.dims(), weights, (&rows[0], &columns[0]), memory)?;
+                let mut result = before.unwrap_or_else(|| buffers.take(to.len()));
+                let conv =
+                    self.packed_backward(shape, output.dims(), weights, (&rows[0], &columns[0]), buffers)?;
                 let target = ViewMut { layout: to, data: &mut result[..to.len()] };
-                self.run_blocked(&conv, grad, residual, target, memory)?;
-                memory.give(conv.into_weights());
+                self.run_blocked(&conv, grad, residual, target, buffers)?;
+                buffers.put(conv.into_weights());
                 return Ok(result);
             }
         }
-        let mut result = before.unwrap_or_else(|| memory.zeroed(to.len()));
+        let mut result = before.unwrap_or_else(|| buffers.zeroed(to.len()));
         for row in &rows {
             for column in &columns {
                 let shape = phase::shape(&self.shape, row, column);
-                let conv = self.turned(shape, output.dims(), weights, (row, column), memory)?;
+                let conv = self.packed_backward(shape, output.dims(), weights, (row, column), buffers)?;
                 let from = Blocked::new(conv.output_dims(output.dims())?)?;
-                let mut part = memory.take(from.len());
+                let mut part = buffers.take(from.len());
                 let target = ViewMut { layout: from, data: &mut part[..from.len()] };
-                self.run_blocked(&conv, grad, Residual::None, target, memory)?;
-                memory.give(conv.into_weights());
+                self.run_blocked(&conv, grad, Residual::None, target, buffers)?;
+                buffers.put(conv.into_weights());
                 self.pool.for_each_chunk(&mut result[..to.len()], to.plane_len(), |index, plane| {
                     let part = &part[index * from.plane_len()..][..from.plane_len()];
                     for y in 0..from.h {
@@ -110,20 +128,22 @@ impl BlockedConv<'_> {
                         column.add(pixels, line.as_chunks_mut::<LANES>().0);
                     }
                 });
-                memory.give(part);
+                buffers.put(part);
             }
         }
         Ok(result)
     }
 
-    /// The gradient to the weights, in their own order, from the input and the gradient to the output.
+    /// Returns the weight gradient, in the order of the weights, for an input and an output gradient.
     ///
-    /// Errors: shapes and lengths that do not fit.
+    /// # Errors
+    ///
+    /// A shape or length does not match.
     pub fn grad_weights(
         &self,
         input: Input,
         grad: &[f32],
-        memory: &mut BufferPool,
+        buffers: &mut BufferPool,
     ) -> Result<Vec<f32>, Error> {
         let output = self.output()?;
         let grad = view(output, "gradient", grad)?;
@@ -138,22 +158,32 @@ impl BlockedConv<'_> {
         match input {
             Input::Planar { dims, data } => {
                 check_len("input", data.len(), product("input length", &dims)?)?;
-                super::weights::gradient(&planar, output.dims(), data, super::weights::Grad::Blocked(grad))
+                super::weights::gradient(
+                    &planar,
+                    output.dims(),
+                    data,
+                    super::weights::OutputGrad::Blocked(grad),
+                )
             }
             Input::Blocked(view) if self.shape.groups == 1 => {
                 view.check("input", self.input)?;
-                outer::gradient(self, view, grad, memory)
+                outer::gradient(self, view, grad, buffers)
             }
             Input::Blocked(view) => {
                 view.check("input", self.input)?;
                 let mut data = vec![0.0; self.input.iter().product()];
                 from.unpack(view.data, &mut data, self.pool)?;
-                super::weights::gradient(&planar, output.dims(), &data, super::weights::Grad::Blocked(grad))
+                super::weights::gradient(
+                    &planar,
+                    output.dims(),
+                    &data,
+                    super::weights::OutputGrad::Blocked(grad),
+                )
             }
         }
     }
 
-    /// How `shape` is computed: as the gradient needs it, by algorithms whose weights are packed quickly.
+    /// Returns the plan for `shape`, restricted to algorithms whose weights are quick to pack.
     fn plan(&self, shape: &ConvShape, input: [usize; 4]) -> Result<Plan, Error> {
         let [oh, ow] = shape.output_hw([input[2], input[3]])?;
         let many =
@@ -169,55 +199,58 @@ impl BlockedConv<'_> {
         &self,
         shape: ConvShape,
         input: [usize; 4],
-        source: Source,
-        memory: &mut BufferPool,
+        source: WeightSource,
+        buffers: &mut BufferPool,
     ) -> Result<PackedConv, Error> {
         let plan = self.plan(&shape, input)?;
         match shape.groups {
-            1 => Ok(pack::pack(shape, plan, source, memory, self.pool)),
+            1 => Ok(pack::pack(shape, plan, source, buffers, self.pool)),
             _ => {
-                let turned = match source.turn {
-                    Turn::Forward => source.weights.to_vec(),
-                    Turn::Backward(row, column) => phase::weights(source.of, source.weights, row, column),
+                let flipped = match source.direction {
+                    Direction::Forward => source.weights.to_vec(),
+                    Direction::Backward(row, column) => {
+                        phase::weights(source.shape, source.weights, row, column)
+                    }
                 };
                 PackedConv::new(
                     shape,
                     plan,
-                    ConvWeights { weights: &turned, bias: None },
+                    ConvWeights { weights: &flipped, bias: None },
                     Epilogue::default(),
                 )
             }
         }
     }
 
-    fn turned(
+    fn packed_backward(
         &self,
         shape: ConvShape,
         output: [usize; 4],
         weights: &[f32],
         (row, column): (&Phase, &Phase),
-        memory: &mut BufferPool,
+        buffers: &mut BufferPool,
     ) -> Result<PackedConv, Error> {
-        let source = Source { of: &self.shape, weights, turn: Turn::Backward(row, column) };
-        self.packed(shape, output, source, memory)
+        let source =
+            WeightSource { shape: &self.shape, weights, direction: Direction::Backward(row, column) };
+        self.packed(shape, output, source, buffers)
     }
 
-    /// Runs `conv` on a tensor without a halo, copying it into one where its algorithm needs that.
+    /// Runs `conv` on a tensor without halo; copies it into one with halo if the algorithm needs that.
     fn run_blocked(
         &self,
         conv: &PackedConv,
         from: View,
         residual: Residual,
         to: ViewMut,
-        memory: &mut BufferPool,
+        buffers: &mut BufferPool,
     ) -> Result<(), Error> {
         let halo = conv.input_halo();
         let dims = from.layout.dims();
         if halo == [0, 0] {
-            return self.run(conv, dims, Input::Blocked(from), residual, to, memory);
+            return self.run(conv, dims, Input::Blocked(from), residual, to, buffers);
         }
         let layout = Blocked::new(dims)?.with_halo(halo)?;
-        let mut padded = memory.take(layout.len());
+        let mut padded = buffers.take(layout.len());
         let (line, side) = (from.layout.row_len(), halo[1] * LANES);
         self.pool.for_each_chunk(&mut padded[..layout.len()], layout.plane_len(), |index, plane| {
             let source = &from.data[index * from.layout.plane_len()..][..from.layout.plane_len()];
@@ -232,8 +265,8 @@ impl BlockedConv<'_> {
             }
         });
         let view = View { layout, data: &padded[..layout.len()] };
-        self.run(conv, dims, Input::Blocked(view), residual, to, memory)?;
-        memory.give(padded);
+        self.run(conv, dims, Input::Blocked(view), residual, to, buffers)?;
+        buffers.put(padded);
         Ok(())
     }
 
@@ -244,16 +277,16 @@ impl BlockedConv<'_> {
         input: Input,
         residual: Residual,
         to: ViewMut,
-        memory: &mut BufferPool,
+        buffers: &mut BufferPool,
     ) -> Result<(), Error> {
-        let mut scratch = memory.take(conv.scratch_len(dims, self.pool.threads())?);
+        let mut scratch = buffers.take(conv.scratch_len(dims, self.pool.threads())?);
         conv.run(input, residual, to, &mut scratch, self.pool)?;
-        memory.give(scratch);
+        buffers.put(scratch);
         Ok(())
     }
 }
 
-/// The first elements of `data` as a tensor without halo.
+/// Returns the first elements of `data` as a tensor without halo.
 fn view<'a>(layout: Blocked, what: &'static str, data: &'a [f32]) -> Result<View<'a>, Error> {
     check_at_least(what, data.len(), layout.len())?;
     Ok(View { layout, data: &data[..layout.len()] })

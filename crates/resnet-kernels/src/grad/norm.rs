@@ -1,58 +1,60 @@
-//! Batch normalisation of blocked tensors without a halo, with the sum and the rectifier behind it, and the gradients.
+//! Batch norm of blocked tensors without halo, fused with residual add and ReLU, and its gradients.
 //!
-//! Sums run in `f32` over a few pixels and in `f64` over those, always in the same order.
+//! Sums are accumulated in `f32` over a few pixels and in `f64` over those partial sums, always in the same order.
 
-use crate::error::{Error, check_at_least, check_len};
+use crate::error::{Error, check_at_least, check_len, check_no_halo};
 use crate::layout::{Blocked, LANES};
 use crate::simd::{Dispatch, Isa, Kernel, Simd};
 use crate::threads::ThreadPool;
 
-/// Pixels that are summed up in `f32`.
+/// Pixels per partial sum in `f32`.
 pub(super) const RUN: usize = 32;
 
-/// Elements per task of a pass.
+/// Elements per task.
 const CHUNK: usize = 256 * LANES;
 
 /// One value per channel, padded to whole blocks.
 type Lanes<T> = Vec<[T; LANES]>;
 
-/// A batch normalisation of a tensor `[N, C, H, W]`.
+/// Batch norm of a tensor `[N, C, H, W]`.
 #[derive(Clone, Copy, Debug)]
-pub struct Norm<'a> {
-    /// How the tensor lies; without a halo.
+pub struct BatchNorm<'a> {
+    /// Layout of the tensor, without halo.
     pub layout: Blocked,
-    /// The instruction set.
+    /// Instruction set.
     pub isa: Isa,
-    /// The threads.
+    /// Thread pool.
     pub pool: &'a ThreadPool,
 }
 
-/// What the gradients of a normalisation are computed from; vectors are `[C]`.
+/// Values saved in the forward pass for the gradients; vectors are `[C]`.
 #[derive(Clone, Copy, Debug)]
-pub struct NormGrad<'a> {
-    /// What was normalised.
+pub struct BatchNormGrad<'a> {
+    /// Input.
     pub x: &'a [f32],
-    /// The result behind the rectifier, if there is one: where it is 0, nothing passes.
-    pub rectified: Option<&'a [f32]>,
+    /// Output of the fused ReLU, if any; its zeros mask the gradient.
+    pub relu_output: Option<&'a [f32]>,
     /// Mean of each channel.
     pub mean: &'a [f64],
     /// `1 / √(variance + eps)` of each channel.
-    pub scale: &'a [f64],
-    /// Trained factors.
+    pub inv_std: &'a [f64],
+    /// Weight of each channel.
     pub weight: &'a [f32],
-    /// Whether mean and scale were computed from `x`.
-    pub of_batch: bool,
+    /// `true` if mean and variance were computed from `x`, `false` for running statistics.
+    pub batch_stats: bool,
 }
 
-impl Norm<'_> {
+impl BatchNorm<'_> {
     fn check(&self, what: &'static str, data: &[f32]) -> Result<(), Error> {
-        if self.layout.halo != [0, 0] {
-            return Err(Error::Halo { found: self.layout.halo, expected: [0, 0] });
-        }
+        check_no_halo(what, self.layout.halo)?;
         check_at_least(what, data.len(), self.layout.len())
     }
 
-    /// Mean and biased variance of each channel, `[C]`. Errors: a halo, a slice that is too short.
+    /// Returns mean and biased variance of each channel, `[C]`.
+    ///
+    /// # Errors
+    ///
+    /// The layout has a halo, or the slice is too short.
     pub fn moments(&self, x: &[f32]) -> Result<[Vec<f64>; 2], Error> {
         self.check("input", x)?;
         let layout = &self.layout;
@@ -62,14 +64,14 @@ impl Norm<'_> {
             let plane = &x[index * area * LANES..][..area * LANES];
             sums[0] = self.isa.dispatch(Vectorized(Moments(plane.as_chunks::<LANES>().0)));
         });
-        // Chan's formula joins the images.
+        // Combines the images (Chan et al., parallel variance).
         let mut result = [(); 2].map(|()| Vec::with_capacity(layout.c));
         for channel in 0..layout.c {
             let (block, lane) = (channel / LANES, channel % LANES);
-            let of_image = |image: usize| planes[image * blocks + block].map(|values| values[lane]);
-            let mean = (0..layout.n).map(|image| of_image(image)[0]).sum::<f64>() / layout.n as f64;
+            let image_stats = |image: usize| planes[image * blocks + block].map(|values| values[lane]);
+            let mean = (0..layout.n).map(|image| image_stats(image)[0]).sum::<f64>() / layout.n as f64;
             let squares = (0..layout.n).map(|image| {
-                let [m, s] = of_image(image);
+                let [m, s] = image_stats(image);
                 s + (m - mean) * (m - mean) * area as f64
             });
             result[0].push(mean);
@@ -78,9 +80,11 @@ impl Norm<'_> {
         Ok(result)
     }
 
-    /// `y = (x − mean) · factor + bias`, plus `residual`, rectified if `relu`; vectors are `[C]`.
+    /// Computes `y = (x − mean) · factor + bias`, plus `residual` if given, with ReLU if `relu`; vectors are `[C]`.
     ///
-    /// Errors: a halo, slices that are too short.
+    /// # Errors
+    ///
+    /// The layout has a halo, or a slice is too short.
     pub fn forward(
         &self,
         x: &[f32],
@@ -103,16 +107,18 @@ impl Norm<'_> {
         Ok(())
     }
 
-    /// The gradient to the result, masked by the rectifier in place, and the gradients to weight and bias, `[C]`.
+    /// Masks the output gradient by the ReLU in place and returns the gradients of weight and bias, `[C]`.
     ///
-    /// Errors: a halo, slices of other lengths.
-    pub fn grad_parameters(&self, of: &NormGrad, grad: &mut [f32]) -> Result<[Vec<f64>; 2], Error> {
-        self.check("input", of.x)?;
-        self.check("output", of.rectified.unwrap_or(of.x))?;
+    /// # Errors
+    ///
+    /// The layout has a halo, or a slice has the wrong length.
+    pub fn grad_parameters(&self, saved: &BatchNormGrad, grad: &mut [f32]) -> Result<[Vec<f64>; 2], Error> {
+        self.check("input", saved.x)?;
+        self.check("output", saved.relu_output.unwrap_or(saved.x))?;
         self.check("gradient", grad)?;
-        check_len("mean", of.mean.len(), self.layout.c)?;
-        check_len("scale", of.scale.len(), self.layout.c)?;
-        let mean: Vec<f32> = of.mean.iter().map(|m| *m as f32).collect();
+        check_len("mean", saved.mean.len(), self.layout.c)?;
+        check_len("inverse std", saved.inv_std.len(), self.layout.c)?;
+        let mean: Vec<f32> = saved.mean.iter().map(|m| *m as f32).collect();
         let mean = self.lanes("mean", &mean)?;
         let (area, blocks) = (self.layout.h * self.layout.w, self.layout.blocks());
         let len = area * LANES;
@@ -121,16 +127,16 @@ impl Norm<'_> {
             grad.chunks_exact_mut(len).map(|plane| (plane, [[0.0; LANES]; 2])).collect();
         self.pool.for_each_chunk(&mut planes, 1, |index, part| {
             let [(grad, sums)] = part else { return };
-            let x = of.x[index * len..][..len].as_chunks::<LANES>().0;
-            let y = of.rectified.map(|y| y[index * len..][..len].as_chunks::<LANES>().0);
+            let x = saved.x[index * len..][..len].as_chunks::<LANES>().0;
+            let y = saved.relu_output.map(|y| y[index * len..][..len].as_chunks::<LANES>().0);
             let grad = grad.as_chunks_mut::<LANES>().0;
             *sums = self.isa.dispatch(Vectorized(Sums { x, y, grad, mean: &mean[index % blocks] }));
         });
         let mut result = [(); 2].map(|()| Vec::with_capacity(self.layout.c));
-        for (channel, scale) in of.scale.iter().enumerate() {
+        for (channel, scale) in saved.inv_std.iter().enumerate() {
             let sum = |which: usize| {
-                let of_image = |i: usize| planes[i * blocks + channel / LANES].1[which][channel % LANES];
-                (0..self.layout.n).map(of_image).sum::<f64>()
+                let image_stats = |i: usize| planes[i * blocks + channel / LANES].1[which][channel % LANES];
+                (0..self.layout.n).map(image_stats).sum::<f64>()
             };
             result[0].push(sum(1) * scale);
             result[1].push(sum(0));
@@ -138,22 +144,24 @@ impl Norm<'_> {
         Ok(result)
     }
 
-    /// The gradient to the input, from a masked gradient to the result and the gradients to weight and bias.
+    /// Computes the input gradient from the masked output gradient and the gradients of weight and bias.
     ///
-    /// Errors: a halo, slices of other lengths.
+    /// # Errors
+    ///
+    /// The layout has a halo, or a slice has the wrong length.
     pub fn grad_input(
         &self,
-        of: &NormGrad,
+        saved: &BatchNormGrad,
         [weight, bias]: [&[f64]; 2],
         grad: &[f32],
         out: &mut [f32],
     ) -> Result<(), Error> {
         self.check("gradient", grad)?;
         self.check("output", out)?;
-        let vectors = self.input_vectors(of, [weight, bias])?;
+        let vectors = self.input_vectors(saved, [weight, bias])?;
         self.each_chunk(out, |range, block, out| {
             let [mean, factor, slope, shift] = [0, 1, 2, 3].map(|i| &vectors[i][block]);
-            let x = of.x[range.clone()].as_chunks::<LANES>().0;
+            let x = saved.x[range.clone()].as_chunks::<LANES>().0;
             let grad = Some(grad[range].as_chunks::<LANES>().0);
             let out = out.as_chunks_mut::<LANES>().0;
             self.isa.dispatch(Vectorized(Backward { x, grad, mean, factor, slope, shift, out }));
@@ -161,45 +169,56 @@ impl Norm<'_> {
         Ok(())
     }
 
-    /// [`Norm::grad_input`] over the gradient itself.
+    /// As [`BatchNorm::grad_input`], replacing the output gradient.
+    ///
+    /// # Errors
+    ///
+    /// As for [`BatchNorm::grad_input`].
     pub fn grad_input_in_place(
         &self,
-        of: &NormGrad,
+        saved: &BatchNormGrad,
         [weight, bias]: [&[f64]; 2],
         grad: &mut [f32],
     ) -> Result<(), Error> {
         self.check("gradient", grad)?;
-        let vectors = self.input_vectors(of, [weight, bias])?;
+        let vectors = self.input_vectors(saved, [weight, bias])?;
         self.each_chunk(grad, |range, block, out| {
             let [mean, factor, slope, shift] = [0, 1, 2, 3].map(|i| &vectors[i][block]);
-            let x = of.x[range].as_chunks::<LANES>().0;
+            let x = saved.x[range].as_chunks::<LANES>().0;
             let out = out.as_chunks_mut::<LANES>().0;
             self.isa.dispatch(Vectorized(Backward { x, grad: None, mean, factor, slope, shift, out }));
         });
         Ok(())
     }
 
-    /// Mean, factor, slope and shift of `gx = factor · g + slope · (x − mean) + shift`.
-    fn input_vectors(&self, of: &NormGrad, [weight, bias]: [&[f64]; 2]) -> Result<[Lanes<f32>; 4], Error> {
-        self.check("input", of.x)?;
+    /// Returns mean, factor, slope and shift of `gx = factor · g + slope · (x − mean) + shift`.
+    fn input_vectors(
+        &self,
+        saved: &BatchNormGrad,
+        [weight, bias]: [&[f64]; 2],
+    ) -> Result<[Lanes<f32>; 4], Error> {
+        self.check("input", saved.x)?;
         let (c, count) = (self.layout.c, (self.layout.n * self.layout.h * self.layout.w) as f64);
-        check_len("factors", of.weight.len(), c)?;
+        check_len("weight", saved.weight.len(), c)?;
         check_len("weight gradient", weight.len(), c)?;
         check_len("bias gradient", bias.len(), c)?;
         let vector = |f: &dyn Fn(usize, f64) -> f64| -> Vec<f32> {
-            (0..c).map(|i| f(i, f64::from(of.weight[i]) * of.scale[i]) as f32).collect()
+            (0..c).map(|i| f(i, f64::from(saved.weight[i]) * saved.inv_std[i]) as f32).collect()
         };
-        let batch = if of.of_batch { 1.0 } else { 0.0 };
-        // The gradient to the weight is Σ g·(x − mean)·scale.
+        let batch = if saved.batch_stats { 1.0 } else { 0.0 };
+        // The weight gradient is Σ g·(x − mean)·inv_std.
         Ok([
-            self.lanes("mean", &vector(&|i, _| of.mean[i]))?,
+            self.lanes("mean", &vector(&|i, _| saved.mean[i]))?,
             self.lanes("factors", &vector(&|_, factor| factor))?,
-            self.lanes("slope", &vector(&|i, factor| -batch * factor * of.scale[i] * weight[i] / count))?,
+            self.lanes(
+                "slope",
+                &vector(&|i, factor| -batch * factor * saved.inv_std[i] * weight[i] / count),
+            )?,
             self.lanes("shift", &vector(&|i, factor| -batch * factor * bias[i] / count))?,
         ])
     }
 
-    /// A vector `[C]` in blocks, 0 in padding channels.
+    /// Expands a vector `[C]` to channel blocks, with zeros in padding channels.
     fn lanes(&self, what: &'static str, values: &[f32]) -> Result<Lanes<f32>, Error> {
         check_len(what, values.len(), self.layout.c)?;
         let mut lanes = vec![[0.0; LANES]; self.layout.blocks()];
@@ -207,25 +226,25 @@ impl Norm<'_> {
         Ok(lanes)
     }
 
-    /// Calls `task` with pieces of planes: their range, the channel block, and that range of `out`.
+    /// Calls `task` for parts of planes with their range, the channel block, and that range of `out`.
     fn each_chunk(&self, out: &mut [f32], task: impl Fn(std::ops::Range<usize>, usize, &mut [f32]) + Sync) {
         let len = self.layout.plane_len();
-        let pieces = len.div_ceil(CHUNK);
-        let step = len.div_ceil(pieces).next_multiple_of(LANES);
+        let chunks = len.div_ceil(CHUNK);
+        let step = len.div_ceil(chunks).next_multiple_of(LANES);
         let mut parts: Vec<&mut [f32]> =
             out[..self.layout.len()].chunks_exact_mut(len).flat_map(|plane| plane.chunks_mut(step)).collect();
-        let pieces = len.div_ceil(step);
+        let chunks = len.div_ceil(step);
         self.pool.for_each_chunk(&mut parts, 8, |index, parts| {
             for (offset, part) in parts.iter_mut().enumerate() {
-                let (plane, piece) = ((index * 8 + offset) / pieces, (index * 8 + offset) % pieces);
-                let start = plane * len + piece * step;
+                let (plane, chunk) = ((index * 8 + offset) / chunks, (index * 8 + offset) % chunks);
+                let start = plane * len + chunk * step;
                 task(start..start + part.len(), plane % self.layout.blocks(), part);
             }
         });
     }
 }
 
-/// A kernel, compiled with the instruction set it is dispatched to.
+/// Runs a kernel with the instruction set that it is dispatched to.
 pub(super) struct Vectorized<K>(pub(super) K);
 
 impl<K: Kernel> Dispatch for Vectorized<K> {
@@ -236,7 +255,7 @@ impl<K: Kernel> Dispatch for Vectorized<K> {
     }
 }
 
-/// Mean and sum of squared differences from it, of pixels of one channel block.
+/// Mean and sum of squared deviations from the mean, over the pixels of one channel block.
 struct Moments<'a>(&'a [[f32; LANES]]);
 
 impl Kernel for Moments<'_> {
@@ -251,23 +270,24 @@ impl Kernel for Moments<'_> {
             for pixel in run {
                 sum = s.add(sum, s.load(pixel));
             }
-            let of_run = s.mul(sum, s.splat(1.0 / run.len() as f32));
-            let mut deviation = s.splat(0.0);
+            let run_mean = s.mul(sum, s.splat(1.0 / run.len() as f32));
+            let mut residual_sum = s.splat(0.0);
             let mut square = s.splat(0.0);
             for pixel in run {
-                let d = s.sub(s.load(pixel), of_run);
-                deviation = s.add(deviation, d);
+                let d = s.sub(s.load(pixel), run_mean);
+                residual_sum = s.add(residual_sum, d);
                 square = s.mul_add(d, d, square);
             }
             let [mut m, mut d, mut q] = [[0f32; LANES]; 3];
-            s.store(&mut m, of_run);
-            s.store(&mut d, deviation);
+            s.store(&mut m, run_mean);
+            s.store(&mut d, residual_sum);
             s.store(&mut q, square);
             let n = run.len() as f64;
             for lane in 0..LANES {
-                // The mean in `f32` is off by what the deviations sum up to.
-                let off = f64::from(d[lane]) / n;
-                let (m, q) = (f64::from(m[lane]) + off, f64::from(q[lane]) - n * off * off);
+                // Corrects the rounding error of the `f32` mean by the mean residual.
+                let correction = f64::from(d[lane]) / n;
+                let (m, q) =
+                    (f64::from(m[lane]) + correction, f64::from(q[lane]) - n * correction * correction);
                 let delta = m - mean[lane];
                 mean[lane] += delta * n / (done + n);
                 squares[lane] += q + delta * delta * done * n / (done + n);
@@ -296,23 +316,23 @@ impl Kernel for Forward<'_> {
         let Self { x, mean, factor, bias, residual, relu, y } = self;
         let (mean, factor, bias) = (s.load(mean), s.load(factor), s.load(bias));
         let apply = |x: &[f32; LANES]| s.mul_add(s.sub(s.load(x), mean), factor, bias);
-        let finish = |v: S::V| if relu { s.relu(v) } else { v };
+        let activate = |v: S::V| if relu { s.relu(v) } else { v };
         match residual {
             Some(residual) => {
                 for ((y, x), added) in y.iter_mut().zip(x).zip(residual) {
-                    s.store(y, finish(s.add(apply(x), s.load(added))));
+                    s.store(y, activate(s.add(apply(x), s.load(added))));
                 }
             }
             None => {
                 for (y, x) in y.iter_mut().zip(x) {
-                    s.store(y, finish(apply(x)));
+                    s.store(y, activate(apply(x)));
                 }
             }
         }
     }
 }
 
-/// Masks the gradient in place; Σ g and Σ g · (x − mean).
+/// Masks the gradient in place; computes Σ g and Σ g · (x − mean).
 struct Sums<'a> {
     x: &'a [[f32; LANES]],
     y: Option<&'a [[f32; LANES]]>,
@@ -332,9 +352,9 @@ impl Kernel for Sums<'_> {
             let x = &x[index * RUN..][..run.len()];
             if let Some(y) = y {
                 let y = &y[index * RUN..][..run.len()];
-                // A comparison of its own: from a loop over lanes the compiler makes sixteen branches.
+                // A separate loop with a vector select: a loop over lanes compiles to sixteen branches.
                 for (g, y) in run.iter_mut().zip(y) {
-                    let passed = s.passed(s.load(g), s.load(y));
+                    let passed = s.select_positive(s.load(g), s.load(y));
                     s.store(g, passed);
                 }
             }
@@ -355,7 +375,7 @@ impl Kernel for Sums<'_> {
     }
 }
 
-/// `out = factor · grad + slope · (x − mean) + shift`; without `grad`, `out` holds it.
+/// Computes `out = factor · grad + slope · (x − mean) + shift`; without `grad`, `out` initially holds the gradient.
 struct Backward<'a> {
     x: &'a [[f32; LANES]],
     grad: Option<&'a [[f32; LANES]]>,
@@ -373,18 +393,18 @@ impl Kernel for Backward<'_> {
     fn run<S: Simd>(self, s: S) {
         let Self { x, grad, mean, factor, slope, shift, out } = self;
         let [mean, factor, slope, shift] = [mean, factor, slope, shift].map(|v| s.load(v));
-        let of =
+        let grad_x =
             |g: S::V, x: &[f32; LANES]| s.mul_add(factor, g, s.mul_add(slope, s.sub(s.load(x), mean), shift));
         match grad {
             Some(grad) => {
                 for ((out, x), g) in out.iter_mut().zip(x).zip(grad) {
-                    s.store(out, of(s.load(g), x));
+                    s.store(out, grad_x(s.load(g), x));
                 }
             }
             None => {
                 for (out, x) in out.iter_mut().zip(x) {
                     let g = s.load(out);
-                    s.store(out, of(g, x));
+                    s.store(out, grad_x(g, x));
                 }
             }
         }

@@ -1,32 +1,31 @@
-//! The gradient to the weights from blocked tensors: for every tap, a sum of outer products of 16 input by 16 output
-//! channels over all output pixels of all images.
+//! Weight gradient of blocked tensors: for every tap, a sum of outer products of 16 input × 16 output channels over all
+//! output pixels of the batch.
 
 use std::ops::Range;
 
 use super::blocked::BlockedConv;
-use super::memory::BufferPool;
+use super::buffer_pool::BufferPool;
 use crate::error::{Error, product};
 use crate::layout::{LANES, View};
 use crate::simd::{Dispatch, Kernel, Simd};
 
-/// Bytes of both operands that all pairs of channel blocks pass over before the next pixels come: they stay in the
-/// second-level cache.
+/// Bytes of both operands per strip of rows, which should stay in the L2 cache for all pairs of channel blocks.
 const STRIP_BYTES: usize = 256 << 10;
 
-/// Channel blocks of either operand that a task takes at most: the more, the less often operands are read.
+/// Maximum number of channel blocks of either operand per task; larger groups read operands less often.
 const GROUP: usize = 8;
 
-/// Tasks per thread that keep all threads busy to the end.
+/// Minimum number of tasks per thread for load balancing.
 const TASKS_PER_THREAD: usize = 4;
 
-/// Elements of the sums of a pair of channel blocks and one tap.
+/// Elements of the sums for a pair of channel blocks and one tap.
 const CELL: usize = LANES * LANES;
 
 pub(super) fn gradient(
     conv: &BlockedConv,
     input: View,
     grad: View,
-    memory: &mut BufferPool,
+    buffers: &mut BufferPool,
 ) -> Result<Vec<f32>, Error> {
     let (outputs, inputs) = (grad.layout.blocks(), input.layout.blocks());
     let taps = conv.shape.kernel[0] * conv.shape.kernel[1];
@@ -34,7 +33,7 @@ pub(super) fn gradient(
     let tasks = [outputs.div_ceil(group_out), inputs.div_ceil(group_in)];
     let task_len = group_out * group_in * taps * CELL;
     let len = product("sums", &[tasks[0] * tasks[1], task_len])?;
-    let mut sums = memory.zeroed(len);
+    let mut sums = buffers.zeroed(len);
     let job = Job { conv, input, grad, groups: [group_out, group_in] };
     conv.pool.for_each_chunk(&mut sums[..len], task_len, |index, sums| {
         let group = [index / tasks[1], index % tasks[1]];
@@ -59,11 +58,11 @@ pub(super) fn gradient(
             }
         }
     });
-    memory.give(sums);
+    buffers.put(sums);
     Ok(result)
 }
 
-/// Blocks of output and input channels per task.
+/// Returns the number of output and input blocks per task.
 fn groups(blocks: [usize; 2], threads: usize) -> [usize; 2] {
     let mut groups = blocks.map(|count| GROUP.min(count));
     let tasks = |groups: [usize; 2]| blocks[0].div_ceil(groups[0]) * blocks[1].div_ceil(groups[1]);
@@ -87,7 +86,7 @@ struct Task<'a> {
     sums: &'a mut [f32],
 }
 
-/// Output positions along an axis for which tap `tap` lies inside `size` input pixels.
+/// Returns the output positions along an axis for which tap `tap` is inside the `size` input pixels.
 fn inside(conv: &BlockedConv, axis: usize, tap: usize, size: usize, output: usize) -> Range<usize> {
     let (stride, padding) = (conv.shape.stride[axis], conv.shape.padding[axis]);
     let offset = tap * conv.shape.dilation[axis];
@@ -138,7 +137,7 @@ impl Dispatch for Task<'_> {
                                 rows: rows.len(),
                                 columns: columns.len(),
                             };
-                            // As many sums as the registers hold.
+                            // As many accumulators as fit in registers.
                             match S::PIXELS.len() >= 4 {
                                 true => simd.vectorize(Outer::<16> { products, sums }),
                                 false => simd.vectorize(Outer::<4> { products, sums }),
@@ -151,20 +150,20 @@ impl Dispatch for Task<'_> {
     }
 }
 
-/// Pixels of two planes, row by row.
+/// Corresponding pixels of a gradient plane and an input plane.
 #[derive(Clone, Copy)]
 struct Products<'a> {
     grad: &'a [f32],
     grad_row: usize,
     input: &'a [f32],
     input_row: usize,
-    /// Elements between neighbouring pixels of the input.
+    /// Elements between consecutive input pixels.
     step: usize,
     rows: usize,
     columns: usize,
 }
 
-/// `sums[i][o] += Σ input[i] · grad[o]` over all pixels; `COUNT` input channels at a time.
+/// Computes `sums[i][o] += Σ input[i] · grad[o]` over all pixels, `COUNT` input channels at a time.
 struct Outer<'a, const COUNT: usize> {
     products: Products<'a>,
     sums: &'a mut [f32],

@@ -1,4 +1,4 @@
-//! Weights packed for one use, by all threads: as they are, or turned around for the gradient to the input.
+//! Multithreaded packing of weights for a single use: in order, or transposed and flipped for the input gradient.
 
 use super::Phase;
 use crate::conv::{Algorithm, F4, PackedConv, Panels, Plan, Points};
@@ -7,27 +7,27 @@ use crate::shape::ConvShape;
 use crate::simd::{Dispatch, Kernel, Simd};
 use crate::threads::ThreadPool;
 
-use super::memory::BufferPool;
+use super::buffer_pool::BufferPool;
 
-/// Which weights a packed convolution has; there are no groups.
+/// Direction of a packed convolution without groups.
 #[derive(Clone, Copy)]
-pub(super) enum Turn<'a> {
-    /// Those of the convolution.
+pub(super) enum Direction<'a> {
+    /// Weights of the forward convolution.
     Forward,
-    /// Those of one phase of the gradient to its input: channels exchanged, taps in reverse order.
+    /// Weights of one phase of the input gradient: input and output channels swapped, taps reversed.
     Backward(&'a Phase, &'a Phase),
 }
 
-/// Weights `[c_out, c_in, kernel height, kernel width]` of a convolution `of`, to be packed.
+/// Weights `[c_out, c_in, kernel height, kernel width]` of a convolution `shape`, to be packed.
 #[derive(Clone, Copy)]
-pub(super) struct Source<'a> {
-    pub(super) of: &'a ConvShape,
+pub(super) struct WeightSource<'a> {
+    pub(super) shape: &'a ConvShape,
     pub(super) weights: &'a [f32],
-    pub(super) turn: Turn<'a>,
+    pub(super) direction: Direction<'a>,
 }
 
-impl Source<'_> {
-    /// Weight of each tap for an input channel and the 16 output channels of `block` of the packed convolution.
+impl WeightSource<'_> {
+    /// Returns the weight of each tap for an input channel and the 16 output channels of `block`.
     #[inline(always)]
     fn read<const TAPS: usize>(
         &self,
@@ -36,16 +36,16 @@ impl Source<'_> {
         taps: &[usize; TAPS],
     ) -> [[f32; LANES]; TAPS] {
         let mut out = [[0.0; LANES]; TAPS];
-        let area = self.of.kernel[0] * self.of.kernel[1];
-        let (outputs, c_in) = match self.turn {
-            Turn::Forward => (self.of.c_out, self.of.c_in),
-            Turn::Backward(..) => (self.of.c_in, self.of.c_in),
+        let area = self.shape.kernel[0] * self.shape.kernel[1];
+        let (outputs, c_in) = match self.direction {
+            Direction::Forward => (self.shape.c_out, self.shape.c_in),
+            Direction::Backward(..) => (self.shape.c_in, self.shape.c_in),
         };
         let first = block * LANES;
         for lane in 0..LANES.min(outputs - first) {
-            let start = match self.turn {
-                Turn::Forward => (first + lane) * c_in + input,
-                Turn::Backward(..) => input * c_in + first + lane,
+            let start = match self.direction {
+                Direction::Forward => (first + lane) * c_in + input,
+                Direction::Backward(..) => input * c_in + first + lane,
             };
             let kernel = &self.weights[start * area..][..area];
             for (out, &tap) in out.iter_mut().zip(taps) {
@@ -55,12 +55,12 @@ impl Source<'_> {
         out
     }
 
-    /// The original's tap for each tap of the packed convolution.
+    /// Returns the forward tap for each tap of the packed convolution.
     fn taps(&self) -> Vec<usize> {
-        let [kh, kw] = self.of.kernel;
-        match self.turn {
-            Turn::Forward => (0..kh * kw).collect(),
-            Turn::Backward(row, column) => {
+        let [kh, kw] = self.shape.kernel;
+        match self.direction {
+            Direction::Forward => (0..kh * kw).collect(),
+            Direction::Backward(row, column) => {
                 let line = |i: usize| (0..column.taps).rev().map(move |j| row.tap(i) * kw + column.tap(j));
                 (0..row.taps).rev().flat_map(line).collect()
             }
@@ -73,25 +73,25 @@ impl Source<'_> {
 pub(super) fn pack(
     shape: ConvShape,
     plan: Plan,
-    source: Source,
-    memory: &mut BufferPool,
+    source: WeightSource,
+    buffers: &mut BufferPool,
     pool: &ThreadPool,
 ) -> PackedConv {
     let panels = plan.isa.dispatch(Pack {
         shape: &shape,
         winograd: plan.algorithm == Algorithm::Winograd4,
         source,
-        memory,
+        buffers,
         pool,
     });
-    PackedConv::of_panels(shape, plan, panels)
+    PackedConv::from_panels(shape, plan, panels)
 }
 
 struct Pack<'a> {
     shape: &'a ConvShape,
     winograd: bool,
-    source: Source<'a>,
-    memory: &'a mut BufferPool,
+    source: WeightSource<'a>,
+    buffers: &'a mut BufferPool,
     pool: &'a ThreadPool,
 }
 
@@ -99,28 +99,28 @@ impl Dispatch for Pack<'_> {
     type Output = Panels;
 
     fn run<S: Simd>(self, simd: S) -> Panels {
-        let Self { shape, winograd, source, memory, pool } = self;
+        let Self { shape, winograd, source, buffers, pool } = self;
         let taps = source.taps();
-        let products = if winograd { ALPHAS } else { taps.len() };
+        let products = if winograd { PRODUCTS } else { taps.len() };
         let mut panels = Panels::empty::<S>(shape, products, false);
         let len = panels.len();
-        let mut weights = memory.take(len);
+        let mut weights = buffers.take(len);
         let uniform = panels.list.first().map_or(0, |panel| panel.len);
         if winograd && panels.list.iter().all(|panel| panel.len == uniform) {
             pool.for_each_chunk(&mut weights[..len], uniform, |index, to| {
                 let panel = &panels.list[index];
                 let (block, blocks) = (panel.block, panel.blocks);
-                simd.vectorize(Transform { source, block, blocks, inputs: shape.c_in, to });
+                simd.vectorize(FilterTransform { source, block, blocks, inputs: shape.c_in, to });
             });
         } else {
             for panel in &panels.list {
                 let (block, blocks) = (panel.block, panel.blocks);
                 let to = &mut weights[panel.start..][..panel.len];
                 if winograd {
-                    simd.vectorize(Transform { source, block, blocks, inputs: shape.c_in, to });
+                    simd.vectorize(FilterTransform { source, block, blocks, inputs: shape.c_in, to });
                     continue;
                 }
-                // A chunk is all taps of a block of input channels.
+                // A chunk contains all taps of a block of input channels.
                 pool.for_each_chunk(to, taps.len() * LANES * blocks * LANES, |index, to| {
                     let inputs = index * LANES..(index * LANES + LANES).min(shape.c_in);
                     simd.vectorize(Direct { source, block, blocks, inputs, taps: &taps, to });
@@ -132,9 +132,9 @@ impl Dispatch for Pack<'_> {
     }
 }
 
-/// `[tap][16][blocks × 16]` of one block of input channels.
+/// Packs `[tap][16][blocks × 16]` for one block of input channels.
 struct Direct<'a> {
-    source: Source<'a>,
+    source: WeightSource<'a>,
     block: usize,
     blocks: usize,
     inputs: std::ops::Range<usize>,
@@ -177,19 +177,19 @@ impl Kernel for Direct<'_> {
     }
 }
 
-/// Products of a tile of F(4×4, 3×3).
-const ALPHAS: usize = 36;
+/// Products per tile of F(4×4, 3×3).
+const PRODUCTS: usize = 36;
 
-/// `[36][inputs][blocks × 16]`: `G·g·Gᵀ` of every kernel `g`.
-struct Transform<'a> {
-    source: Source<'a>,
+/// Packs `[36][inputs][blocks × 16]`: the filter transform `G·g·Gᵀ` of every kernel `g`.
+struct FilterTransform<'a> {
+    source: WeightSource<'a>,
     block: usize,
     blocks: usize,
     inputs: usize,
     to: &'a mut [f32],
 }
 
-impl Kernel for Transform<'_> {
+impl Kernel for FilterTransform<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -198,9 +198,9 @@ impl Kernel for Transform<'_> {
         let width = blocks * LANES;
         let rows = inputs.next_multiple_of(LANES);
         let g = F4::G.map(|row| row.map(|x| s.splat(x as f32)));
-        let taps: [usize; 9] = match source.turn {
-            Turn::Forward => std::array::from_fn(|tap| tap),
-            Turn::Backward(..) => std::array::from_fn(|tap| 8 - tap),
+        let taps: [usize; 9] = match source.direction {
+            Direction::Forward => std::array::from_fn(|tap| tap),
+            Direction::Backward(..) => std::array::from_fn(|tap| 8 - tap),
         };
         for input in 0..rows {
             for part in 0..blocks {

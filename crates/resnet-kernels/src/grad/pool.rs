@@ -1,6 +1,6 @@
-//! Gradients of pooling, gates and sums, of blocked tensors without a halo.
+//! Gradients of pooling, channel scaling and sums, for blocked tensors without halo.
 
-use crate::error::{Error, check_at_least, check_len};
+use crate::error::{Error, check_at_least, check_len, check_no_halo};
 use crate::layout::{Blocked, LANES, View};
 use crate::pool::{AvgPoolSpec, PoolSpec};
 use crate::simd::{Isa, Kernel, Simd};
@@ -8,44 +8,44 @@ use crate::threads::ThreadPool;
 
 use super::norm::{RUN, Vectorized};
 
-/// The gradient to the input of a max-pooling, from the input `x`, the result `y` and the gradient to it. It goes to the
-/// first of equal maxima, as in PyTorch.
+/// Computes the input gradient of a max pool from the input `x`, the output `y` and the output gradient. As in PyTorch,
+/// the first of equal maxima receives the gradient.
 ///
-/// Errors: a bad window, halos, shapes and lengths that do not fit.
+/// # Errors
+///
+/// The window is invalid, a tensor has a halo, or a shape or length does not match.
 pub fn grad_max_pool(
     isa: Isa,
-    window: &PoolSpec,
+    spec: &PoolSpec,
     [x, y, grad]: [View; 3],
     out: &mut [f32],
     pool: &ThreadPool,
 ) -> Result<(), Error> {
     let (from, to) = (x.layout, y.layout);
-    let [h, w] = window.output_hw([from.h, from.w])?;
+    let [h, w] = spec.output_hw([from.h, from.w])?;
     x.check("input", from.dims())?;
     y.check("output", [from.n, from.c, h, w])?;
     grad.check("gradient", to.dims())?;
     for view in [x, y, grad] {
-        if view.layout.halo != [0, 0] {
-            return Err(Error::Halo { found: view.layout.halo, expected: [0, 0] });
-        }
+        check_no_halo("pooling tensor", view.layout.halo)?;
     }
     check_at_least("input gradient", out.len(), from.len())?;
     pool.for_each_chunk(&mut out[..from.len()], from.plane_len(), |index, out| {
         let (image, block) = (index / from.blocks(), index % from.blocks());
         let [x, y, grad] = [x, y, grad].map(|view| view.plane(image, block).as_chunks::<LANES>().0);
         let out = out.as_chunks_mut::<LANES>().0;
-        isa.dispatch(Vectorized(Max { window, x, y, grad, size: [from.h, from.w], width: to.w, out }));
+        isa.dispatch(Vectorized(Max { spec, x, y, grad, size: [from.h, from.w], width: to.w, out }));
     });
     Ok(())
 }
 
 struct Max<'a> {
-    window: &'a PoolSpec,
+    spec: &'a PoolSpec,
     x: &'a [[f32; LANES]],
     y: &'a [[f32; LANES]],
     grad: &'a [[f32; LANES]],
     size: [usize; 2],
-    /// Of the output.
+    /// Width of the output.
     width: usize,
     out: &'a mut [[f32; LANES]],
 }
@@ -55,13 +55,13 @@ impl Kernel for Max<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {
-        let Self { window, x, y, grad, size: [h, w], width, out } = self;
+        let Self { spec, x, y, grad, size: [h, w], width, out } = self;
         out.fill([0.0; LANES]);
         for (index, (max, g)) in y.iter().zip(grad).enumerate() {
-            let columns = window.columns(index % width, w);
-            // What has not found its maximum yet.
+            let columns = spec.columns(index % width, w);
+            // Gradient of the lanes whose maximum has not been found yet.
             let mut left = *g;
-            for row in window.rows(index / width, h) {
+            for row in spec.rows(index / width, h) {
                 for at in row * w + columns.start..row * w + columns.end {
                     for lane in 0..LANES {
                         let here = x[at][lane] == max[lane];
@@ -74,9 +74,11 @@ impl Kernel for Max<'_> {
     }
 }
 
-/// The gradient to the input of an average pooling, laid out as `from`, from that to its result.
+/// Computes the input gradient, with layout `from`, of an average pool from the output gradient.
 ///
-/// Errors: a bad window, halos, shapes and lengths that do not fit.
+/// # Errors
+///
+/// The window is invalid, a tensor has a halo, or a shape or length does not match.
 pub fn grad_avg_pool(
     isa: Isa,
     avg: &AvgPoolSpec,
@@ -88,9 +90,7 @@ pub fn grad_avg_pool(
     let [h, w] = avg.window.output_hw([from.h, from.w])?;
     grad.check("gradient", [from.n, from.c, h, w])?;
     for halo in [from.halo, grad.layout.halo] {
-        if halo != [0, 0] {
-            return Err(Error::Halo { found: halo, expected: [0, 0] });
-        }
+        check_no_halo("pooling tensor", halo)?;
     }
     check_at_least("input gradient", out.len(), from.len())?;
     pool.for_each_chunk(&mut out[..from.len()], from.plane_len(), |index, out| {
@@ -105,7 +105,7 @@ struct Average<'a> {
     avg: &'a AvgPoolSpec,
     grad: &'a [[f32; LANES]],
     size: [usize; 2],
-    /// Of the output.
+    /// Width of the output.
     width: usize,
     out: &'a mut [[f32; LANES]],
 }
@@ -120,11 +120,11 @@ impl Kernel for Average<'_> {
         for (index, g) in grad.iter().enumerate() {
             let (y, x) = (index / width, index % width);
             let count = avg.divisor(0, y, h) * avg.divisor(1, x, w);
-            let share = s.mul(s.load(g), s.splat(1.0 / count as f32));
+            let scaled = s.mul(s.load(g), s.splat(1.0 / count as f32));
             let columns = avg.window.columns(x, w);
             for row in avg.window.rows(y, h) {
                 for out in &mut out[row * w + columns.start..row * w + columns.end] {
-                    let sum = s.add(s.load(out), share);
+                    let sum = s.add(s.load(out), scaled);
                     s.store(out, sum);
                 }
             }
@@ -132,10 +132,13 @@ impl Kernel for Average<'_> {
     }
 }
 
-/// Every plane of `x` times its value of `gate` `[N, C]`; also the gradient to `x` from that to the result.
+/// Multiplies every plane of `x` by its element of `gate` `[N, C]`, as in squeeze-and-excitation; also computes the
+/// gradient of `x` from the output gradient.
 ///
-/// Errors: a halo, lengths that do not fit.
-pub fn scale(
+/// # Errors
+///
+/// The layout has a halo, or a length does not match.
+pub fn scale_channels(
     isa: Isa,
     layout: Blocked,
     x: &[f32],
@@ -157,9 +160,11 @@ pub fn scale(
     Ok(())
 }
 
-/// The gradient `[N, C]` to the gate of [`scale`], from `x` and the gradient to the result.
+/// Returns the gradient `[N, C]` of the gate of [`scale_channels`] from `x` and the output gradient.
 ///
-/// Errors: a halo, lengths that do not fit.
+/// # Errors
+///
+/// The layout has a halo, or a length does not match.
 pub fn grad_gate(
     isa: Isa,
     layout: Blocked,
@@ -183,14 +188,12 @@ pub fn grad_gate(
 }
 
 fn check_gate(layout: Blocked, x: &[f32], gate: usize) -> Result<(), Error> {
-    if layout.halo != [0, 0] {
-        return Err(Error::Halo { found: layout.halo, expected: [0, 0] });
-    }
+    check_no_halo("input", layout.halo)?;
     check_len("gate", gate, layout.n * layout.c)?;
     check_at_least("input", x.len(), layout.len())
 }
 
-/// Where the values of a plane of channels begin in `[N, C]`, and how many they are.
+/// Returns the offset in `[N, C]` of the channels of a plane, and their number.
 fn gates(layout: Blocked, plane: usize) -> (usize, usize) {
     let first = plane % layout.blocks() * LANES;
     (plane / layout.blocks() * layout.c + first, LANES.min(layout.c - first))
@@ -214,7 +217,7 @@ impl Kernel for Scale<'_> {
     }
 }
 
-/// Σ x · g, in `f32` over rows of pixels and in `f64` over those.
+/// Σ x · g, accumulated in `f32` over a few pixels and in `f64` over those partial sums.
 struct Gate<'a> {
     x: &'a [[f32; LANES]],
     grad: &'a [[f32; LANES]],
@@ -239,33 +242,33 @@ impl Kernel for Gate<'_> {
     }
 }
 
-/// The gradient to the input of the mean over height and width, from that to its result `[N, C]`.
+/// Computes the input gradient of the mean over height and width from the output gradient `[N, C]`.
 ///
-/// Errors: a halo, lengths that do not fit.
+/// # Errors
+///
+/// The layout has a halo, or a length does not match.
 pub fn grad_global_avg_pool(
     layout: Blocked,
     grad: &[f32],
     out: &mut [f32],
     pool: &ThreadPool,
 ) -> Result<(), Error> {
-    if layout.halo != [0, 0] {
-        return Err(Error::Halo { found: layout.halo, expected: [0, 0] });
-    }
+    check_no_halo("input", layout.halo)?;
     check_len("gradient", grad.len(), layout.n * layout.c)?;
     check_at_least("input gradient", out.len(), layout.len())?;
-    let share = 1.0 / (layout.h * layout.w) as f32;
+    let factor = 1.0 / (layout.h * layout.w) as f32;
     pool.for_each_chunk(&mut out[..layout.len()], layout.plane_len(), |index, out| {
         let (image, first) = (index / layout.blocks(), index % layout.blocks() * LANES);
         let channels = LANES.min(layout.c - first);
         let mut values = [0.0; LANES];
         let grad = &grad[image * layout.c + first..][..channels];
-        values.iter_mut().zip(grad).for_each(|(to, g)| *to = g * share);
+        values.iter_mut().zip(grad).for_each(|(to, g)| *to = g * factor);
         out.as_chunks_mut::<LANES>().0.fill(values);
     });
     Ok(())
 }
 
-/// `to += from`, all of the shorter one.
+/// Adds `from` to `to`, up to the length of the shorter slice.
 pub fn add_to(to: &mut [f32], from: &[f32], pool: &ThreadPool) {
     const CHUNK: usize = 1 << 14;
     let len = to.len().min(from.len());

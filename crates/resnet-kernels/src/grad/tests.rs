@@ -4,7 +4,7 @@ use crate::testing::{assert_close, random};
 
 const BASE: ConvShape = ConvShape { kernel: [3, 3], padding: [1, 1], ..ConvShape::pointwise(5, 7) };
 
-/// Both gradients by naive loops in f64: every product of the forward sum, taken apart.
+/// Returns the input and weight gradients, computed with naive loops in `f64`.
 fn naive(conv: &PlanarConv, x: &[f32], weights: &[f32], grad: &[f32]) -> [Vec<f32>; 2] {
     let shape = &conv.shape;
     let [n, c, h, w] = conv.input;
@@ -51,8 +51,13 @@ fn check(shape: ConvShape, batch: usize, size: [usize; 2]) {
             let gx = conv.grad_input(&grad, &weights).unwrap();
             let gw = conv.grad_weights(&x, &grad).unwrap();
             let what = |part: &str| format!("{part} of {shape:?} {size:?} {}", isa.name());
-            let params = ConvWeights { weights: &weights, bias: None };
-            assert_close(&what("output"), &y, &reference::conv(&shape, params, input, &x).unwrap(), 5e-6);
+            let conv_weights = ConvWeights { weights: &weights, bias: None };
+            assert_close(
+                &what("output"),
+                &y,
+                &reference::conv(&shape, conv_weights, input, &x).unwrap(),
+                5e-6,
+            );
             let [expected_x, expected_w] = naive(&conv, &x, &weights, &grad);
             assert_close(&what("input gradient"), &gx, &expected_x, 5e-6);
             assert_close(&what("weight gradient"), &gw, &expected_w, 5e-6);
@@ -63,7 +68,7 @@ fn check(shape: ConvShape, batch: usize, size: [usize; 2]) {
 }
 
 #[test]
-fn gradients_are_those_of_naive_loops() {
+fn gradients_match_naive_loops() {
     check(BASE, 2, [9, 6]);
     check(ConvShape { stride: [2, 2], ..BASE }, 2, [9, 6]);
     check(ConvShape { stride: [2, 2], ..BASE }, 1, [8, 7]);
@@ -92,19 +97,19 @@ fn wide_layers_and_groups() {
 }
 
 #[test]
-fn lengths_and_shapes_must_fit() {
+fn mismatched_lengths_and_shapes_are_rejected() {
     let pool = ThreadPool::new(1).unwrap();
     let (isa, precision) = (Isa::best(), Precision::F32);
     let conv = PlanarConv { shape: BASE, input: [1, 5, 4, 4], isa, precision, pool: &pool };
     let message = |result: Result<Vec<f32>, Error>| result.unwrap_err().to_string();
-    assert_eq!(message(conv.forward(&[0.0; 3], &[0.0; 315])), "input has 3 elements, expected 80");
-    assert_eq!(message(conv.grad_input(&[0.0; 112], &[0.0; 3])), "weights has 3 elements, expected 315");
-    assert_eq!(message(conv.grad_weights(&[0.0; 80], &[0.0; 1])), "gradient has 1 elements, expected 112");
+    assert_eq!(message(conv.forward(&[0.0; 3], &[0.0; 315])), "input has length 3, expected 80");
+    assert_eq!(message(conv.grad_input(&[0.0; 112], &[0.0; 3])), "weights has length 3, expected 315");
+    assert_eq!(message(conv.grad_weights(&[0.0; 80], &[0.0; 1])), "gradient has length 1, expected 112");
     let wrong = PlanarConv { input: [1, 4, 4, 4], ..conv };
     assert_eq!(message(wrong.forward(&[], &[])), "input has shape [1, 4, 4, 4], expected [1, 5, 4, 4]");
 }
 
-/// The blocked kernels against the planar ones, which are checked against naive loops.
+/// Compares the blocked kernels with the planar ones, which are tested against naive loops.
 fn check_blocked(shape: ConvShape, batch: usize, size: [usize; 2]) {
     use crate::conv::Input;
     let input = [batch, shape.c_in, size[0], size[1]];
@@ -121,12 +126,12 @@ fn check_blocked(shape: ConvShape, batch: usize, size: [usize; 2]) {
             let (mut bx, mut bg) = (vec![0.0; from.len()], vec![0.0; to.len()]);
             from.pack(&x, &mut bx, &pool).unwrap();
             to.pack(&grad, &mut bg, &pool).unwrap();
-            let mut memory = BufferPool::default();
-            // Old content must not matter.
+            let mut buffers = BufferPool::default();
+            // Fills the pool with NaN: stale content must not matter.
             for len in [from.len(), to.len(), shape.weight_len().unwrap() * 4, 100_000] {
-                let mut buffer = memory.take(len);
+                let mut buffer = buffers.take(len);
                 buffer.fill(f32::NAN);
-                memory.give(buffer);
+                buffers.put(buffer);
             }
             let unpack = |layout: Blocked, data: &[f32]| {
                 let mut out = vec![0.0; layout.dims().iter().product()];
@@ -134,11 +139,11 @@ fn check_blocked(shape: ConvShape, batch: usize, size: [usize; 2]) {
                 out
             };
             let view = Input::Blocked(View { layout: from, data: &bx });
-            let y = unpack(to, &conv.forward(view, &weights, &mut memory).unwrap());
-            let gx = conv.grad_input(&bg, &weights, None, &mut memory).unwrap();
+            let y = unpack(to, &conv.forward(view, &weights, &mut buffers).unwrap());
+            let gx = conv.grad_input(&bg, &weights, None, &mut buffers).unwrap();
             let once = unpack(from, &gx);
-            let twice = unpack(from, &conv.grad_input(&bg, &weights, Some(gx), &mut memory).unwrap());
-            let gw = conv.grad_weights(view, &bg, &mut memory).unwrap();
+            let twice = unpack(from, &conv.grad_input(&bg, &weights, Some(gx), &mut buffers).unwrap());
+            let gw = conv.grad_weights(view, &bg, &mut buffers).unwrap();
             let what = |part: &str| format!("{part} of {shape:?} {size:?} {}", isa.name());
             assert_close(&what("output"), &y, &planar.forward(&x, &weights).unwrap(), 1e-5);
             let expected = planar.grad_input(&grad, &weights).unwrap();
@@ -148,9 +153,9 @@ fn check_blocked(shape: ConvShape, batch: usize, size: [usize; 2]) {
             assert_close(&what("weight gradient"), &gw, &planar.grad_weights(&x, &grad).unwrap(), 1e-5);
             if shape.groups == 1 {
                 let data = Input::Planar { dims: input, data: &x };
-                let by_planar = unpack(to, &conv.forward(data, &weights, &mut memory).unwrap());
+                let by_planar = unpack(to, &conv.forward(data, &weights, &mut buffers).unwrap());
                 assert_close(&what("output of planar input"), &by_planar, &y, 1e-5);
-                let by_planar = conv.grad_weights(data, &bg, &mut memory).unwrap();
+                let by_planar = conv.grad_weights(data, &bg, &mut buffers).unwrap();
                 assert_close(&what("weight gradient of planar input"), &by_planar, &gw, 1e-5);
             }
             results.push([y, once, twice, gw]);
@@ -160,7 +165,7 @@ fn check_blocked(shape: ConvShape, batch: usize, size: [usize; 2]) {
 }
 
 #[test]
-fn blocked_gradients_are_those_of_planar_ones() {
+fn blocked_gradients_match_planar_gradients() {
     check_blocked(BASE, 2, [9, 6]);
     check_blocked(ConvShape { stride: [2, 2], ..BASE }, 2, [9, 6]);
     check_blocked(ConvShape { kernel: [1, 1], padding: [0, 0], stride: [2, 2], ..BASE }, 2, [7, 8]);
@@ -177,7 +182,7 @@ fn blocked_gradients_are_those_of_planar_ones() {
 }
 
 #[test]
-fn norms_and_their_gradients_are_those_of_the_formula() {
+fn batch_norm_and_gradients_match_the_formula() {
     let dims = [3, 20, 5, 7];
     let layout = Blocked::new(dims).unwrap();
     let pool = ThreadPool::new(2).unwrap();
@@ -187,7 +192,7 @@ fn norms_and_their_gradients_are_those_of_the_formula() {
         layout.pack(&planar, &mut blocked, &pool).unwrap();
         (planar, blocked)
     };
-    // Far from 0, where sums of squares would cancel.
+    // An offset with which the difference of sums of squares would cancel.
     let ((x, bx), (r, br), (g, bg)) = (pack(1, 100.0), pack(2, 0.0), pack(3, 0.0));
     let (weight, bias) = (random(20, 4), random(20, 5));
     let area = 35;
@@ -195,7 +200,7 @@ fn norms_and_their_gradients_are_those_of_the_formula() {
         (0..3).flat_map(|n| data[(n * 20 + channel) * area..][..area].iter().map(|v| f64::from(*v))).collect()
     };
     for isa in Isa::available() {
-        let norm = Norm { layout, isa, pool: &pool };
+        let norm = BatchNorm { layout, isa, pool: &pool };
         let [mean, var] = norm.moments(&bx).unwrap();
         let scale: Vec<f64> = var.iter().map(|v| 1.0 / (v + 1e-5).sqrt()).collect();
         let factor: Vec<f32> = scale.iter().zip(&weight).map(|(s, w)| (s * f64::from(*w)) as f32).collect();
@@ -203,19 +208,19 @@ fn norms_and_their_gradients_are_those_of_the_formula() {
         let (mut by, mut y) = (vec![0.0; layout.len()], vec![0.0; x.len()]);
         norm.forward(&bx, [&mean32, &factor, &bias], Some(&br), true, &mut by).unwrap();
         layout.unpack(&by, &mut y, &pool).unwrap();
-        let of = NormGrad {
+        let saved = BatchNormGrad {
             x: &bx,
-            rectified: Some(&by),
+            relu_output: Some(&by),
             mean: &mean,
-            scale: &scale,
+            inv_std: &scale,
             weight: &weight,
-            of_batch: true,
+            batch_stats: true,
         };
         let mut masked = bg.clone();
-        let [gw, gb] = norm.grad_parameters(&of, &mut masked).unwrap();
+        let [gw, gb] = norm.grad_parameters(&saved, &mut masked).unwrap();
         let mut out = vec![0.0; layout.len()];
-        norm.grad_input(&of, [&gw, &gb], &masked, &mut out).unwrap();
-        norm.grad_input_in_place(&of, [&gw, &gb], &mut masked).unwrap();
+        norm.grad_input(&saved, [&gw, &gb], &masked, &mut out).unwrap();
+        norm.grad_input_in_place(&saved, [&gw, &gb], &mut masked).unwrap();
         assert_eq!(out, masked);
         let mut gx = vec![0.0; x.len()];
         layout.unpack(&out, &mut gx, &pool).unwrap();
@@ -249,11 +254,11 @@ fn norms_and_their_gradients_are_those_of_the_formula() {
     }
 }
 
-/// Σ `grad` · result is linear in the input, whose gradient is therefore what each of its pixels adds to it.
+/// The operations are linear: the dot product of an input and its gradient equals that of output and output gradient.
 #[test]
-fn means_and_gates_hand_gradients_back() {
+fn average_pool_and_gate_gradients_are_adjoint() {
     let (pool, more) = (ThreadPool::new(1).unwrap(), ThreadPool::new(2).unwrap());
-    let window = |kernel, stride, padding, ceil_mode| crate::PoolSpec {
+    let spec = |kernel, stride, padding, ceil_mode| crate::PoolSpec {
         kernel: [kernel; 2],
         stride: [stride; 2],
         padding: [padding; 2],
@@ -267,15 +272,15 @@ fn means_and_gates_hand_gradients_back() {
     let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(a * b)).sum::<f64>();
     let layout = Blocked::new([2, 20, 5, 7]).unwrap();
     for isa in Isa::available() {
-        for (window, count_include_pad) in [
-            (window(2, 2, 0, false), true),
-            (window(2, 2, 0, true), false),
-            (window(3, 1, 1, false), true),
-            (window(3, 2, 1, true), true),
-            (window(3, 2, 1, false), false),
+        for (spec, count_include_pad) in [
+            (spec(2, 2, 0, false), true),
+            (spec(2, 2, 0, true), false),
+            (spec(3, 1, 1, false), true),
+            (spec(3, 2, 1, true), true),
+            (spec(3, 2, 1, false), false),
         ] {
-            let avg = crate::AvgPoolSpec { window, count_include_pad };
-            let [h, w] = window.output_hw([5, 7]).unwrap();
+            let avg = crate::AvgPoolSpec { window: spec, count_include_pad };
+            let [h, w] = spec.output_hw([5, 7]).unwrap();
             let to = Blocked::new([2, 20, h, w]).unwrap();
             let grad = pack(to, 1);
             let gradient = |pool: &ThreadPool| {
@@ -296,22 +301,22 @@ fn means_and_gates_hand_gradients_back() {
         }
         let (x, grad, gate) = (pack(layout, 6), pack(layout, 7), random(40, 8));
         let [mut y, mut gx] = [(); 2].map(|()| vec![f32::NAN; layout.len()]);
-        scale(isa, layout, &x, &gate, &mut y, &pool).unwrap();
-        scale(isa, layout, &grad, &gate, &mut gx, &more).unwrap();
+        scale_channels(isa, layout, &x, &gate, &mut y, &pool).unwrap();
+        scale_channels(isa, layout, &grad, &gate, &mut gx, &more).unwrap();
         let sum = dot(&y, &grad);
-        let of_gate = grad_gate(isa, layout, &x, &grad, &more).unwrap();
-        for (what, found) in [("input", dot(&x, &gx)), ("gate", dot(&gate, &of_gate))] {
+        let gate_grad = grad_gate(isa, layout, &x, &grad, &more).unwrap();
+        for (what, found) in [("input", dot(&x, &gx)), ("gate", dot(&gate, &gate_grad))] {
             assert!((found - sum).abs() < 1e-4, "{what}: {found}, expected {sum}");
         }
         assert!(grad_gate(isa, layout, &x[1..], &grad, &pool).is_err());
-        assert!(scale(isa, layout, &x, &gate[1..], &mut y, &pool).is_err());
+        assert!(scale_channels(isa, layout, &x, &gate[1..], &mut y, &pool).is_err());
     }
 }
 
 #[test]
-fn the_first_maximum_gets_the_gradient() {
+fn first_maximum_receives_the_gradient() {
     let layout = Blocked::new([1, 1, 3, 4]).unwrap();
-    let window = crate::PoolSpec { kernel: [3, 3], stride: [2, 2], padding: [1, 1], ceil_mode: false };
+    let spec = crate::PoolSpec { kernel: [3, 3], stride: [2, 2], padding: [1, 1], ceil_mode: false };
     let pool = ThreadPool::new(1).unwrap();
     let pack = |layout: Blocked, planar: &[f32]| {
         let mut blocked = vec![0.0; layout.len()];
@@ -325,7 +330,7 @@ fn the_first_maximum_gets_the_gradient() {
     let views =
         [View { layout, data: &x }, View { layout: small, data: &y }, View { layout: small, data: &grad }];
     for isa in Isa::available() {
-        grad_max_pool(isa, &window, views, &mut out, &pool).unwrap();
+        grad_max_pool(isa, &spec, views, &mut out, &pool).unwrap();
         let mut gx = [0.0; 12];
         layout.unpack(&out, &mut gx, &pool).unwrap();
         assert_eq!(gx, [0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 10.0, 0.0, 4.0, 0.0, 0.0, 0.0]);

@@ -1,49 +1,49 @@
-//! The gradient to the weights: for every pair of an output channel and a tap of an input channel a dot product over all
-//! output pixels of all images.
+//! Weight gradient of planar tensors: for every output channel and tap of an input channel, a dot product over all
+//! output pixels of the batch.
 
 use super::PlanarConv;
 use crate::error::{Error, product};
 
 use crate::layout::{LANES, View};
-use crate::simd::{Aligned, Dispatch, Kernel, Simd};
+use crate::simd::{AlignedVec, Dispatch, Kernel, Simd};
 use crate::threads::ThreadPool;
 
-/// Bytes of the output's gradient that all taps pass over before the next ones come: they stay in the second-level cache.
+/// Bytes of output gradient per strip of rows, which should stay in the L2 cache for all taps.
 const STRIP_BYTES: usize = 128 << 10;
 
-/// Taps of a register tile.
+/// Taps per register tile.
 const TAPS: usize = 6;
 
-/// Tasks per thread that keep all threads busy to the end.
+/// Minimum number of tasks per thread for load balancing.
 const TASKS_PER_THREAD: usize = 4;
 
-/// How both operands lie, so that the pixels of several rows are one run.
+/// Layout of both operands in which the pixels of several rows are contiguous.
 ///
-/// The input is split by the stride, `[N, C, stride, stride, rows, pitch]`, so that neighbouring outputs read neighbouring
-/// inputs; the gradient has the same pitch, with zeros behind each row.
-struct Form {
+/// The input is split by the stride, `[N, C, stride, stride, rows, pitch]`, so that neighboring outputs read
+/// neighboring inputs; the gradient has the same pitch, with zeros at the end of each row.
+struct PanelLayout {
     /// Blocks of 16 output channels per panel.
     blocks: usize,
     /// Panels per group.
     panels: usize,
     /// Output channels per group.
     channels: usize,
-    /// Input channels per group times taps.
+    /// Taps per group: input channels × kernel size.
     taps: usize,
-    /// `[rows, pitch]` of one phase of one input channel.
+    /// `[rows, pitch]` of one phase of an input channel.
     phase: [usize; 2],
-    /// Elements of one input channel, all phases.
+    /// Elements per input channel, all phases.
     plane: usize,
     /// Output `[height, width]`.
     output: [usize; 2],
 }
 
-/// The gradient to the output.
+/// Output gradient.
 #[derive(Clone, Copy)]
-pub(super) enum Grad<'a> {
+pub(super) enum OutputGrad<'a> {
     /// `[N, C, H, W]`.
     Planar(&'a [f32]),
-    /// Without a halo.
+    /// Blocked, without halo.
     Blocked(View<'a>),
 }
 
@@ -51,9 +51,9 @@ pub(super) fn gradient(
     conv: &PlanarConv,
     output: [usize; 4],
     input: &[f32],
-    grad: Grad,
+    grad: OutputGrad,
 ) -> Result<Vec<f32>, Error> {
-    struct Run<'a>(&'a PlanarConv<'a>, [usize; 4], &'a [f32], Grad<'a>);
+    struct Run<'a>(&'a PlanarConv<'a>, [usize; 4], &'a [f32], OutputGrad<'a>);
     impl Dispatch for Run<'_> {
         type Output = Result<Vec<f32>, Error>;
         fn run<S: Simd>(self, simd: S) -> Self::Output {
@@ -64,11 +64,11 @@ pub(super) fn gradient(
     conv.isa.dispatch(Run(conv, output, input, grad))
 }
 
-impl Form {
+impl PanelLayout {
     fn new<S: Simd>(conv: &PlanarConv, output: [usize; 4]) -> Self {
         let shape = &conv.shape;
         let channels = shape.c_out / shape.groups;
-        // Registers decide how many blocks a tile may have, padding how many it should.
+        // Registers limit the number of blocks per tile; among those, the one with the least padding.
         let padded = |blocks: usize| channels.next_multiple_of(blocks * 16);
         let possible = [4, 2, 1].into_iter().filter(|&blocks| blocks <= S::PIXELS.len());
         let blocks = possible.min_by_key(|&blocks| padded(blocks)).unwrap_or(1);
@@ -85,26 +85,26 @@ impl Form {
         }
     }
 
-    /// Output channels of a panel, padding included.
+    /// Returns the number of output channels per panel, including padding.
     fn width(&self) -> usize {
         self.blocks * 16
     }
 
-    /// Elements of one panel of the gradient of one image.
+    /// Returns the number of elements per panel of the gradient of one image.
     fn panel(&self) -> usize {
         self.output[0] * self.phase[1] * self.width()
     }
 }
 
-/// The input, split by the stride, with the padding as zeros: `[N, C, stride, stride, rows, pitch]`.
-fn split(conv: &PlanarConv, form: &Form, input: &[f32]) -> Result<Aligned, Error> {
+/// Returns the zero-padded input, split by the stride: `[N, C, stride, stride, rows, pitch]`.
+fn split_by_stride(conv: &PlanarConv, layout: &PanelLayout, input: &[f32]) -> Result<AlignedVec, Error> {
     let [n, c, h, w] = conv.input;
     let shape = &conv.shape;
-    let [rows, pitch] = form.phase;
-    // The last run of the last plane may read behind its row.
-    let mut out = Aligned::zeroed(product("split input", &[n * c, form.plane])? + pitch);
-    let len = n * c * form.plane;
-    conv.pool.for_each_chunk(&mut out[..len], form.plane, |index, plane| {
+    let [rows, pitch] = layout.phase;
+    // The last run of the last plane may read past its row.
+    let mut out = AlignedVec::zeroed(product("split input", &[n * c, layout.plane])? + pitch);
+    let len = n * c * layout.plane;
+    conv.pool.for_each_chunk(&mut out[..len], layout.plane, |index, plane| {
         let source = &input[index * h * w..][..h * w];
         let [sy, sx] = shape.stride;
         for (phase, plane) in plane.chunks_exact_mut(rows * pitch).enumerate() {
@@ -126,17 +126,22 @@ fn split(conv: &PlanarConv, form: &Form, input: &[f32]) -> Result<Aligned, Error
     Ok(out)
 }
 
-/// The gradient with the channels of a panel side by side: `[N, groups, panels, H', pitch, width]`.
-fn interleave(conv: &PlanarConv, form: &Form, grad: Grad, batch: usize) -> Result<Aligned, Error> {
-    let [oh, ow] = form.output;
-    let (groups, width, pitch) = (conv.shape.groups, form.width(), form.phase[1]);
-    let mut out = Aligned::zeroed(product("panels", &[batch * groups, form.panels, form.panel()])?);
-    conv.pool.for_each_chunk(&mut out, form.panel(), |index, panel| {
-        let first = index % form.panels * width;
-        let group = index / form.panels;
-        let lanes = width.min(form.channels - first);
-        let channel = group % groups * form.channels + first;
-        if let (Grad::Blocked(view), true) = (grad, channel.is_multiple_of(LANES)) {
+/// Returns the gradient with the channels of a panel interleaved: `[N, groups, panels, H', pitch, width]`.
+fn interleave(
+    conv: &PlanarConv,
+    layout: &PanelLayout,
+    grad: OutputGrad,
+    batch: usize,
+) -> Result<AlignedVec, Error> {
+    let [oh, ow] = layout.output;
+    let (groups, width, pitch) = (conv.shape.groups, layout.width(), layout.phase[1]);
+    let mut out = AlignedVec::zeroed(product("panels", &[batch * groups, layout.panels, layout.panel()])?);
+    conv.pool.for_each_chunk(&mut out, layout.panel(), |index, panel| {
+        let first = index % layout.panels * width;
+        let group = index / layout.panels;
+        let lanes = width.min(layout.channels - first);
+        let channel = group % groups * layout.channels + first;
+        if let (OutputGrad::Blocked(view), true) = (grad, channel.is_multiple_of(LANES)) {
             for lane in (0..lanes).step_by(LANES) {
                 let plane = view.plane(group / groups, (channel + lane) / LANES);
                 let count = LANES.min(lanes - lane);
@@ -150,7 +155,7 @@ fn interleave(conv: &PlanarConv, form: &Form, grad: Grad, batch: usize) -> Resul
             return;
         }
         for lane in 0..lanes {
-            if let Grad::Blocked(view) = grad {
+            if let OutputGrad::Blocked(view) = grad {
                 let plane = view.plane(group / groups, (channel + lane) / LANES);
                 for (line, row) in panel.chunks_exact_mut(pitch * width).zip(plane.chunks_exact(ow * LANES)) {
                     let targets = line[lane..].iter_mut().step_by(width);
@@ -159,8 +164,8 @@ fn interleave(conv: &PlanarConv, form: &Form, grad: Grad, batch: usize) -> Resul
                 }
                 continue;
             }
-            let Grad::Planar(grad) = grad else { continue };
-            let plane = &grad[(group * form.channels + first + lane) * oh * ow..][..oh * ow];
+            let OutputGrad::Planar(grad) = grad else { continue };
+            let plane = &grad[(group * layout.channels + first + lane) * oh * ow..][..oh * ow];
             for (line, row) in panel.chunks_exact_mut(pitch * width).zip(plane.chunks_exact(ow)) {
                 let targets = line[lane..].iter_mut().step_by(width);
                 targets.zip(row).for_each(|(to, from)| *to = *from);
@@ -175,44 +180,44 @@ fn run<S: Simd>(
     conv: &PlanarConv,
     output: [usize; 4],
     input: &[f32],
-    grad: Grad,
+    grad: OutputGrad,
 ) -> Result<Vec<f32>, Error> {
     let (shape, batch) = (&conv.shape, output[0]);
-    let form = Form::new::<S>(conv, output);
-    let split = split(conv, &form, input)?;
-    let panels = interleave(conv, &form, grad, batch)?;
+    let layout = PanelLayout::new::<S>(conv, output);
+    let split = split_by_stride(conv, &layout, input)?;
+    let panels = interleave(conv, &layout, grad, batch)?;
     // Sums of one tile: `[TAPS][width]`.
-    let tile = TAPS * form.width();
-    let needed = form.taps.div_ceil(TAPS);
-    let per_task = tiles_per_task(conv.pool, shape.groups * form.panels, needed);
-    // Whole tasks, so that none has tiles of two panels.
+    let tile = TAPS * layout.width();
+    let needed = layout.taps.div_ceil(TAPS);
+    let per_task = tiles_per_task(conv.pool, shape.groups * layout.panels, needed);
+    // Rounded up so that no task has tiles of two panels.
     let tiles = needed.next_multiple_of(per_task);
-    let mut sums = Aligned::zeroed(product("sums", &[shape.groups * form.panels, tiles, tile])?);
+    let mut sums = AlignedVec::zeroed(product("sums", &[shape.groups * layout.panels, tiles, tile])?);
     let channel_taps = shape.kernel[0] * shape.kernel[1];
-    let strip = (STRIP_BYTES / (form.width() * size_of::<f32>() * form.phase[1]).max(1)).max(1);
+    let strip = (STRIP_BYTES / (layout.width() * size_of::<f32>() * layout.phase[1]).max(1)).max(1);
     let task = |panel: usize, first: usize, sums: &mut [f32]| {
-        let group = panel / form.panels;
+        let group = panel / layout.panels;
         for image in 0..batch {
-            let channels = (image * shape.c_in + group * (shape.c_in / shape.groups)) * form.plane;
+            let channels = (image * shape.c_in + group * (shape.c_in / shape.groups)) * layout.plane;
             let panel =
-                &panels[(image * shape.groups * form.panels + panel) * form.panel()..][..form.panel()];
-            for row in (0..form.output[0]).step_by(strip) {
-                let rows = strip.min(form.output[0] - row);
-                let line = form.phase[1] * form.width();
+                &panels[(image * shape.groups * layout.panels + panel) * layout.panel()..][..layout.panel()];
+            for row in (0..layout.output[0]).step_by(strip) {
+                let rows = strip.min(layout.output[0] - row);
+                let line = layout.phase[1] * layout.width();
                 let weights = &panel[row * line..][..rows * line];
                 for (index, sums) in sums.chunks_exact_mut(tile).enumerate().take(needed - first) {
                     let from: [usize; TAPS] = std::array::from_fn(|p| {
-                        let tap = ((first + index) * TAPS + p).min(form.taps - 1);
+                        let tap = ((first + index) * TAPS + p).min(layout.taps - 1);
                         let (channel, tap) = (tap / channel_taps, tap % channel_taps);
                         let at = [tap / shape.kernel[1], tap % shape.kernel[1]];
                         let at: [usize; 2] = std::array::from_fn(|axis| at[axis] * shape.dilation[axis]);
                         let [sy, sx] = shape.stride;
                         let phase = at[0] % sy * sx + at[1] % sx;
-                        let [height, pitch] = form.phase;
+                        let [height, pitch] = layout.phase;
                         let offset = (at[0] / sy + row) * pitch + at[1] / sx;
-                        channels + channel * form.plane + phase * height * pitch + offset
+                        channels + channel * layout.plane + phase * height * pitch + offset
                     });
-                    dot(simd, form.blocks, Dot { weights, input: &split, from: &from, sums });
+                    dot(simd, layout.blocks, Dot { weights, input: &split, from: &from, sums });
                 }
             }
         }
@@ -220,23 +225,23 @@ fn run<S: Simd>(
     conv.pool.for_each_chunk(&mut sums, per_task * tile, |index, sums| {
         task(index * per_task / tiles, index * per_task % tiles, sums);
     });
-    let mut result = Vec::with_capacity(shape.c_out * form.taps);
+    let mut result = Vec::with_capacity(shape.c_out * layout.taps);
     for channel in 0..shape.c_out {
-        let (group, inner) = (channel / form.channels, channel % form.channels);
-        let panel = group * form.panels + inner / form.width();
-        let lanes = &sums[panel * tiles * tile + inner % form.width()..];
-        result.extend((0..form.taps).map(|tap| lanes[tap * form.width()]));
+        let (group, inner) = (channel / layout.channels, channel % layout.channels);
+        let panel = group * layout.panels + inner / layout.width();
+        let lanes = &sums[panel * tiles * tile + inner % layout.width()..];
+        result.extend((0..layout.taps).map(|tap| lanes[tap * layout.width()]));
     }
     Ok(result)
 }
 
-/// How many tiles a task computes: all of a panel where there are panels enough.
+/// Returns the number of tiles per task: a whole panel if there are enough panels.
 fn tiles_per_task(pool: &ThreadPool, panels: usize, tiles: usize) -> usize {
-    let wanted = TASKS_PER_THREAD * pool.threads();
-    if panels >= wanted { tiles } else { tiles.div_ceil(wanted).max(1) }
+    let min_tasks = TASKS_PER_THREAD * pool.threads();
+    if panels >= min_tasks { tiles } else { tiles.div_ceil(min_tasks).max(1) }
 }
 
-/// `sums[tap][lane] += Σₖ weights[k][lane] · input[from[tap] + k]`.
+/// Computes `sums[tap][lane] += Σₖ weights[k][lane] · input[from[tap] + k]`.
 struct Dot<'a> {
     /// `[run][blocks × 16]`.
     weights: &'a [f32],
@@ -254,17 +259,14 @@ fn dot<S: Simd>(simd: S, blocks: usize, dot: Dot) {
     }
 }
 
-/// The product with the extents of the register tile fixed at compile time.
+/// Dot products with compile-time extents.
 struct Fixed<'a, const BLOCKS: usize>(Dot<'a>);
 
 impl<const BLOCKS: usize> Kernel for Fixed<'_, BLOCKS> {
     type Output = ();
 
     #[inline(always)]
-    #[allow(
-        clippy::needless_range_loop,
-        reason = "indices into arrays of registers read like the mathematics"
-    )]
+    #[allow(clippy::needless_range_loop, reason = "indices into arrays of registers match the formulas")]
     fn run<S: Simd>(self, s: S) {
         let Dot { weights, input, from, sums } = self.0;
         let (weights, sums) = (weights.as_chunks::<16>().0, sums.as_chunks_mut::<16>().0);

@@ -1,20 +1,20 @@
 use super::*;
 use crate::layout::Blocked;
 use crate::reference;
-use crate::simd::Aligned;
+use crate::simd::AlignedVec;
 use crate::testing::{assert_close, random};
 
-fn blocked(dims: [usize; 4], halo: usize, planar: &[f32], pool: &ThreadPool) -> (Blocked, Aligned) {
+fn blocked(dims: [usize; 4], halo: usize, planar: &[f32], pool: &ThreadPool) -> (Blocked, AlignedVec) {
     let layout = Blocked::new(dims).unwrap().with_halo([halo, halo]).unwrap();
-    let mut data = Aligned::zeroed(layout.len());
+    let mut data = AlignedVec::zeroed(layout.len());
     layout.pack(planar, &mut data, pool).unwrap();
     (layout, data)
 }
 
-fn check(window: PoolSpec, dims: [usize; 4], poison: &[(usize, f32)]) {
+fn check(spec: PoolSpec, dims: [usize; 4], poison: &[(usize, f32)]) {
     let mut planar = random(dims.iter().product(), 5);
     poison.iter().for_each(|(index, value)| planar[*index] = *value);
-    let [h, w] = window.output_hw([dims[2], dims[3]]).unwrap();
+    let [h, w] = spec.output_hw([dims[2], dims[3]]).unwrap();
     let out_dims = [dims[0], dims[1], h, w];
     for isa in Isa::available() {
         for (halo, threads) in [(0, 1), (1, 2)] {
@@ -22,18 +22,18 @@ fn check(window: PoolSpec, dims: [usize; 4], poison: &[(usize, f32)]) {
             let (layout, data) = blocked(dims, halo, &planar, &pool);
             let run = |pooling: &dyn Fn(View, ViewMut) -> Result<(), Error>| {
                 let layout_out = Blocked::new(out_dims).unwrap().with_halo([halo, 0]).unwrap();
-                let mut out = Aligned::zeroed(layout_out.len());
+                let mut out = AlignedVec::zeroed(layout_out.len());
                 pooling(View { layout, data: &data }, ViewMut { layout: layout_out, data: &mut out })
                     .unwrap();
                 let mut back = vec![0.0; out_dims.iter().product()];
                 layout_out.unpack(&out, &mut back, &pool).unwrap();
                 back
             };
-            let what = format!("{window:?} {dims:?} {}", isa.name());
-            let max = run(&|input, output| max_pool(isa, &window, input, output, &pool));
-            assert_close(&what, &max, &reference::max_pool(&window, dims, &planar).unwrap(), 0.0);
+            let what = format!("{spec:?} {dims:?} {}", isa.name());
+            let max = run(&|input, output| max_pool(isa, &spec, input, output, &pool));
+            assert_close(&what, &max, &reference::max_pool(&spec, dims, &planar).unwrap(), 0.0);
             for count_include_pad in [false, true] {
-                let avg = AvgPoolSpec { window, count_include_pad };
+                let avg = AvgPoolSpec { window: spec, count_include_pad };
                 let found = run(&|input, output| avg_pool(isa, &avg, input, output, &pool));
                 assert_close(&what, &found, &reference::avg_pool(&avg, dims, &planar).unwrap(), 1e-6);
             }
@@ -44,7 +44,7 @@ fn check(window: PoolSpec, dims: [usize; 4], poison: &[(usize, f32)]) {
 const THREE: PoolSpec = PoolSpec { kernel: [3, 3], stride: [2, 2], padding: [1, 1], ceil_mode: false };
 
 #[test]
-fn windows_match_the_reference() {
+fn pooling_matches_the_reference() {
     for size in [1, 2, 7, 8, 15, 56] {
         check(THREE, [2, 20, size, size + 1], &[]);
         check(PoolSpec { ceil_mode: true, ..THREE }, [1, 16, size, size + 1], &[]);
@@ -59,7 +59,7 @@ fn windows_match_the_reference() {
 }
 
 #[test]
-fn nan_wins_and_padding_never_does() {
+fn nan_propagates_and_padding_does_not() {
     for poison in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         check(THREE, [1, 16, 7, 7], &[(0, poison), (24, poison), (100, poison)]);
     }
@@ -69,7 +69,7 @@ fn nan_wins_and_padding_never_does() {
 }
 
 #[test]
-fn global_average_is_the_mean() {
+fn global_average_pool_matches_the_reference() {
     for isa in Isa::available() {
         for (dims, threads) in [([2, 20, 7, 7], 1), ([1, 100, 1, 1], 3), ([3, 64, 5, 2], 2)] {
             let pool = ThreadPool::new(threads).unwrap();
@@ -77,10 +77,11 @@ fn global_average_is_the_mean() {
             let (layout, data) = blocked(dims, 1, &planar, &pool);
             let mut out = vec![f32::NAN; dims[0] * dims[1]];
             global_avg_pool(isa, View { layout, data: &data }, &mut out, &pool).unwrap();
-            let window =
+            let spec =
                 PoolSpec { kernel: [dims[2], dims[3]], stride: [1, 1], padding: [0, 0], ceil_mode: false };
             let expected =
-                reference::avg_pool(&AvgPoolSpec { window, count_include_pad: true }, dims, &planar).unwrap();
+                reference::avg_pool(&AvgPoolSpec { window: spec, count_include_pad: true }, dims, &planar)
+                    .unwrap();
             assert_close(isa.name(), &out, &expected, 1e-6);
             assert!(global_avg_pool(isa, View { layout, data: &data }, &mut out[1..], &pool).is_err());
         }
@@ -88,14 +89,14 @@ fn global_average_is_the_mean() {
 }
 
 #[test]
-fn bad_windows_are_errors() {
-    let message = |window: PoolSpec, size| window.output_hw(size).unwrap_err().to_string();
+fn invalid_windows_are_rejected() {
+    let message = |spec: PoolSpec, size| spec.output_hw(size).unwrap_err().to_string();
     assert_eq!(
         message(PoolSpec { stride: [2, 0], ..THREE }, [4, 4]),
         "horizontal stride is zero, expected at least 1"
     );
-    let padding = "pooling padding 2 is more than half of the kernel 3";
+    let padding = "invalid pooling padding 2, expected at most half the kernel size 3";
     assert_eq!(message(PoolSpec { padding: [1, 2], ..THREE }, [4, 4]), padding);
-    let small = "width of 2 with padding 0 is smaller than the window of 3";
+    let small = "input width 2 with padding 0 is smaller than the kernel extent 3";
     assert_eq!(message(PoolSpec { padding: [0, 0], ..THREE }, [4, 2]), small);
 }

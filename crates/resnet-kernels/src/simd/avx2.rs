@@ -1,13 +1,13 @@
-//! AVX2 with FMA: a vector is two registers, a tile 16 channels × 6 pixels in 12 of the 16.
+//! AVX2 and FMA: a vector is two registers; a tile of 16 channels × 6 pixels uses 12 of the 16 registers.
 #![allow(unsafe_code)]
 
 use std::arch::x86_64::*;
 
 use super::tile::{Tile, dispatch};
 use super::{Kernel, Simd};
-use crate::threads::Target;
+use crate::threads::TileOutput;
 
-/// Proof that this CPU has AVX2 and FMA: [`Avx2::new`] is the only way to get one.
+/// Proof that this CPU supports AVX2 and FMA; created by [`Avx2::new`] only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Avx2(());
 
@@ -22,13 +22,13 @@ fn vectorize<K: Kernel>(simd: Avx2, kernel: K) -> K::Output {
     kernel.run(simd)
 }
 
-/// Both halves of a result by an intrinsic that needs nothing but the instruction set.
+/// Applies an intrinsic, whose only requirement is the instruction set, to both halves.
 macro_rules! op {
     (|$i:ident| $intrinsic:expr) => {
         [0, 1].map(
             #[inline(always)]
             |$i: usize| {
-                // SAFETY: a value of `Avx2` exists only where these instructions do.
+                // SAFETY: a value of `Avx2` proves that the CPU supports these instructions.
                 unsafe { $intrinsic }
             },
         )
@@ -43,7 +43,7 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn vectorize<K: Kernel>(self, kernel: K) -> K::Output {
-        // SAFETY: a value of `Avx2` exists only where these instructions do.
+        // SAFETY: a value of `Avx2` proves that the CPU supports these instructions.
         unsafe { vectorize(self, kernel) }
     }
 
@@ -55,13 +55,13 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn load(self, from: &[f32; 16]) -> Self::V {
-        // SAFETY: 8 values from 0 and from 8 of an array of 16.
+        // SAFETY: reads 8 values each from 0 and 8 of an array of 16.
         unsafe { [_mm256_loadu_ps(from.as_ptr()), _mm256_loadu_ps(from.as_ptr().add(8))] }
     }
 
     #[inline(always)]
     fn store(self, to: &mut [f32; 16], v: Self::V) {
-        // SAFETY: 8 values from 0 and from 8 of an array of 16.
+        // SAFETY: writes 8 values each from 0 and 8 of an array of 16.
         unsafe {
             _mm256_storeu_ps(to.as_mut_ptr(), v[0]);
             _mm256_storeu_ps(to.as_mut_ptr().add(8), v[1]);
@@ -90,12 +90,12 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn relu(self, x: Self::V) -> Self::V {
-        // The instruction answers its second operand when either is NaN.
+        // `vmaxps` returns its second operand if either is NaN.
         op!(|i| _mm256_max_ps(_mm256_setzero_ps(), x[i]))
     }
 
     #[inline(always)]
-    fn passed(self, x: Self::V, y: Self::V) -> Self::V {
+    fn select_positive(self, x: Self::V, y: Self::V) -> Self::V {
         op!(|i| _mm256_and_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(y[i], _mm256_setzero_ps()), x[i]))
     }
 
@@ -109,11 +109,11 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn prefetch(self, address: *const f32) {
-        // SAFETY: a prefetch of any address is allowed.
+        // SAFETY: prefetching is allowed at any address.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) }
     }
 
-    fn tile(self, tile: &Tile, blocks: usize, target: &mut Target) {
-        dispatch!(self, tile, blocks, target; 1: [1, 2, 3, 4, 5, 6])
+    fn tile(self, tile: &Tile, blocks: usize, output: &mut TileOutput) {
+        dispatch!(self, tile, blocks, output; 1: [1, 2, 3, 4, 5, 6])
     }
 }

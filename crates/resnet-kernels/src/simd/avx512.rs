@@ -1,13 +1,13 @@
-//! AVX-512: a vector is one register, a tile up to 64 channels × 6 pixels in 24 of the 32.
+//! AVX-512: a vector is one register; a tile of up to 64 channels × 6 pixels uses 24 of the 32 registers.
 #![allow(unsafe_code)]
 
 use std::arch::x86_64::*;
 
 use super::tile::{Tile, dispatch};
 use super::{Kernel, Simd};
-use crate::threads::Target;
+use crate::threads::TileOutput;
 
-/// Proof that this CPU has AVX-512 F, DQ and VL, AVX2 and FMA: [`Avx512::new`] is the only way to get one.
+/// Proof that this CPU supports AVX-512 F, DQ and VL, AVX2 and FMA; created by [`Avx512::new`] only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Avx512(());
 
@@ -27,10 +27,10 @@ fn vectorize<K: Kernel>(simd: Avx512, kernel: K) -> K::Output {
     kernel.run(simd)
 }
 
-/// An intrinsic that needs nothing but the instruction set.
+/// Calls an intrinsic whose only requirement is the instruction set.
 macro_rules! op {
     ($($intrinsic:tt)*) => {
-        // SAFETY: a value of `Avx512` exists only where these instructions do.
+        // SAFETY: a value of `Avx512` proves that the CPU supports these instructions.
         unsafe { $($intrinsic)* }
     };
 }
@@ -85,12 +85,12 @@ impl Simd for Avx512 {
 
     #[inline(always)]
     fn relu(self, x: __m512) -> __m512 {
-        // The instruction answers its second operand when either is NaN.
+        // `vmaxps` returns its second operand if either is NaN.
         op!(_mm512_max_ps(_mm512_setzero_ps(), x))
     }
 
     #[inline(always)]
-    fn passed(self, x: __m512, y: __m512) -> __m512 {
+    fn select_positive(self, x: __m512, y: __m512) -> __m512 {
         op!(_mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_GT_OQ>(y, _mm512_setzero_ps()), x))
     }
 
@@ -107,8 +107,8 @@ impl Simd for Avx512 {
         op!(_mm_prefetch::<_MM_HINT_T1>(address.cast()))
     }
 
-    fn tile(self, tile: &Tile, blocks: usize, target: &mut Target) {
-        dispatch!(self, tile, blocks, target;
+    fn tile(self, tile: &Tile, blocks: usize, output: &mut TileOutput) {
+        dispatch!(self, tile, blocks, output;
             1: [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14],
             2: [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12],
             3: [1, 2, 3, 4, 5, 6, 7, 8],

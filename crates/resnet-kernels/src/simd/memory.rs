@@ -1,47 +1,48 @@
-//! BufferPool for activations and packed weights.
+//! Aligned memory for activations and packed weights.
 #![allow(unsafe_code)]
 
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::ptr::NonNull;
 
-/// One pixel block, one cache line.
+/// Size of a cache line in bytes, which is that of a pixel block.
 const LINE: usize = 64;
 
-/// Large allocations lie on pages of this size where the system has them. Weights of late layers are read once per
-/// image: with small pages, the prefetcher stops at the end of each, and looking up the next costs as much again.
+/// Size and alignment of huge pages, which back large allocations on Linux. Weights of deep layers are read once per
+/// image: with 4 KiB pages, the hardware prefetcher stops at every page boundary, and a TLB miss costs as much again.
 const HUGE: usize = 2 << 20;
 
-/// `f32` zeros that start on a cache line, so that one pixel block is one line.
+/// Fixed-length `f32` buffer aligned to a cache line, so that a pixel block is one line.
 ///
-/// Vectors of `f32` start on 16 bytes only, which makes every 64-byte access straddle two lines.
-pub struct Aligned {
+/// `Vec<f32>` is aligned to 16 bytes only, with which every 64-byte access straddles two lines.
+pub struct AlignedVec {
     data: NonNull<f32>,
     len: usize,
 }
 
-// SAFETY: `Aligned` owns its memory, as a `Vec<f32>` does.
-unsafe impl Send for Aligned {}
-// SAFETY: a shared `Aligned` gives shared access to `f32`s only.
-unsafe impl Sync for Aligned {}
+// SAFETY: `AlignedVec` owns its memory, as `Vec<f32>` does.
+unsafe impl Send for AlignedVec {}
+// SAFETY: a shared `AlignedVec` only gives shared access to `f32` values.
+unsafe impl Sync for AlignedVec {}
 
-impl Aligned {
-    /// `len` zeros. Ends the process, as `Vec` does, when there is no memory; check lengths that users decide on.
+impl AlignedVec {
+    /// Allocates `len` zeros. Aborts if the allocation fails, as `Vec` does.
     pub fn zeroed(len: usize) -> Self {
         let Some(layout) = Self::layout(len) else {
             return Self { data: NonNull::dangling(), len: 0 };
         };
-        // SAFETY: the layout has a size above zero.
+        // SAFETY: the size of the layout is not zero.
         let data = unsafe { alloc(layout) };
         let Some(data) = NonNull::new(data) else { handle_alloc_error(layout) };
         if layout.align() == HUGE {
             advise_huge(data, layout.size());
         }
-        // SAFETY: the allocation is `layout.size()` writable bytes.
+        // SAFETY: the allocation has `layout.size()` writable bytes.
         unsafe { data.as_ptr().write_bytes(0, layout.size()) };
         Self { data: data.cast(), len }
     }
 
-    /// `None` when there is nothing to allocate. Whole huge pages, if that wastes little.
+    /// Returns the layout for `len` elements, or `None` for an empty buffer. Rounds up to huge pages if that wastes
+    /// little.
     fn layout(len: usize) -> Option<Layout> {
         let size = len.checked_mul(size_of::<f32>())?;
         let rounded = size.checked_next_multiple_of(HUGE)?;
@@ -60,15 +61,15 @@ fn advise_huge(data: NonNull<u8>, size: usize) {
         fn madvise(address: *mut u8, length: usize, advice: i32) -> i32;
     }
     const MADV_HUGEPAGE: i32 = 14;
-    // SAFETY: the range was just allocated and starts on a page; the advice changes how it is backed, not what it holds.
-    // A refusal (a kernel without huge pages) leaves small pages, which is no error.
+    // SAFETY: the range was just allocated and starts at a page boundary; the advice does not change the content. The
+    // call fails on kernels without huge pages, which is harmless.
     unsafe { madvise(data.as_ptr(), size / HUGE * HUGE, MADV_HUGEPAGE) };
 }
 
 #[cfg(not(target_os = "linux"))]
 fn advise_huge(_data: NonNull<u8>, _size: usize) {}
 
-impl Drop for Aligned {
+impl Drop for AlignedVec {
     fn drop(&mut self) {
         if let Some(layout) = Self::layout(self.len) {
             // SAFETY: `zeroed` allocated with the same layout, which depends on the length only.
@@ -77,23 +78,23 @@ impl Drop for Aligned {
     }
 }
 
-impl std::ops::Deref for Aligned {
+impl std::ops::Deref for AlignedVec {
     type Target = [f32];
 
     fn deref(&self) -> &[f32] {
-        // SAFETY: `len` initialised values, owned by `self` (none of them, at a dangling aligned pointer, if 0).
+        // SAFETY: `len` initialized values owned by `self`; if `len` is 0, the pointer is dangling but aligned.
         unsafe { std::slice::from_raw_parts(self.data.as_ptr(), self.len) }
     }
 }
 
-impl std::ops::DerefMut for Aligned {
+impl std::ops::DerefMut for AlignedVec {
     fn deref_mut(&mut self) -> &mut [f32] {
-        // SAFETY: as for `deref`, and `self` is borrowed mutably.
+        // SAFETY: as for `deref`; `self` is borrowed mutably.
         unsafe { std::slice::from_raw_parts_mut(self.data.as_ptr(), self.len) }
     }
 }
 
-impl Clone for Aligned {
+impl Clone for AlignedVec {
     fn clone(&self) -> Self {
         let mut copy = Self::zeroed(self.len);
         copy.copy_from_slice(self);
@@ -101,15 +102,15 @@ impl Clone for Aligned {
     }
 }
 
-impl Default for Aligned {
+impl Default for AlignedVec {
     fn default() -> Self {
         Self::zeroed(0)
     }
 }
 
-impl std::fmt::Debug for Aligned {
+impl std::fmt::Debug for AlignedVec {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-        f.debug_struct("Aligned").field("len", &self.len).finish()
+        f.debug_struct("AlignedVec").field("len", &self.len).finish()
     }
 }
 
@@ -118,9 +119,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn memory_is_aligned_and_zero() {
+    fn buffers_are_aligned_and_zeroed() {
         for len in [0, 1, 15, 1000, 400_000, 524_288, 1_300_000] {
-            let mut memory = Aligned::zeroed(len);
+            let mut memory = AlignedVec::zeroed(len);
             assert_eq!(memory.len(), len);
             assert!(len == 0 || (memory.as_ptr() as usize).is_multiple_of(LINE));
             assert!(memory.iter().all(|x| *x == 0.0));

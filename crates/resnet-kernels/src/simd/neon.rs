@@ -1,13 +1,13 @@
-//! NEON: a vector is four registers, a tile 16 channels × 6 pixels in 24 of the 32.
+//! NEON: a vector is four registers; a tile of 16 channels × 6 pixels uses 24 of the 32 registers.
 #![allow(unsafe_code)]
 
 use std::arch::aarch64::*;
 
 use super::tile::{Tile, dispatch};
 use super::{Kernel, Simd};
-use crate::threads::Target;
+use crate::threads::TileOutput;
 
-/// Proof that this CPU has NEON: [`Neon::new`] is the only way to get one.
+/// Proof that this CPU supports NEON; created by [`Neon::new`] only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Neon(());
 
@@ -22,13 +22,13 @@ fn vectorize<K: Kernel>(simd: Neon, kernel: K) -> K::Output {
     kernel.run(simd)
 }
 
-/// All quarters of a result by an intrinsic that needs nothing but the instruction set.
+/// Applies an intrinsic, whose only requirement is the instruction set, to all quarters.
 macro_rules! op {
     (|$i:ident| $intrinsic:expr) => {
         [0, 1, 2, 3].map(
             #[inline(always)]
             |$i: usize| {
-                // SAFETY: a value of `Neon` exists only where these instructions do.
+                // SAFETY: a value of `Neon` proves that the CPU supports these instructions.
                 #[allow(unused_unsafe)]
                 unsafe {
                     $intrinsic
@@ -46,7 +46,7 @@ impl Simd for Neon {
 
     #[inline(always)]
     fn vectorize<K: Kernel>(self, kernel: K) -> K::Output {
-        // SAFETY: a value of `Neon` exists only where these instructions do.
+        // SAFETY: a value of `Neon` proves that the CPU supports these instructions.
         unsafe { vectorize(self, kernel) }
     }
 
@@ -57,14 +57,14 @@ impl Simd for Neon {
 
     #[inline(always)]
     fn load(self, from: &[f32; 16]) -> Self::V {
-        // In bounds: four values from 0, 4, 8 and 12 of an array of 16.
+        // In bounds: reads four values each from 0, 4, 8 and 12 of an array of 16.
         op!(|i| vld1q_f32(from.as_ptr().add(4 * i)))
     }
 
     #[inline(always)]
     fn store(self, to: &mut [f32; 16], v: Self::V) {
         for (quarter, v) in to.as_chunks_mut::<4>().0.iter_mut().zip(v) {
-            // SAFETY: the chunk is four writable values.
+            // SAFETY: the chunk has four writable values.
             unsafe { vst1q_f32(quarter.as_mut_ptr(), v) }
         }
     }
@@ -91,12 +91,12 @@ impl Simd for Neon {
 
     #[inline(always)]
     fn relu(self, x: Self::V) -> Self::V {
-        // FMAX answers NaN when either operand is.
+        // FMAX returns NaN if either operand is NaN.
         op!(|i| vmaxq_f32(x[i], vdupq_n_f32(0.0)))
     }
 
     #[inline(always)]
-    fn passed(self, x: Self::V, y: Self::V) -> Self::V {
+    fn select_positive(self, x: Self::V, y: Self::V) -> Self::V {
         op!(|i| vbslq_f32(vcgtzq_f32(y[i]), x[i], vdupq_n_f32(0.0)))
     }
 
@@ -107,10 +107,10 @@ impl Simd for Neon {
 
     #[inline(always)]
     fn prefetch(self, _address: *const f32) {
-        // The intrinsic is not stable yet, and the hardware follows straight streams by itself.
+        // The intrinsic is unstable, and the hardware prefetcher follows sequential streams.
     }
 
-    fn tile(self, tile: &Tile, blocks: usize, target: &mut Target) {
-        dispatch!(self, tile, blocks, target; 1: [1, 2, 3, 4, 5, 6])
+    fn tile(self, tile: &Tile, blocks: usize, output: &mut TileOutput) {
+        dispatch!(self, tile, blocks, output; 1: [1, 2, 3, 4, 5, 6])
     }
 }

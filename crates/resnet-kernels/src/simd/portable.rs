@@ -1,10 +1,10 @@
-//! Any machine: arrays of 16 that the compiler turns into the vectors its target always has.
+//! Portable fallback: arrays of 16 that the compiler vectorizes with the baseline instructions of the target.
 
 use super::tile::{Tile, dispatch};
 use super::{Kernel, Simd};
-use crate::threads::Target;
+use crate::threads::TileOutput;
 
-/// Every CPU can do this.
+/// Token of the portable implementation, supported by every CPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Portable;
 
@@ -56,7 +56,7 @@ impl Simd for Portable {
 
     #[inline(always)]
     fn mul_add(self, a: [f32; 16], b: [f32; 16], c: [f32; 16]) -> [f32; 16] {
-        // Two roundings: `f32::mul_add` is a library call where the target has no such instruction.
+        // Two roundings: `f32::mul_add` is a library call on targets without FMA.
         std::array::from_fn(|i| a[i] * b[i] + c[i])
     }
 
@@ -66,7 +66,7 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    fn passed(self, x: [f32; 16], y: [f32; 16]) -> [f32; 16] {
+    fn select_positive(self, x: [f32; 16], y: [f32; 16]) -> [f32; 16] {
         zip(x, y, |x, y| if y > 0.0 { x } else { 0.0 })
     }
 
@@ -78,7 +78,7 @@ impl Simd for Portable {
     #[inline(always)]
     fn prefetch(self, _address: *const f32) {}
 
-    fn tile(self, tile: &Tile, blocks: usize, target: &mut Target) {
-        dispatch!(self, tile, blocks, target; 1: [1, 2])
+    fn tile(self, tile: &Tile, blocks: usize, output: &mut TileOutput) {
+        dispatch!(self, tile, blocks, output; 1: [1, 2])
     }
 }

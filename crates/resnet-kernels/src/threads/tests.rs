@@ -32,7 +32,7 @@ fn sleeping_workers_wake() {
 }
 
 #[test]
-fn a_panic_reaches_the_caller_and_the_pool_goes_on() {
+fn task_panics_propagate_and_the_pool_stays_usable() {
     let pool = ThreadPool::new(2).unwrap();
     for bad in [0, 3, 63] {
         let result = catch_unwind(AssertUnwindSafe(|| {
@@ -49,7 +49,7 @@ fn a_panic_reaches_the_caller_and_the_pool_goes_on() {
 }
 
 #[test]
-fn callers_and_nested_calls_do_not_deadlock() {
+fn concurrent_and_nested_calls_do_not_deadlock() {
     let pool = ThreadPool::new(3).unwrap();
     let sum = AtomicUsize::new(0);
     std::thread::scope(|scope| {
@@ -70,27 +70,30 @@ fn callers_and_nested_calls_do_not_deadlock() {
 }
 
 #[test]
-fn shares_cover_the_cut_once() {
+fn chunks_cover_the_partition_once() {
     let pool = ThreadPool::new(2).unwrap();
     let (outer_stride, inner_stride) = (5 * 12 + 3, 12);
-    for (outer_most, inner_group, run_most, order) in
-        [(1, 1, 2, Order::Rows), (2, 2, 3, Order::Channels), (3, 9, 100, Order::Rows), (2, 1, 1, Order::Rows)]
-    {
-        let cut = Cut {
+    for (outer_most, inner_group, run_most, order) in [
+        (1, 1, 2, TaskOrder::Rows),
+        (2, 2, 3, TaskOrder::Channels),
+        (3, 9, 100, TaskOrder::Rows),
+        (2, 1, 1, TaskOrder::Rows),
+    ] {
+        let partition = Partition {
             order,
-            outer: Axis { len: 3, unit: 1, most: outer_most },
+            outer: Axis { len: 3, unit: 1, max_units: outer_most },
             outer_stride,
             inner_bounds: &[0, 2, 3, 5],
             inner_group,
             inner_stride,
             run_start: 1,
-            run: Axis { len: 10, unit: 3, most: run_most },
+            run: Axis { len: 10, unit: 3, max_units: run_most },
         };
         let mut data = vec![0.0; 3 * outer_stride];
-        pool.run_shares(&mut data, &cut, |_, mut share| {
-            let (inner, run) = (share.inner.clone(), share.run.clone());
-            for (outer, inner) in share.outer.clone().flat_map(|o| inner.clone().map(move |i| (o, i))) {
-                share.slice(outer, inner, run.clone()).iter_mut().for_each(|x| *x += 1.0);
+        pool.run_partitioned(&mut data, &partition, |_, mut chunk| {
+            let (inner, run) = (chunk.inner.clone(), chunk.run.clone());
+            for (outer, inner) in chunk.outer.clone().flat_map(|o| inner.clone().map(move |i| (o, i))) {
+                chunk.slice(outer, inner, run.clone()).iter_mut().for_each(|x| *x += 1.0);
             }
         });
         for (index, x) in data.iter().enumerate() {
@@ -102,39 +105,42 @@ fn shares_cover_the_cut_once() {
 }
 
 #[test]
-fn pieces_are_even_and_end_on_units() {
-    let pieces = |len, unit, most| {
-        let axis = Axis { len, unit, most };
-        (0..axis.pieces()).map(|number| axis.piece(number).len()).collect::<Vec<_>>()
+fn chunk_lengths_are_balanced_multiples_of_the_unit() {
+    let lengths = |len, unit, max_units| {
+        let axis = Axis { len, unit, max_units };
+        (0..axis.chunks()).map(|number| axis.chunk(number).len()).collect::<Vec<_>>()
     };
-    assert_eq!(pieces(14, 1, 4), [3, 4, 3, 4]);
-    assert_eq!(pieces(28, 4, 2), [4, 8, 8, 8]);
-    assert_eq!(pieces(7, 4, 1), [4, 3]);
-    assert_eq!(pieces(5, 1, 9), [5]);
+    assert_eq!(lengths(14, 1, 4), [3, 4, 3, 4]);
+    assert_eq!(lengths(28, 4, 2), [4, 8, 8, 8]);
+    assert_eq!(lengths(7, 4, 1), [4, 3]);
+    assert_eq!(lengths(5, 1, 9), [5]);
 }
 
 #[test]
 #[should_panic(expected = "assertion failed")]
-fn a_share_gives_nothing_away_that_it_does_not_own() {
+fn chunks_reject_positions_they_do_not_own() {
     let pool = ThreadPool::new(1).unwrap();
-    let cut = Cut {
-        order: Order::Rows,
-        outer: Axis { len: 1, unit: 1, most: 1 },
+    let partition = Partition {
+        order: TaskOrder::Rows,
+        outer: Axis { len: 1, unit: 1, max_units: 1 },
         outer_stride: 8,
         inner_bounds: &[0, 1, 2],
         inner_group: 1,
         inner_stride: 4,
         run_start: 0,
-        run: Axis { len: 4, unit: 4, most: 1 },
+        run: Axis { len: 4, unit: 4, max_units: 1 },
     };
-    pool.run_shares(&mut [0.0; 8], &cut, |_, mut share| {
-        let foreign = 1 - share.inner.start;
-        share.slice(0, foreign, 0..4);
+    pool.run_partitioned(&mut [0.0; 8], &partition, |_, mut chunk| {
+        let foreign = 1 - chunk.inner.start;
+        chunk.slice(0, foreign, 0..4);
     });
 }
 
 #[test]
-fn thread_counts_are_bounded() {
-    assert_eq!(ThreadPool::new(0).unwrap_err().to_string(), "0 threads asked for, expected 1 to 1024");
+fn invalid_thread_counts_are_rejected() {
+    assert_eq!(
+        ThreadPool::new(0).unwrap_err().to_string(),
+        "invalid number of threads 0, expected 1 to 1024"
+    );
     assert!(ThreadPool::new(MAX_THREADS + 1).is_err());
 }

@@ -1,36 +1,36 @@
-//! From component planes to RGB: upsampling and colour conversion, as libjpeg-turbo does them.
+//! Upsampling and conversion to RGB, as in libjpeg-turbo.
 
 use std::ops::Range;
 
 use super::{Plane, Region};
 
-/// What the components are.
+/// The color space of the components.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Space {
-    Grey,
+pub(super) enum ColorSpace {
+    Gray,
     Rgb,
     YCbCr,
-    /// Inverted, as Adobe's programs write it and Pillow assumes.
+    /// Inverted, as written by Adobe software and assumed by Pillow.
     Cmyk,
-    /// [`Space::Cmyk`] with the inks in luminance and chrominance.
+    /// [`ColorSpace::Cmyk`] with C, M and Y converted to YCbCr.
     Ycck,
 }
 
-/// How a plane's rows become rows of the image.
+/// Upsampling of a plane.
 #[derive(Debug, Clone, Copy)]
 struct Upsampling {
     /// Pixels per sample.
     across: usize,
     /// Rows per sample.
     down: usize,
-    /// Triangle filters where they exist: 2×1, 1×2, 2×2; else samples are repeated.
+    /// Uses libjpeg's triangle filter, which exists for 2×1, 1×2 and 2×2; otherwise samples are repeated.
     smooth: bool,
 }
 
-/// The pixels of a part of the image, three bytes each. `max` is the largest sampling factor of the components, across
-/// and down, and a multiple of each.
-pub(super) fn to_rgb(planes: &[Plane], space: Space, part: &Region, max: (usize, usize)) -> Vec<u8> {
-    let ways: Vec<Upsampling> = planes
+/// Returns the pixels of `region`, three bytes each. `max` holds the largest horizontal and vertical sampling factors,
+/// which are multiples of the others.
+pub(super) fn to_rgb(planes: &[Plane], space: ColorSpace, region: &Region, max: (usize, usize)) -> Vec<u8> {
+    let upsampling: Vec<Upsampling> = planes
         .iter()
         .map(|plane| {
             let (across, down) = (max.0 / plane.sampling.0, max.1 / plane.sampling.1);
@@ -43,14 +43,14 @@ pub(super) fn to_rgb(planes: &[Plane], space: Space, part: &Region, max: (usize,
         })
         .collect();
     let chroma = Chroma::new();
-    let width = part.columns.len();
-    let mut rgb = vec![0u8; width * part.rows.len() * 3];
+    let width = region.columns.len();
+    let mut rgb = vec![0u8; width * region.rows.len() * 3];
     let mut rows = vec![Vec::new(); planes.len()];
     let mut first = vec![0; planes.len()];
     let mut sums = Vec::new();
-    for (y, out) in part.rows.clone().zip(rgb.chunks_exact_mut((width * 3).max(1))) {
-        for (i, (plane, way)) in planes.iter().zip(&ways).enumerate() {
-            first[i] = upsample(plane, *way, y, &part.columns, &mut sums, &mut rows[i]);
+    for (y, out) in region.rows.clone().zip(rgb.chunks_exact_mut((width * 3).max(1))) {
+        for (i, (plane, method)) in planes.iter().zip(&upsampling).enumerate() {
+            first[i] = upsample(plane, *method, y, &region.columns, &mut sums, &mut rows[i]);
         }
         let rows: Vec<&[u8]> = rows.iter().zip(&first).map(|(row, &first)| &row[first..]).collect();
         convert(&rows, space, &chroma, out);
@@ -58,42 +58,42 @@ pub(super) fn to_rgb(planes: &[Plane], space: Space, part: &Region, max: (usize,
     rgb
 }
 
-/// Row `y` of the image, at least its pixels `columns`, the first of which stands at the returned place of `out`. `sums` is
-/// scratch.
+/// Writes at least the pixels `columns` of row `y` to `out` and returns the index of the first of them. `sums` is a scratch
+/// buffer.
 fn upsample(
     plane: &Plane,
-    way: Upsampling,
+    method: Upsampling,
     y: usize,
     columns: &Range<usize>,
     sums: &mut Vec<u16>,
     out: &mut Vec<u8>,
 ) -> usize {
-    let near = y / way.down;
+    let near = y / method.down;
     out.clear();
-    // With a neighbour on either side, but at the image's edges.
-    let from = (columns.start / way.across).saturating_sub(1);
-    let to = (columns.end.div_ceil(way.across) + 1).min(plane.width);
-    let first = columns.start - from * way.across;
+    // With a neighbor on either side, except at the image's edges.
+    let from = (columns.start / method.across).saturating_sub(1);
+    let to = (columns.end.div_ceil(method.across) + 1).min(plane.width);
+    let first = columns.start - from * method.across;
     let samples = |row: usize| &plane.row(row)[from..to];
     let row = samples(near);
-    if (way.across, way.down) == (1, 1) {
+    if (method.across, method.down) == (1, 1) {
         out.extend_from_slice(row);
         return first;
     }
-    if !way.smooth {
-        out.extend(row.iter().flat_map(|&s| std::iter::repeat_n(s, way.across)));
+    if !method.smooth {
+        out.extend(row.iter().flat_map(|&s| std::iter::repeat_n(s, method.across)));
         return first;
     }
-    // The other row that this one lies between; at the edges the row itself.
+    // The second-nearest row of samples; at the edges the row itself.
     let far = if y.is_multiple_of(2) { near.saturating_sub(1) } else { (near + 1).min(plane.height - 1) };
     let both = row.iter().zip(samples(far)).map(|(&near, &far)| (u16::from(near), u16::from(far)));
-    if way.across == 1 {
+    if method.across == 1 {
         let bias = if y.is_multiple_of(2) { 1 } else { 2 };
         out.extend(both.map(|(near, far)| ((near * 3 + far + bias) >> 2) as u8));
         return first;
     }
     sums.clear();
-    let rounding = if way.down == 1 {
+    let rounding = if method.down == 1 {
         sums.extend(row.iter().map(|&s| u16::from(s)));
         Rounding { bits: 2, left: 1, right: 2 }
     } else {
@@ -104,7 +104,7 @@ fn upsample(
     first
 }
 
-/// What is added before the last `bits` bits are dropped, for the left and the right pixel of a sample.
+/// Rounding offsets for the left and right pixel of a sample, added before shifting right by `bits`.
 #[derive(Clone, Copy)]
 struct Rounding {
     bits: u32,
@@ -112,7 +112,7 @@ struct Rounding {
     right: u16,
 }
 
-/// Two pixels per sample: three quarters of it and one of its neighbour. Beyond the edges lies the edge again.
+/// Writes two pixels per sample: 3/4 of the sample plus 1/4 of its neighbor. The edges are replicated.
 fn triangle(samples: &[u16], rounding: Rounding, out: &mut Vec<u8>) {
     let Rounding { bits, left, right } = rounding;
     let (&[first, ..], &[.., last]) = (samples, samples) else { return };
@@ -126,7 +126,7 @@ fn triangle(samples: &[u16], rounding: Rounding, out: &mut Vec<u8>) {
     }
 }
 
-/// What chrominance adds to luminance, in 16 bits after the point where two are summed.
+/// Contributions of chroma to R, G and B; those of green, the sum of two, have 16 fractional bits.
 struct Chroma {
     red: [i16; 256],
     blue: [i16; 256],
@@ -135,7 +135,7 @@ struct Chroma {
 }
 
 impl Chroma {
-    /// The coefficients of ITU-R BT.601, as JFIF defines.
+    /// ITU-R BT.601 coefficients, as in JFIF.
     fn new() -> Chroma {
         let fixed = |x: f64| (x * 65_536.0 + 0.5) as i32;
         let table = |f: &dyn Fn(i32) -> i32| -> [i32; 256] { std::array::from_fn(|i| f(i as i32 - 128)) };
@@ -159,29 +159,29 @@ impl Chroma {
     }
 }
 
-fn convert(rows: &[&[u8]], space: Space, chroma: &Chroma, out: &mut [u8]) {
+fn convert(rows: &[&[u8]], space: ColorSpace, chroma: &Chroma, out: &mut [u8]) {
     let pixels = out.as_chunks_mut::<3>().0.iter_mut();
     match (space, rows) {
-        (Space::Grey, [grey]) => pixels.zip(*grey).for_each(|(out, &v)| *out = [v; 3]),
-        (Space::Rgb, [r, g, b]) => {
+        (ColorSpace::Gray, [gray]) => pixels.zip(*gray).for_each(|(out, &v)| *out = [v; 3]),
+        (ColorSpace::Rgb, [r, g, b]) => {
             pixels.zip(*r).zip(*g).zip(*b).for_each(|(((out, &r), &g), &b)| *out = [r, g, b]);
         }
-        (Space::YCbCr, [y, cb, cr]) => {
+        (ColorSpace::YCbCr, [y, cb, cr]) => {
             pixels.zip(*y).zip(*cb).zip(*cr).for_each(|(((out, &y), &cb), &cr)| *out = chroma.rgb(y, cb, cr));
         }
-        (Space::Cmyk | Space::Ycck, [c, m, y, k]) => {
+        (ColorSpace::Cmyk | ColorSpace::Ycck, [c, m, y, k]) => {
             for ((((out, &c), &m), &y), &k) in pixels.zip(*c).zip(*m).zip(*y).zip(*k) {
                 let inks =
-                    if space == Space::Cmyk { [c, m, y].map(|v| 255 - v) } else { chroma.rgb(c, m, y) };
+                    if space == ColorSpace::Cmyk { [c, m, y].map(|v| 255 - v) } else { chroma.rgb(c, m, y) };
                 *out = inks.map(|ink| k - scaled(ink, k));
             }
         }
-        // The caller chose the space by the number of planes.
+        // The color space is chosen by the number of planes.
         _ => {}
     }
 }
 
-/// `a`·`b`/255, rounded.
+/// Returns `a`·`b`/255, rounded.
 #[inline(always)]
 fn scaled(a: u8, b: u8) -> u8 {
     let product = u32::from(a) * u32::from(b) + 128;

@@ -1,22 +1,22 @@
-//! The inverse discrete cosine transform.
+//! Inverse discrete cosine transform, as in libjpeg's `jidctint`.
 
 use std::num::Wrapping;
 
-/// Coefficients of a block in natural order.
+/// The coefficients of a block in natural order.
 pub(super) type Block = [i16; 64];
 
-/// Bits after the point of the constants below.
+/// Fractional bits of the constants.
 const CONST_BITS: usize = 13;
-/// Bits after the point of the numbers between the passes.
+/// Fractional bits of the values between the passes.
 const PASS_BITS: usize = 2;
 
-/// `x` as a number with [`CONST_BITS`] bits after the point.
+/// Converts `x` to fixed point with [`CONST_BITS`] fractional bits.
 const fn fixed(x: f64) -> Wrapping<i32> {
     Wrapping((x * (1 << CONST_BITS) as f64 + 0.5) as i32)
 }
 
-/// One 8-point transform after Loeffler, Ligtenberg and Moschytz (1989) in the integers of the Independent JPEG
-/// Group's accurate method, whose rounding every common decoder follows. The result has [`CONST_BITS`] more bits.
+/// The 8-point transform of Loeffler, Ligtenberg and Moschytz (1989) with libjpeg's `islow` constants and rounding. The
+/// result has [`CONST_BITS`] more fractional bits.
 #[inline(always)]
 fn transform(x: [Wrapping<i32>; 8]) -> [Wrapping<i32>; 8] {
     let z = (x[2] + x[6]) * fixed(0.541196100);
@@ -40,18 +40,18 @@ fn transform(x: [Wrapping<i32>; 8]) -> [Wrapping<i32>; 8] {
     std::array::from_fn(|i| if i < 4 { even[i] + odd[i] } else { even[7 - i] - odd[7 - i] })
 }
 
-/// Rounds off the last `bits` bits.
+/// Shifts right by `bits`, rounding to nearest.
 #[inline(always)]
 fn round_off(x: Wrapping<i32>, bits: usize) -> Wrapping<i32> {
     (x + Wrapping(1 << (bits - 1))) >> bits
 }
 
-/// Samples of the block `coefficients` (natural order) times `quantisation`, written to `out` with `stride`.
-pub(super) fn idct(coefficients: &Block, quantisation: &[u16; 64], out: &mut [u8], stride: usize) {
-    // In 16 bits, as SIMD decoders do; only corrupt files overflow them.
-    let dequantised = |i: usize| Wrapping(i32::from(coefficients[i].wrapping_mul(quantisation[i] as i16)));
+/// Writes the samples of a block to `out`, whose rows are `stride` apart.
+pub(super) fn idct(coefficients: &Block, quantization: &[u16; 64], out: &mut [u8], stride: usize) {
+    // In 16 bits, as in SIMD decoders; only corrupt files overflow.
+    let dequantized = |i: usize| Wrapping(i32::from(coefficients[i].wrapping_mul(quantization[i] as i16)));
     if coefficients[1..].iter().all(|&c| c == 0) {
-        let sample = sample(round_off(dequantised(0) << PASS_BITS, PASS_BITS + 3));
+        let sample = sample(round_off(dequantized(0) << PASS_BITS, PASS_BITS + 3));
         for row in out.chunks_mut(stride).take(8) {
             row[..8].fill(sample);
         }
@@ -59,7 +59,7 @@ pub(super) fn idct(coefficients: &Block, quantisation: &[u16; 64], out: &mut [u8
     }
     let mut between = [Wrapping(0i32); 64];
     for column in 0..8 {
-        let x: [_; 8] = std::array::from_fn(|row| dequantised(8 * row + column));
+        let x: [_; 8] = std::array::from_fn(|row| dequantized(8 * row + column));
         if x[1..].iter().all(|&x| x.0 == 0) {
             for row in 0..8 {
                 between[8 * row + column] = x[0] << PASS_BITS;
@@ -86,8 +86,8 @@ fn sample(x: Wrapping<i32>) -> u8 {
 mod tests {
     use super::*;
 
-    /// The definition, in floating point.
-    fn definition(f: &[f64; 64], x: usize, y: usize) -> f64 {
+    /// The definition of the transform in floating point.
+    fn reference(f: &[f64; 64], x: usize, y: usize) -> f64 {
         let scale = |u: usize| if u == 0 { 0.5f64.sqrt() } else { 1.0 };
         let cos = |x: usize, u: usize| ((2 * x + 1) as f64 * u as f64 * std::f64::consts::PI / 16.0).cos();
         let mut sum = 0.0;
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn follows_the_definition() {
+    fn matches_the_definition() {
         let mut state = 1u32;
         for round in 0..50 {
             let mut block = [0i16; 64];
@@ -114,7 +114,7 @@ mod tests {
             idct(&block, &[3; 64], &mut out, 8);
             let f = block.map(|c| 3.0 * f64::from(c));
             for (i, &found) in out.iter().enumerate() {
-                let expected = definition(&f, i % 8, i / 8).clamp(0.0, 255.0);
+                let expected = reference(&f, i % 8, i / 8).clamp(0.0, 255.0);
                 assert!((f64::from(found) - expected).abs() < 0.6, "round {round}, {i}: {found}, {expected}");
             }
         }

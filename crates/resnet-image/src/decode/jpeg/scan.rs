@@ -1,10 +1,10 @@
-//! The blocks of a scan.
+//! Decoding of the blocks of a scan.
 
 use super::huffman::{Bits, Table};
 use super::idct::{Block, idct};
-use super::{Component, Corrupt, Frame, corrupt};
+use super::{Component, Frame, JpegError, invalid};
 
-/// Where the coefficient at each place of the zigzag lies in natural order.
+/// Natural-order index of each coefficient in zigzag order.
 #[rustfmt::skip]
 pub(super) const ZIGZAG: [u8; 64] = [
      0,  1,  8, 16,  9,  2,  3, 10, 17, 24, 32, 25, 18, 11,  4,  5,
@@ -13,16 +13,16 @@ pub(super) const ZIGZAG: [u8; 64] = [
     58, 59, 52, 45, 38, 31, 39, 46, 53, 60, 61, 54, 47, 55, 62, 63,
 ];
 
-/// What a scan's header says.
+/// A scan header.
 pub(super) struct Scan {
     pub(super) members: Vec<Member>,
     /// First and last coefficient in zigzag order.
     pub(super) band: (usize, usize),
-    /// Bit of the coefficients that was sent before; 0 if none was.
+    /// Successive approximation: lowest bit of the previous scan, 0 if this is the first.
     pub(super) high: u32,
-    /// Lowest bit sent now.
+    /// Successive approximation: lowest bit of this scan.
     pub(super) low: u32,
-    /// MCUs between restart markers; 0 for none.
+    /// MCUs between restart markers, 0 if there are none.
     pub(super) restart: usize,
 }
 
@@ -34,29 +34,29 @@ pub(super) struct Member {
     pub(super) ac: Option<Table>,
 }
 
-/// What is kept from block to block until a restart.
+/// Entropy decoder state, which a restart marker resets.
 #[derive(Default)]
-struct State {
-    /// The last DC value of each member.
+struct EntropyState {
+    /// Previous DC value of each member.
     dc: [i32; 4],
-    /// Blocks left, this one included, that have no further non-zero coefficient in this scan.
+    /// Remaining blocks without further nonzero coefficients, including the current one.
     end_of_band: u32,
 }
 
 impl Scan {
-    /// Reads the scan at `start` into the frame; returns where the next marker's code stands.
-    pub(super) fn read(&self, frame: &mut Frame, data: &[u8], start: usize) -> Result<usize, Corrupt> {
+    /// Decodes the scan at `start` into the frame and returns the position of the next marker's code.
+    pub(super) fn read(&self, frame: &mut Frame, data: &[u8], start: usize) -> Result<usize, JpegError> {
         let mut bits = Bits::new(data, start);
-        let mut state = State::default();
+        let mut state = EntropyState::default();
         let grid = self.grid(frame);
         let mut restarts = (0..8u8).cycle();
         let mut until_restart = self.restart;
-        for y in 0..self.needed(frame).min(grid.1) {
+        for y in 0..self.needed_rows(frame).min(grid.1) {
             for x in 0..grid.0 {
                 if self.restart > 0 {
                     if until_restart == 0 {
                         bits.restart(restarts.next().unwrap_or(0))?;
-                        state = State::default();
+                        state = EntropyState::default();
                         until_restart = self.restart;
                     }
                     until_restart -= 1;
@@ -67,20 +67,20 @@ impl Scan {
         bits.next_marker()
     }
 
-    /// How many rows of MCUs of the scan are needed for the blocks that are wanted. Of later scans, which refine blocks,
-    /// all are read: their bits depend on the blocks.
-    fn needed(&self, frame: &Frame) -> usize {
+    /// Returns the number of MCU rows needed for the region. Progressive scans are read whole, as refinement depends on
+    /// all earlier blocks.
+    fn needed_rows(&self, frame: &Frame) -> usize {
         let rows = |member: &Member| {
             let component = &frame.components[member.component];
             match self.members.len() {
-                1 => component.wanted.rows.end,
-                _ => component.wanted.rows.end.div_ceil(component.plane.sampling.1),
+                1 => component.needed.rows.end,
+                _ => component.needed.rows.end.div_ceil(component.plane.sampling.1),
             }
         };
         if frame.progressive { usize::MAX } else { self.members.iter().map(rows).max().unwrap_or(0) }
     }
 
-    /// How many MCUs the scan has, across and down.
+    /// Returns the number of MCUs per row and per column of the scan.
     pub(super) fn grid(&self, frame: &Frame) -> (usize, usize) {
         match self.members[..] {
             [Member { component, .. }] => {
@@ -95,14 +95,14 @@ impl Scan {
         &self,
         frame: &mut Frame,
         bits: &mut Bits,
-        state: &mut State,
+        state: &mut EntropyState,
         at: (usize, usize),
-    ) -> Result<(), Corrupt> {
-        let alone = self.members.len() == 1;
+    ) -> Result<(), JpegError> {
+        let interleaved = self.members.len() > 1;
         let progressive = frame.progressive;
         for (index, member) in self.members.iter().enumerate() {
             let component = &mut frame.components[member.component];
-            let (across, down) = if alone { (1, 1) } else { component.plane.sampling };
+            let (across, down) = if interleaved { component.plane.sampling } else { (1, 1) };
             for v in 0..down {
                 for h in 0..across {
                     let (x, y) = (at.0 * across + h, at.1 * down + v);
@@ -118,16 +118,12 @@ impl Scan {
                             (_, 0) => self.first_ac(member, bits, &mut state.end_of_band, block)?,
                             _ => self.refine_ac(member, bits, &mut state.end_of_band, block)?,
                         }
-                    } else if component.blocks.is_empty() {
-                        if !component.wants(x, y) {
-                            member.skip(bits, last)?;
-                            continue;
-                        }
+                    } else if component.needs(x, y) {
                         let mut block = [0; 64];
                         member.sequential(bits, last, &mut block)?;
                         component.put(x, y, &block);
                     } else {
-                        member.sequential(bits, last, component.block(x, y)?)?;
+                        member.skip(bits, last)?;
                     }
                 }
             }
@@ -141,7 +137,7 @@ impl Scan {
         bits: &mut Bits,
         end: &mut u32,
         block: &mut Block,
-    ) -> Result<(), Corrupt> {
+    ) -> Result<(), JpegError> {
         if *end > 0 {
             *end -= 1;
             return Ok(());
@@ -160,7 +156,7 @@ impl Scan {
             }
             k += run as usize;
             if k > self.band.1 {
-                return corrupt("a run of zeros leaves its block");
+                return invalid("a run of zeros exceeds its block");
             }
             block[usize::from(ZIGZAG[k])] = (bits.signed(size)? << self.low) as i16;
             k += 1;
@@ -174,11 +170,11 @@ impl Scan {
         bits: &mut Bits,
         end: &mut u32,
         block: &mut Block,
-    ) -> Result<(), Corrupt> {
+    ) -> Result<(), JpegError> {
         let table = member.ac()?;
         let one = 1i16 << self.low;
-        // A coefficient that is not zero takes one more bit.
-        let refine = |bits: &mut Bits, c: &mut i16| -> Result<(), Corrupt> {
+        // A nonzero coefficient is refined by one more bit.
+        let refine = |bits: &mut Bits, c: &mut i16| -> Result<(), JpegError> {
             if bits.take(1)? == 1 && *c & one == 0 {
                 *c = if *c > 0 { c.wrapping_add(one) } else { c.wrapping_sub(one) };
             }
@@ -196,7 +192,7 @@ impl Scan {
                     0 => 0,
                     1 if bits.take(1)? == 1 => one,
                     1 => -one,
-                    _ => return corrupt("a refinement changes more than one bit"),
+                    _ => return invalid("a refinement scan has an invalid coefficient size"),
                 };
                 while k <= self.band.1 {
                     let c = &mut block[usize::from(ZIGZAG[k])];
@@ -228,19 +224,19 @@ impl Scan {
 }
 
 impl Member {
-    fn ac(&self) -> Result<&Table, Corrupt> {
-        self.ac.as_ref().ok_or(Corrupt("a scan names a Huffman table that is not there"))
+    fn ac(&self) -> Result<&Table, JpegError> {
+        self.ac.as_ref().ok_or(JpegError("a scan refers to a missing Huffman table"))
     }
 
     #[inline]
-    fn dc_value(&self, bits: &mut Bits, last: &mut i32) -> Result<i32, Corrupt> {
-        let table = self.dc.as_ref().ok_or(Corrupt("a scan names a Huffman table that is not there"))?;
+    fn dc_value(&self, bits: &mut Bits, last: &mut i32) -> Result<i32, JpegError> {
+        let table = self.dc.as_ref().ok_or(JpegError("a scan refers to a missing Huffman table"))?;
         let size = bits.symbol(table)?;
         *last = last.wrapping_add(bits.signed(u32::from(size))?);
         Ok(*last)
     }
 
-    fn sequential(&self, bits: &mut Bits, last: &mut i32, block: &mut Block) -> Result<(), Corrupt> {
+    fn sequential(&self, bits: &mut Bits, last: &mut i32, block: &mut Block) -> Result<(), JpegError> {
         block[0] = self.dc_value(bits, last)? as i16;
         let table = self.ac()?;
         let mut k = 1;
@@ -255,18 +251,16 @@ impl Member {
             }
             k += run as usize;
             let Some(&natural) = ZIGZAG.get(k) else {
-                return corrupt("a run of zeros leaves its block");
+                return invalid("a run of zeros exceeds its block");
             };
             block[usize::from(natural)] = bits.signed(size)? as i16;
             k += 1;
         }
         Ok(())
     }
-}
 
-impl Member {
-    /// Passes over a block like [`Member::sequential`].
-    fn skip(&self, bits: &mut Bits, last: &mut i32) -> Result<(), Corrupt> {
+    /// Reads past a block without storing its coefficients.
+    fn skip(&self, bits: &mut Bits, last: &mut i32) -> Result<(), JpegError> {
         self.dc_value(bits, last)?;
         let table = self.ac()?;
         let mut k = 1;
@@ -278,7 +272,7 @@ impl Member {
                 _ => {
                     k += run as usize + 1;
                     if k > 64 {
-                        return corrupt("a run of zeros leaves its block");
+                        return invalid("a run of zeros exceeds its block");
                     }
                     bits.take(size)?;
                 }
@@ -288,21 +282,21 @@ impl Member {
     }
 }
 
-/// Run of zeros and size of the coefficient after it.
+/// Splits a symbol into the run of zeros and the size of the following coefficient.
 #[inline(always)]
 fn split(symbol: u8) -> (u32, u32) {
     (u32::from(symbol >> 4), u32::from(symbol & 15))
 }
 
 impl Component {
-    /// The kept coefficients of the block at column `x` and row `y`.
-    fn block(&mut self, x: usize, y: usize) -> Result<&mut Block, Corrupt> {
-        self.blocks.get_mut(y * self.across + x).ok_or(Corrupt("a scan leaves the image"))
+    /// Returns the stored coefficients of the block at column `x` and row `y`.
+    fn block(&mut self, x: usize, y: usize) -> Result<&mut Block, JpegError> {
+        self.blocks.get_mut(y * self.blocks_per_row + x).ok_or(JpegError("a scan exceeds the image"))
     }
 
-    /// Whether the samples of a block are wanted.
-    fn wants(&self, x: usize, y: usize) -> bool {
-        self.wanted.columns.contains(&x) && self.wanted.rows.contains(&y)
+    /// Returns `true` if the samples of a block are needed.
+    fn needs(&self, x: usize, y: usize) -> bool {
+        self.needed.columns.contains(&x) && self.needed.rows.contains(&y)
     }
 
     /// Writes the samples of a block.
@@ -310,16 +304,16 @@ impl Component {
         let stride = self.plane.stride;
         let start = 8 * (y * stride + x);
         if let Some(out) = self.plane.samples.get_mut(start..) {
-            idct(block, &self.quantisation, out, stride);
+            idct(block, &self.quantization, out, stride);
         }
     }
 
-    /// Writes the samples of all kept blocks.
+    /// Writes the samples of all stored blocks.
     pub(super) fn finish(&mut self) {
         let blocks = std::mem::take(&mut self.blocks);
         for (i, block) in blocks.iter().enumerate() {
-            let (x, y) = (i % self.across, i / self.across);
-            if self.wants(x, y) {
+            let (x, y) = (i % self.blocks_per_row, i / self.blocks_per_row);
+            if self.needs(x, y) {
                 self.put(x, y, block);
             }
         }

@@ -1,27 +1,27 @@
-//! The matrices of Winograd's algorithm for the points it interpolates at.
+//! Winograd transforms for several sets of interpolation points.
 
 use crate::simd::Simd;
 
-/// One dimension of an algorithm that computes M outputs of three taps with A products: `y = Aᵀ[(G·g) ⊙ (Bᵀ·d)]`.
+/// One-dimensional algorithm that computes M outputs of a 3-tap filter with A products: `y = Aᵀ[(G·g) ⊙ (Bᵀ·d)]`.
 pub(crate) trait Points<const A: usize, const M: usize>: Copy + Send + Sync {
-    /// Distance of neighbouring outputs in inputs. M outputs depend on A inputs for every algorithm here.
+    /// Stride of the convolution. M outputs depend on A inputs for every algorithm here.
     const STRIDE: usize;
 
-    /// Transforms a kernel of three taps.
+    /// Filter transform.
     const G: [[f64; 3]; A];
 
-    /// The products that the first `outputs` of a tile's outputs need, one bit each. A tile that reaches beyond the last
-    /// output is a smaller algorithm with some of the points, and the same weights: the others need not be computed.
+    /// Returns a bit mask of the products that the first `outputs` outputs of a tile need. A tile that extends beyond
+    /// the output uses a smaller algorithm with a subset of the points and the same weights.
     fn needed(outputs: usize) -> u32;
 
-    /// `Bᵀ·d`: transforms A neighbouring inputs. Where fewer than M outputs are wanted, only the needed products' factors
-    /// mean anything.
+    /// Input transform `Bᵀ·d` of A contiguous inputs. If `outputs < M`, only the values of the needed products are
+    /// valid.
     fn input<S: Simd>(s: S, d: [S::V; A], outputs: usize) -> [S::V; A];
 
-    /// `Aᵀ·m`: transforms A products into M neighbouring outputs. The first `outputs` are right if the needed products are.
+    /// Output transform `Aᵀ·m` of A products to M contiguous outputs, of which the first `outputs` are valid.
     fn output<S: Simd>(s: S, m: [S::V; A], outputs: usize) -> [S::V; M];
 
-    /// Products along an axis of `outputs` outputs.
+    /// Returns the number of products along an axis of `outputs` outputs.
     fn products(outputs: usize) -> f64 {
         let rest = match outputs % M {
             0 => 0,
@@ -40,7 +40,7 @@ impl Points<4, 2> for F2 {
 
     const G: [[f64; 3]; 4] = [[1.0, 0.0, 0.0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0.0, 0.0, 1.0]];
 
-    /// One output: the points 0, ±1.
+    /// One output needs the points 0, ±1.
     #[inline(always)]
     fn needed(outputs: usize) -> u32 {
         if outputs == 1 { 0b0111 } else { 0b1111 }
@@ -57,11 +57,11 @@ impl Points<4, 2> for F2 {
     }
 }
 
-/// F(4, 3) with the points 0, ±5/8, ±3/2, ∞: the textbook's 0, ±1, ±2, ∞ lose twice as many bits.
+/// F(4, 3) with the points 0, ±5/8, ±3/2, ∞, whose error is half that of the usual 0, ±1, ±2, ∞.
 #[derive(Clone, Copy)]
 pub(crate) struct F4;
 
-/// The inner and the outer point, their squares and cubes, exact in `f32`.
+/// Inner and outer point; their squares and cubes are exact in `f32`.
 const P: f64 = 5.0 / 8.0;
 const Q: f64 = 3.0 / 2.0;
 
@@ -81,7 +81,7 @@ impl Points<6, 4> for F4 {
         ]
     };
 
-    /// Three outputs: all points but ∞, F(3, 3). Two: 0, ±5/8, ∞, F(2, 3). One: 0, ±5/8.
+    /// Three outputs need all points but ∞, F(3, 3); two need 0, ±5/8, ∞, F(2, 3); one needs 0, ±5/8.
     #[inline(always)]
     fn needed(outputs: usize) -> u32 {
         match outputs {
@@ -130,8 +130,8 @@ impl Points<6, 4> for F4 {
     }
 }
 
-/// Two outputs with stride 2: the even inputs meet two taps, F(2, 2) with the points 0, 1, ∞; the odd inputs meet the
-/// middle tap as they are. Five products instead of six.
+/// Two outputs with stride 2 and five products instead of six: F(2, 2) with the points 0, 1, ∞ for the outer taps on
+/// even inputs, and plain products for the middle tap on odd inputs.
 #[derive(Clone, Copy)]
 pub(crate) struct S2;
 

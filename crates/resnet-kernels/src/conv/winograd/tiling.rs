@@ -1,18 +1,18 @@
-//! How the tiles of an output are grouped into blocks that stay in cache, and tasks.
+//! Grouping of Winograd tiles into blocks that stay in cache, and into tasks.
 
 use super::Points;
 use crate::conv::PackedConv;
 use crate::error::{Error, product};
 use crate::layout::LANES;
 
-/// Bytes of `V` of a block of tiles, and the least number of tiles: fewer use each weight too seldom.
+/// Bytes of `V` per block of tiles, and minimum number of tiles: fewer reuse each weight too little.
 const BLOCK_BYTES: usize = 128 << 10;
-const LEAST_TILES: usize = 16;
+const MIN_TILES: usize = 16;
 
-/// The same for a block that all threads work on: it lives in the shared cache, and every block costs two barriers.
+/// Bytes of `V` for a block that all threads share: it stays in the L3 cache, and every block costs two barriers.
 const SHARED_BYTES: usize = 1 << 20;
 
-/// Positions of a tile and outputs of a tile, `[vertical, horizontal]`.
+/// Input and output size of a tile, `[vertical, horizontal]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::conv) struct Extent {
     pub(super) a: [usize; 2],
@@ -20,7 +20,7 @@ pub(in crate::conv) struct Extent {
 }
 
 impl Extent {
-    pub(in crate::conv) const fn of<
+    pub(in crate::conv) const fn new<
         P: Points<A, M>,
         Q: Points<B, N>,
         const A: usize,
@@ -31,27 +31,27 @@ impl Extent {
         Self { a: [A, B], m: [M, N] }
     }
 
-    pub(super) fn alphas(&self) -> usize {
+    pub(super) fn positions(&self) -> usize {
         self.a[0] * self.a[1]
     }
 
-    /// Elements from one channel block of `V` or `M` to the next. The tiles are counted once more than needed, so that the
-    /// factor is not a power of two: blocks would all fall into the same cache sets.
+    /// Returns the number of elements between channel blocks of `V` or `M`. One extra position per tile avoids powers
+    /// of two, with which all blocks would map to the same cache sets.
     pub(super) const fn block_stride(&self, tiles: usize) -> usize {
         (self.a[0] * self.a[1] + 1) * tiles * LANES
     }
 }
 
-/// How many tiles there are and how they are grouped.
+/// Number of tiles and their grouping into blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Tiling {
-    /// Tiles across and down an image.
+    /// Tiles per image, horizontally and vertically.
     pub across: usize,
     pub down: usize,
-    /// Images and rows of tiles that are transformed together; more than one image only with all rows.
+    /// Images and rows of tiles per block; several images only if the block contains all rows.
     pub images: usize,
     pub rows: usize,
-    /// Whether a block is one task, with `V` of its own; otherwise all threads work on one block at a time.
+    /// If `true`, a block is one task with its own `V`; otherwise all threads work on one block at a time.
     pub private: bool,
 }
 
@@ -59,7 +59,7 @@ impl Tiling {
     pub(super) fn choose(extent: Extent, c_in: usize, output: [usize; 4], threads: usize) -> Self {
         let [n, _, h, w] = output;
         let (down, across) = (h.div_ceil(extent.m[0]), w.div_ceil(extent.m[1]));
-        let tile_bytes = extent.alphas() * c_in.next_multiple_of(LANES) * size_of::<f32>();
+        let tile_bytes = extent.positions() * c_in.next_multiple_of(LANES) * size_of::<f32>();
         let group = |tiles: usize| {
             let (images, rows) = match tiles / (across * down) {
                 0 => (1, (tiles / across).max(1)),
@@ -67,27 +67,27 @@ impl Tiling {
             };
             (images, down.div_ceil(down.div_ceil(rows)))
         };
-        // The wider the layer, the more memory traffic its weights are per tile.
-        let least = LEAST_TILES.max(c_in / 16);
-        let (images, rows) = group((BLOCK_BYTES / tile_bytes).max(least));
+        // The wider the layer, the more weights are loaded per tile.
+        let min_tiles = MIN_TILES.max(c_in / 16);
+        let (images, rows) = group((BLOCK_BYTES / tile_bytes).max(min_tiles));
         let blocks = n.div_ceil(images) * down.div_ceil(rows);
         if threads == 1 || blocks >= 3 * threads || (blocks >= threads && blocks.is_multiple_of(threads)) {
             return Self { across, down, images, rows, private: true };
         }
-        let (images, rows) = group((SHARED_BYTES / tile_bytes).max(least));
+        let (images, rows) = group((SHARED_BYTES / tile_bytes).max(min_tiles));
         Self { across, down, images, rows, private: false }
     }
 
-    /// Most tiles of a block.
+    /// Returns the maximum number of tiles per block.
     pub(super) fn tiles(&self) -> usize {
         self.images * self.rows * self.across
     }
 
-    /// The blocks of a batch of `n` images.
-    pub(super) fn blocks(self, n: usize) -> impl Iterator<Item = Block> {
+    /// Returns the blocks of a batch of `n` images.
+    pub(super) fn blocks(self, n: usize) -> impl Iterator<Item = TileBlock> {
         let Self { across, down, images, rows, .. } = self;
         (0..n).step_by(images).flat_map(move |image| {
-            (0..down).step_by(rows).map(move |row| Block {
+            (0..down).step_by(rows).map(move |row| TileBlock {
                 image,
                 images: images.min(n - image),
                 row,
@@ -97,63 +97,63 @@ impl Tiling {
         })
     }
 
-    /// Panels, images and rows of tiles per task, when several threads share a block.
-    pub(super) fn split(&self, block: &Block, panels: usize, threads: usize) -> (usize, usize, usize) {
-        // As few tiles per task as use the weights well, and about four tasks per thread.
-        let pieces = (4 * threads).div_ceil(panels).min(block.tiles() / LEAST_TILES).max(1);
+    /// Returns the panels, images and rows of tiles per task of a block that threads share.
+    pub(super) fn split(&self, block: &TileBlock, panels: usize, threads: usize) -> (usize, usize, usize) {
+        // Enough tiles per task to reuse the weights, and about four tasks per thread.
+        let parts = (4 * threads).div_ceil(panels).min(block.tiles() / MIN_TILES).max(1);
         match block.images {
-            1 => (1, 1, block.rows.div_ceil(pieces)),
-            images => (1, images.div_ceil(pieces), block.rows),
+            1 => (1, 1, block.rows.div_ceil(parts)),
+            images => (1, images.div_ceil(parts), block.rows),
         }
     }
 }
 
-/// A rectangle of tiles whose `V` is, or will be, in scratch.
+/// Rectangle of tiles that are transformed together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Block {
-    /// First image, and their number.
+pub(super) struct TileBlock {
+    /// First image and number of images.
     pub image: usize,
     pub images: usize,
-    /// First row of tiles, and their number.
+    /// First row of tiles and number of rows.
     pub row: usize,
     pub rows: usize,
     pub across: usize,
 }
 
-impl Block {
+impl TileBlock {
     pub(super) fn tiles(&self) -> usize {
         self.images * self.rows * self.across
     }
 
-    /// Places in `V` of the tiles in the first `rows` rows and `columns` columns.
-    pub(super) fn first(&self, rows: usize, columns: usize) -> First {
+    /// Returns the indices in `V` of the tiles in the first `rows` rows and `columns` columns.
+    pub(super) fn first(&self, rows: usize, columns: usize) -> TileIndices {
         let skip = [self.across - columns, (self.rows - rows) * self.across];
-        First { ends: [columns, rows], skip, next: 0, at: [0, 0], left: self.images * rows * columns }
+        TileIndices { ends: [columns, rows], skip, next: 0, at: [0, 0], left: self.images * rows * columns }
     }
 
-    /// Image, row and column of every tile, in the order in which they lie in `V`.
+    /// Returns image, row and column of every tile, in the order of `V`.
     pub(super) fn each(&self) -> Tiles {
         Tiles { block: *self, next: [0, 0, 0] }
     }
 }
 
-/// See [`Block::first`].
-pub(super) struct First {
+/// Iterator of [`TileBlock::first`].
+pub(super) struct TileIndices {
     ends: [usize; 2],
-    /// Tiles between the last column and the next row, and between the last row and the next image.
+    /// Tiles skipped at the end of each row and of each image.
     skip: [usize; 2],
     next: usize,
     at: [usize; 2],
     left: usize,
 }
 
-impl First {
+impl TileIndices {
     pub(super) fn left(&self) -> usize {
         self.left
     }
 }
 
-impl Iterator for First {
+impl Iterator for TileIndices {
     type Item = usize;
 
     #[inline(always)]
@@ -174,9 +174,9 @@ impl Iterator for First {
     }
 }
 
-/// A plain iterator: combinators hide the loop from the compiler, which then does not inline vector instructions into it.
+/// Iterator without combinators, which would prevent inlining of vector instructions into the loop.
 pub(super) struct Tiles {
-    block: Block,
+    block: TileBlock,
     next: [usize; 3],
 }
 
@@ -185,7 +185,7 @@ impl Iterator for Tiles {
 
     #[inline(always)]
     fn next(&mut self) -> Option<[usize; 3]> {
-        let Block { image, images, row, rows, across } = self.block;
+        let TileBlock { image, images, row, rows, across } = self.block;
         let [n, y, x] = self.next;
         self.next = match (x + 1 == across, y + 1 == rows) {
             (false, _) => [n, y, x + 1],
@@ -196,7 +196,7 @@ impl Iterator for Tiles {
     }
 }
 
-/// Elements of scratch memory for an output `[N, C, H, W]` on `threads` threads.
+/// Returns the number of scratch elements for an output `[N, C, H, W]` on `threads` threads.
 pub(in crate::conv) fn scratch_len(
     extent: Extent,
     conv: &PackedConv,
@@ -205,7 +205,7 @@ pub(in crate::conv) fn scratch_len(
 ) -> Result<usize, Error> {
     let what = "scratch length";
     let tiling = Tiling::choose(extent, conv.shape.c_in, output, threads);
-    let stride = product(what, &[extent.alphas() + 1, tiling.tiles(), LANES])?;
+    let stride = product(what, &[extent.positions() + 1, tiling.tiles(), LANES])?;
     let v = product(what, &[conv.shape.c_in.div_ceil(LANES), stride])?;
     let m = product(what, &[widest(conv), stride])?;
     let (shared, private) = if tiling.private { (0, v.checked_add(m)) } else { (v, Some(m)) };
@@ -213,7 +213,7 @@ pub(in crate::conv) fn scratch_len(
     total.and_then(|total| total.checked_add(shared)).ok_or(Error::Overflow { what })
 }
 
-/// Most blocks of output channels in a panel.
+/// Returns the maximum number of blocks per panel.
 pub(super) fn widest(conv: &PackedConv) -> usize {
     conv.panels.list.iter().map(|panel| panel.blocks).max().unwrap_or(0)
 }
@@ -225,7 +225,7 @@ mod tests {
     const F4X4: Extent = Extent { a: [6, 6], m: [4, 4] };
 
     #[test]
-    fn blocks_of_resnets() {
+    fn blocks_for_resnet_layers() {
         let check = |c_in, n, size: usize, threads, expected: (usize, usize, bool)| {
             let tiling = Tiling::choose(F4X4, c_in, [n, c_in, size, size], threads);
             assert_eq!((tiling.images, tiling.rows, tiling.private), expected, "{c_in} {n} {size} {threads}");
@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn every_tile_is_in_one_block_and_its_tasks() {
+    fn every_tile_is_in_exactly_one_block() {
         for (n, h, w, threads) in [(1, 7, 7, 2), (3, 29, 18, 4), (5, 9, 4, 3)] {
             let tiling = Tiling::choose(F4X4, 300, [n, 16, h, w], threads);
             let mut seen = std::collections::HashSet::new();

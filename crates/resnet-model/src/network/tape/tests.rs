@@ -24,12 +24,12 @@ fn both(
         let network = parameters.network(trained, statistics).unwrap();
         let (loss, store) = match tape {
             false => {
-                let loss = weigh(&network.forward_dropping(x, dropping).unwrap());
+                let loss = weigh(&network.candle_train_forward(x, dropping).unwrap());
                 (loss.clone(), loss.backward().unwrap())
             }
             true => {
                 let backward = network.train_forward(x, dropping, &SingleProcess).unwrap();
-                assert!(matches!(backward.kind, Kind::Tape(_)));
+                assert!(matches!(backward.recorded, Recorded::Steps(_)));
                 let loss = weigh(backward.logits());
                 (loss.clone(), backward.gradients(&loss).unwrap())
             }
@@ -173,7 +173,7 @@ fn memory_is_used_again_from_step_to_step() {
             let backward = network.train_forward(&x, DropConfig::default(), &SingleProcess).unwrap();
             let loss = backward.logits().sqr().unwrap().sum_all().unwrap();
             backward.gradients(&loss).unwrap();
-            lock(&network.memory).bytes()
+            lock(&network.buffers).bytes()
         })
         .collect();
     assert!(held[0] > 0 && held[1] == held[0] && held[2] == held[0], "{held:?}");
