@@ -17,7 +17,8 @@ use resnet_model::{RawTensor, escape, zoo};
 
 use super::{MOMENTUM, TRAINING, Translation, order};
 use crate::identify::NameHint;
-use crate::report::{Identified, IdentifiedBy, Renamed, plural};
+use crate::report::{Identified, IdentifiedBy, Renamed};
+use resnet_model::text::plural;
 
 /// Maximum number of prefixes searched.
 const MAX_ROOTS: usize = 32;

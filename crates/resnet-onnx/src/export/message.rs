@@ -3,8 +3,8 @@
 use prost::Message;
 
 use super::emit::{Initializer, Source};
-use crate::cast::Float;
-use crate::onnx::proto::{Dim, DimValue, Entry, Opset, Shape, TensorType, Type, ValueInfo};
+use crate::proto::{Dim, DimValue, Entry, Opset, Shape, TensorType, Type, ValueInfo};
+use resnet_model::raw::Float;
 
 /// The fields of a model before its graph.
 #[derive(Clone, PartialEq, Message)]

@@ -7,17 +7,17 @@ use crate::error::Fault;
 
 /// A convolution's or a pool's window.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Window {
-    pub(super) kernel: [usize; 2],
-    pub(super) stride: [usize; 2],
-    pub(super) dilation: [usize; 2],
-    pub(super) before: [usize; 2],
-    pub(super) after: [usize; 2],
+pub(crate) struct Window {
+    pub(crate) kernel: [usize; 2],
+    pub(crate) stride: [usize; 2],
+    pub(crate) dilation: [usize; 2],
+    pub(crate) before: [usize; 2],
+    pub(crate) after: [usize; 2],
 }
 
 impl Window {
     /// The window of `node`, over an image of `size` if that is known.
-    pub(super) fn of(node: &Node, kernel: [usize; 2], size: Option<[usize; 2]>) -> Result<Window, Fault> {
+    pub(crate) fn of(node: &Node, kernel: [usize; 2], size: Option<[usize; 2]>) -> Result<Window, Fault> {
         let stride = node.pair("strides", [1; 2])?;
         let dilation = node.pair("dilations", [1; 2])?;
         let mut window = Window { kernel, stride, dilation, before: [0; 2], after: [0; 2] };
@@ -50,25 +50,25 @@ impl Window {
         Ok(window)
     }
 
-    pub(super) fn is_symmetric(&self) -> bool {
+    pub(crate) fn is_symmetric(&self) -> bool {
         self.before == self.after
     }
 
     /// The padding as an operation of its own.
-    pub(super) fn pad(&self) -> Pad {
+    pub(crate) fn pad(&self) -> Pad {
         Pad { before: self.before, after: self.after }
     }
 
     /// The same window, padding left out.
-    pub(super) fn bare(self) -> Window {
+    pub(crate) fn bare(self) -> Window {
         Window { before: [0; 2], after: [0; 2], ..self }
     }
 
-    pub(super) fn pool(&self) -> PoolSpec {
+    pub(crate) fn pool(&self) -> PoolSpec {
         PoolSpec { kernel: self.kernel, stride: self.stride, padding: self.before }
     }
 
-    pub(super) fn conv(&self, in_channels: usize, out_channels: usize, groups: usize) -> Conv {
+    pub(crate) fn conv(&self, in_channels: usize, out_channels: usize, groups: usize) -> Conv {
         Conv {
             in_channels,
             out_channels,
@@ -100,7 +100,7 @@ fn same_padding([kernel, stride, dilation]: &[usize; 3], size: Option<usize>) ->
 }
 
 /// The size of a result, where that of the input is known.
-pub(super) fn output(
+pub(crate) fn output(
     size: Option<[usize; 2]>,
     axis: impl Fn(usize, usize) -> Option<usize>,
 ) -> Option<[usize; 2]> {

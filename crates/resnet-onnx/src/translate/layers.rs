@@ -3,11 +3,11 @@
 use resnet_model::graph::{BatchNorm, ChannelConv, Flatten, GroupNorm, Linear, LinearForm, Multiply, Op};
 
 use super::{Translator, Value};
+use crate::constant::Constant;
 use crate::error::{Code, Fault};
-use crate::onnx::constant::Constant;
-use crate::onnx::net::{Axis, Kind, Tensors, View};
-use crate::onnx::proto::Node;
-use crate::onnx::window::{Window, output};
+use crate::net::{Axis, Kind, Tensors, View};
+use crate::proto::Node;
+use crate::window::{Window, output};
 
 /// The largest kernel along an axis.
 const MAX_KERNEL: usize = 1 << 10;
@@ -286,7 +286,7 @@ impl<'a> Translator<'a> {
         let x = self.view(node, 0)?;
         let constant = self.weight(node, 1, "constant")?;
         let inverse = if node.op == "Sub" { "Neg" } else { "Reciprocal" };
-        let inverted = crate::onnx::constant::each(inverse, &constant.tensor);
+        let inverted = crate::constant::each(inverse, &constant.tensor);
         let inverted = constant.with(inverted.ok_or_else(|| node.odd("a constant of no numbers"))?);
         match node.op.as_str() {
             "Sub" => self.affine(node, x, None, Some(inverted)),
@@ -344,7 +344,7 @@ impl<'a> Translator<'a> {
             let shape = constant.shape();
             let odd = || node.odd(format!("a constant of shape {shape:?} for {channels} channels"));
             if constant.tensor.elements() == 1 {
-                let filled = crate::onnx::constant::fill(&constant.tensor, vec![channels]);
+                let filled = crate::constant::fill(&constant.tensor, vec![channels]);
                 return filled.map(|t| Some(constant.with(t))).ok_or_else(odd);
             }
             let at = place.and_then(|from_end| shape.len().checked_sub(from_end));
@@ -416,7 +416,7 @@ impl<'a> Translator<'a> {
 
 /// A matrix with rows and columns exchanged.
 fn transposed(node: &Node, weight: &Constant) -> Result<Constant, Fault> {
-    let moved = crate::onnx::constant::transpose(&weight.tensor, &[1, 0]);
+    let moved = resnet_model::raw::permute(&weight.tensor, &[1, 0]);
     moved
         .map(|t| weight.with(t))
         .ok_or_else(|| node.odd(format!("a weight of shape {:?}, expected 2 dimensions", weight.shape())))

@@ -9,15 +9,15 @@ use super::net::Net;
 
 /// Where two graphs part.
 #[derive(Debug, Clone)]
-pub(super) struct Difference {
+pub(crate) struct Difference {
     /// How many parts agree before.
-    pub(super) agree: usize,
+    pub(crate) agree: usize,
     /// Both sides, in words.
-    pub(super) detail: String,
+    pub(crate) detail: String,
 }
 
 /// Pairs of items, ours and theirs, from the output back to the input.
-pub(super) fn pairs(ours: &[Item], theirs: &[Item]) -> Option<Vec<(usize, usize)>> {
+pub(crate) fn pairs(ours: &[Item], theirs: &[Item]) -> Option<Vec<(usize, usize)>> {
     let last = |items: &[Item]| items.len().checked_sub(1);
     let mut stack = vec![(last(ours)?, last(theirs)?)];
     let mut found: HashMap<usize, usize> = HashMap::new();
@@ -50,7 +50,7 @@ pub(super) fn pairs(ours: &[Item], theirs: &[Item]) -> Option<Vec<(usize, usize)
 }
 
 /// The first parts of both graphs that have no equal in the other.
-pub(super) fn difference(graph: &Graph, ours: &[Item], net: &Net, theirs: &[Item]) -> Difference {
+pub(crate) fn difference(graph: &Graph, ours: &[Item], net: &Net, theirs: &[Item]) -> Difference {
     let hashes = |items: &[Item]| items.iter().map(|i| i.hash).collect::<HashSet<u64>>();
     let (known_ours, known_theirs) = (hashes(ours), hashes(theirs));
     let first =

@@ -5,23 +5,23 @@ use crate::error::{Code, Fault};
 
 impl Node {
     /// What to call it in a message.
-    pub(super) fn label(&self) -> String {
+    pub(crate) fn label(&self) -> String {
         let name =
             if self.name.is_empty() { self.outputs.first().map_or("", String::as_str) } else { &self.name };
         format!("{name} ({})", self.op)
     }
 
     /// A fault of this node.
-    pub(super) fn fault(&self, code: Code, detail: impl Into<String>) -> Fault {
+    pub(crate) fn fault(&self, code: Code, detail: impl Into<String>) -> Fault {
         Fault::new(code, detail).within(&self.label())
     }
 
     /// A graph that no network here has.
-    pub(super) fn odd(&self, detail: impl Into<String>) -> Fault {
+    pub(crate) fn odd(&self, detail: impl Into<String>) -> Fault {
         self.fault(Code::Graph, detail)
     }
 
-    pub(super) fn input(&self, i: usize) -> &str {
+    pub(crate) fn input(&self, i: usize) -> &str {
         self.inputs.get(i).map_or("", String::as_str)
     }
 
@@ -29,44 +29,44 @@ impl Node {
         self.attributes.iter().find(|a| a.name == name)
     }
 
-    pub(super) fn int(&self, name: &str) -> Option<i64> {
+    pub(crate) fn int(&self, name: &str) -> Option<i64> {
         self.attribute(name)?.i
     }
 
-    pub(super) fn int_or(&self, name: &str, default: i64) -> i64 {
+    pub(crate) fn int_or(&self, name: &str, default: i64) -> i64 {
         self.int(name).unwrap_or(default)
     }
 
-    pub(super) fn flag(&self, name: &str) -> bool {
+    pub(crate) fn flag(&self, name: &str) -> bool {
         self.int_or(name, 0) != 0
     }
 
-    pub(super) fn float(&self, name: &str) -> Option<f32> {
+    pub(crate) fn float(&self, name: &str) -> Option<f32> {
         self.attribute(name)?.f
     }
 
-    pub(super) fn float_or(&self, name: &str, default: f32) -> f32 {
+    pub(crate) fn float_or(&self, name: &str, default: f32) -> f32 {
         self.float(name).unwrap_or(default)
     }
 
-    pub(super) fn text(&self, name: &str) -> Option<&str> {
+    pub(crate) fn text(&self, name: &str) -> Option<&str> {
         self.attribute(name)?.s.as_deref()
     }
 
-    pub(super) fn ints(&self, name: &str) -> Option<&[i64]> {
+    pub(crate) fn ints(&self, name: &str) -> Option<&[i64]> {
         self.attribute(name).map(|a| a.ints.as_slice())
     }
 
-    pub(super) fn floats(&self, name: &str) -> Option<&[f32]> {
+    pub(crate) fn floats(&self, name: &str) -> Option<&[f32]> {
         self.attribute(name).map(|a| a.floats.as_slice())
     }
 
-    pub(super) fn tensor(&self, name: &str) -> Option<&Tensor> {
+    pub(crate) fn tensor(&self, name: &str) -> Option<&Tensor> {
         self.attribute(name)?.t.as_ref()
     }
 
     /// A pair of positive sizes, height and width; `default` if it is absent.
-    pub(super) fn pair(&self, name: &str, default: [usize; 2]) -> Result<[usize; 2], Fault> {
+    pub(crate) fn pair(&self, name: &str, default: [usize; 2]) -> Result<[usize; 2], Fault> {
         let Some(list) = self.ints(name) else { return Ok(default) };
         let size = |&v: &i64| usize::try_from(v).ok().filter(|v| (1..=1 << 16).contains(v));
         match list.iter().map(size).collect::<Option<Vec<_>>>().as_deref() {

@@ -9,19 +9,18 @@ use super::constant::Constant;
 use super::items::Item;
 use super::net::{Cell, Kind, Net, Tensors};
 use super::simplify::row;
-use crate::report::Renamed;
 
 /// Our tensors.
 #[derive(Debug, Default)]
-pub(super) struct Assigned {
-    pub(super) tensors: BTreeMap<String, RawTensor>,
-    pub(super) renamed: Vec<Renamed>,
+pub(crate) struct Assigned {
+    pub(crate) tensors: BTreeMap<String, RawTensor>,
+    pub(crate) renamed: Vec<(String, String)>,
     /// Batch norms that had to be made up, since the graph has them folded.
-    pub(super) unfolded: usize,
+    pub(crate) unfolded: usize,
 }
 
 /// Gives every node its tensors; why that cannot be otherwise.
-pub(super) fn assign(
+pub(crate) fn assign(
     graph: &Graph,
     net: &Net,
     pairs: impl Iterator<Item = (Item, Item)>,
@@ -61,7 +60,7 @@ fn tensors(cell: &Cell) -> Option<&Tensors> {
 impl Assigned {
     fn put(&mut self, name: String, constant: &Constant) {
         if constant.name != name {
-            self.renamed.push(Renamed { from: constant.name.clone(), to: name.clone() });
+            self.renamed.push((constant.name.clone(), name.clone()));
         }
         self.tensors.insert(name, constant.tensor.clone());
     }

@@ -10,7 +10,6 @@ use resnet_model::raw::{ByteRange, Bytes};
 
 use super::proto::Entry;
 use crate::error::{Code, Fault};
-use crate::source::companion_files;
 
 /// The files beside a model.
 #[derive(Debug)]
@@ -36,7 +35,7 @@ impl External {
     }
 
     /// The `needed` bytes of a tensor that `entries` tell of.
-    pub(super) fn part(&mut self, entries: &[Entry], needed: u64) -> Result<Arc<dyn Bytes>, Fault> {
+    pub(crate) fn part(&mut self, entries: &[Entry], needed: u64) -> Result<Arc<dyn Bytes>, Fault> {
         let place = place(entries)?;
         let shown = escape(place.location);
         let file = match self.open.get(place.location) {
@@ -78,7 +77,7 @@ impl External {
         let Some(model) = &self.model else {
             return Err(refused("cannot be found: the model has no folder"));
         };
-        let found = companion_files::find(model, Path::new(location))
+        let found = resnet_model::file::companion(model, Path::new(location))
             .map_err(|e| Fault::new(Code::Read, format!("the external file `{shown}`: {e}")))?;
         if !found.folders.iter().any(|folder| found.target.starts_with(folder)) {
             return Err(refused("leads out of the model's folder"));

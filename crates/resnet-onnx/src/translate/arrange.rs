@@ -3,11 +3,11 @@
 use resnet_model::graph::{Flatten, Op, Pad, PadChannels};
 
 use super::{Translator, Value};
+use crate::constant::{self, axis};
 use crate::error::{Code, Fault};
-use crate::onnx::constant::{self, axis};
-use crate::onnx::net::{Axis, Kind, Tensors, View};
-use crate::onnx::proto::Node;
-use crate::onnx::window::output;
+use crate::net::{Axis, Kind, Tensors, View};
+use crate::proto::Node;
+use crate::window::output;
 
 impl<'a> Translator<'a> {
     /// The result of a node that arranges its input.

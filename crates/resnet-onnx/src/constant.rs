@@ -7,40 +7,39 @@ use std::sync::Arc;
 use resnet_model::RawTensor;
 use resnet_model::raw::{Bytes, Dtype, byte_len};
 
-use crate::cast::{self, Float};
-use crate::source::lazy::Computed;
+use resnet_model::raw::{self, Float};
 
 /// The longest list of integers that is looked at: shapes, axes, indices.
 const MAX_INTS: usize = 1 << 10;
 
 /// A weight or another constant, and the name that it has in the file.
 #[derive(Debug, Clone)]
-pub(super) struct Constant {
-    pub(super) tensor: RawTensor,
-    pub(super) name: String,
+pub(crate) struct Constant {
+    pub(crate) tensor: RawTensor,
+    pub(crate) name: String,
 }
 
 impl Constant {
-    pub(super) fn shape(&self) -> &[usize] {
+    pub(crate) fn shape(&self) -> &[usize] {
         self.tensor.shape()
     }
 
     /// The same constant with other elements or shape.
-    pub(super) fn with(&self, tensor: RawTensor) -> Constant {
+    pub(crate) fn with(&self, tensor: RawTensor) -> Constant {
         Constant { tensor, name: self.name.clone() }
     }
 
-    pub(super) fn reshape(&self, shape: &[usize]) -> Option<Constant> {
+    pub(crate) fn reshape(&self, shape: &[usize]) -> Option<Constant> {
         Some(self.with(self.tensor.reshape(shape.to_vec())?))
     }
 
     /// All values; `None` if they are no numbers or cannot be read.
-    pub(super) fn values(&self) -> Option<Vec<f32>> {
+    pub(crate) fn values(&self) -> Option<Vec<f32>> {
         self.tensor.to_f32(&self.name).ok()
     }
 
     /// The only value.
-    pub(super) fn scalar(&self) -> Option<f32> {
+    pub(crate) fn scalar(&self) -> Option<f32> {
         match (self.tensor.elements(), self.values()?.as_slice()) {
             (1, &[value]) => Some(value),
             _ => None,
@@ -49,7 +48,7 @@ impl Constant {
 }
 
 /// A short list of integers.
-pub(super) fn ints(tensor: &RawTensor) -> Option<Vec<i64>> {
+pub(crate) fn ints(tensor: &RawTensor) -> Option<Vec<i64>> {
     if tensor.elements() > MAX_INTS {
         return None;
     }
@@ -62,7 +61,7 @@ pub(super) fn ints(tensor: &RawTensor) -> Option<Vec<i64>> {
 }
 
 /// An i64 list.
-pub(super) fn from_ints(values: &[i64]) -> Option<RawTensor> {
+pub(crate) fn from_ints(values: &[i64]) -> Option<RawTensor> {
     let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
     RawTensor::new(Dtype::I64, vec![values.len()], Arc::new(bytes))
 }
@@ -92,46 +91,13 @@ impl Bytes for Fill {
 }
 
 /// One element, as often as `shape` needs; it takes no memory.
-pub(super) fn fill(element: &RawTensor, shape: Vec<usize>) -> Option<RawTensor> {
+pub(crate) fn fill(element: &RawTensor, shape: Vec<usize>) -> Option<RawTensor> {
     let len = byte_len(element.dtype(), &shape)?;
     let element_bytes = match element.elements() {
         1 => element.read().ok()?,
         _ => return None,
     };
     RawTensor::new(element.dtype(), shape, Arc::new(Fill { element: element_bytes, len }))
-}
-
-/// The size in bytes of an element; 0 for types of less.
-pub(super) fn item_size(dtype: Dtype) -> usize {
-    (dtype.bitsize()).div_euclid(8)
-}
-
-/// The axes in another order; `None` if it is none. The elements are moved when they are read.
-pub(super) fn transpose(tensor: &RawTensor, order: &[usize]) -> Option<RawTensor> {
-    let shape = tensor.shape();
-    let mut seen = order.to_vec();
-    seen.sort_unstable();
-    if !seen.into_iter().eq(0..shape.len()) {
-        return None;
-    }
-    let item = item_size(tensor.dtype());
-    let mut strides = vec![1usize; shape.len()];
-    let mut step = 1usize;
-    for (stride, &size) in strides.iter_mut().zip(shape).rev() {
-        *stride = step;
-        step = step.checked_mul(size)?;
-    }
-    let out: Vec<usize> = order.iter().map(|&i| shape.get(i).copied()).collect::<Option<_>>()?;
-    let strides: Vec<usize> = order.iter().map(|&i| strides.get(i).copied()).collect::<Option<_>>()?;
-    let sizes = out.clone();
-    let source = tensor.clone();
-    let compute = move || {
-        let from = source.read()?;
-        let mut to = vec![0; from.len()];
-        gather(&from, &mut to, item, &sizes, &strides).ok_or(io::ErrorKind::UnexpectedEof)?;
-        Ok(to)
-    };
-    RawTensor::new(tensor.dtype(), out, Arc::new(Computed::new(tensor.byte_len(), compute)))
 }
 
 /// Copies elements at strides into a row.
@@ -159,7 +125,7 @@ fn gather(from: &[u8], to: &mut [u8], item: usize, sizes: &[usize], strides: &[u
 }
 
 /// The elements in another type, rounded to nearest.
-pub(super) fn cast(tensor: &RawTensor, to: Dtype) -> Option<RawTensor> {
+pub(crate) fn cast(tensor: &RawTensor, to: Dtype) -> Option<RawTensor> {
     if tensor.dtype() == to {
         return Some(tensor.clone());
     }
@@ -170,7 +136,7 @@ pub(super) fn cast(tensor: &RawTensor, to: Dtype) -> Option<RawTensor> {
         _ => None,
     };
     match float {
-        Some(float) if cast::is_float(tensor.dtype()) => cast::cast(tensor, float),
+        Some(float) if raw::is_float(tensor.dtype()) => raw::cast(tensor, float),
         Some(_) if tensor.elements() <= MAX_INTS => {
             let values = tensor.to_f32("").ok()?;
             cast(&RawTensor::from_f32(tensor.shape().to_vec(), &values)?, to)
@@ -192,7 +158,7 @@ fn fits(shape: &[usize], other: &[usize]) -> bool {
 }
 
 /// `a` and `b` element by element, the smaller repeated; the result is as large as one of them.
-pub(super) fn arithmetic(op: &str, a: &RawTensor, b: &RawTensor) -> Option<RawTensor> {
+pub(crate) fn arithmetic(op: &str, a: &RawTensor, b: &RawTensor) -> Option<RawTensor> {
     let shape = match (fits(b.shape(), a.shape()), fits(a.shape(), b.shape())) {
         (true, _) => a.shape().to_vec(),
         (false, true) => b.shape().to_vec(),
@@ -241,7 +207,7 @@ fn spread(tensor: &RawTensor, shape: &[usize]) -> Option<Vec<f32>> {
 }
 
 /// Every value by a function of one number.
-pub(super) fn each(op: &str, tensor: &RawTensor) -> Option<RawTensor> {
+pub(crate) fn each(op: &str, tensor: &RawTensor) -> Option<RawTensor> {
     let value = |x: f32| match op {
         "Sqrt" => Some(x.sqrt()),
         "Reciprocal" => Some(x.recip()),
@@ -255,7 +221,7 @@ pub(super) fn each(op: &str, tensor: &RawTensor) -> Option<RawTensor> {
 }
 
 /// Means over some axes, computed in `f64`.
-pub(super) fn mean(tensor: &RawTensor, axes: &[i64], keep: bool) -> Option<RawTensor> {
+pub(crate) fn mean(tensor: &RawTensor, axes: &[i64], keep: bool) -> Option<RawTensor> {
     let shape = tensor.shape();
     let axes: Vec<usize> = axes.iter().map(|&a| axis(a, shape.len())).collect::<Option<_>>()?;
     let kept: Vec<usize> =
@@ -287,7 +253,7 @@ pub(super) fn mean(tensor: &RawTensor, axes: &[i64], keep: bool) -> Option<RawTe
 }
 
 /// A batch norm of `tensor` `[N, C, …]` with scale, bias, mean and variance `[C]`, or with its own moments, in `f64`.
-pub(super) fn batch_norm(
+pub(crate) fn batch_norm(
     tensor: &RawTensor,
     parameters: [Option<&RawTensor>; 4],
     eps: f64,
@@ -325,7 +291,7 @@ pub(super) fn batch_norm(
 }
 
 /// The shape that `Reshape` makes of `shape`: -1 is what is left, 0 what was there.
-pub(super) fn reshaped(shape: &[usize], target: &[i64], keep_zeros: bool) -> Option<Vec<usize>> {
+pub(crate) fn reshaped(shape: &[usize], target: &[i64], keep_zeros: bool) -> Option<Vec<usize>> {
     let mut rest = None;
     let mut out = Vec::new();
     for (i, &size) in target.iter().enumerate() {
@@ -345,7 +311,7 @@ pub(super) fn reshaped(shape: &[usize], target: &[i64], keep_zeros: bool) -> Opt
 }
 
 /// An axis, counted from the end if it is negative.
-pub(super) fn axis(axis: i64, rank: usize) -> Option<usize> {
+pub(crate) fn axis(axis: i64, rank: usize) -> Option<usize> {
     let rank = i64::try_from(rank).ok()?;
     let axis = if axis < 0 { axis.checked_add(rank)? } else { axis };
     (0..rank).contains(&axis).then_some(axis as usize)
@@ -358,16 +324,6 @@ mod tests {
     fn tensor(shape: &[usize]) -> RawTensor {
         let n = shape.iter().product::<usize>();
         RawTensor::from_f32(shape.to_vec(), &(0..n).map(|i| i as f32).collect::<Vec<_>>()).unwrap()
-    }
-
-    #[test]
-    fn axes_move() {
-        let moved = transpose(&tensor(&[2, 3]), &[1, 0]).unwrap();
-        assert_eq!(moved.shape(), [3, 2]);
-        assert_eq!(moved.to_f32("").unwrap(), [0.0, 3.0, 1.0, 4.0, 2.0, 5.0]);
-        let moved = transpose(&tensor(&[2, 1, 2, 2]), &[3, 2, 0, 1]).unwrap();
-        assert_eq!(moved.to_f32("").unwrap(), [0.0, 4.0, 2.0, 6.0, 1.0, 5.0, 3.0, 7.0]);
-        assert!(transpose(&tensor(&[2, 3]), &[0, 0]).is_none());
     }
 
     #[test]

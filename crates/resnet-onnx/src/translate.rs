@@ -31,19 +31,19 @@ enum Value {
 
 /// A foreign graph, translated.
 #[derive(Debug)]
-pub(super) struct Translated {
-    pub(super) net: Net,
+pub(crate) struct Translated {
+    pub(crate) net: Net,
     /// What a user may want to know.
-    pub(super) notes: Vec<String>,
+    pub(crate) notes: Vec<String>,
     /// The initializers that it depends on.
-    pub(super) seen: HashSet<String>,
+    pub(crate) seen: HashSet<String>,
 }
 
 /// What translating needs beside the graph.
-pub(super) struct Context<'a> {
-    pub(super) file: &'a Arc<dyn Bytes>,
-    pub(super) initializers: HashMap<&'a str, &'a RawTensor>,
-    pub(super) external: External,
+pub(crate) struct Context<'a> {
+    pub(crate) file: &'a Arc<dyn Bytes>,
+    pub(crate) initializers: HashMap<&'a str, &'a RawTensor>,
+    pub(crate) external: External,
 }
 
 struct Translator<'a> {
@@ -61,7 +61,7 @@ struct Translator<'a> {
 const MAX_FILLED: u64 = 2 << 30;
 
 /// Translates `graph`.
-pub(super) fn translate<'a>(graph: &'a Graph, context: Context<'a>) -> Result<Translated, Fault> {
+pub(crate) fn translate<'a>(graph: &'a Graph, context: Context<'a>) -> Result<Translated, Fault> {
     let producers = producers(graph)?;
     let mut notes = Vec::new();
     let output = output(graph, &producers, &mut notes)?;

@@ -5,31 +5,46 @@ use resnet_model::{Preprocess, RawTensor};
 
 use super::constant::{Constant, arithmetic};
 use super::net::{Cell, Kind, Net, Tensors};
+use crate::error::{Code, Fault};
 
-/// What the graph does to its input before anything else: `x · scale + shift` for each channel.
+/// Preprocessing in the graph: `x · scale + shift` for each channel of the input.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Prelude {
+pub struct Prelude {
     scale: Vec<f32>,
     shift: Vec<f32>,
 }
 
 impl Prelude {
-    /// `usual` with the mean and deviation that the graph itself takes away. It is told whether images come with values
-    /// up to 1 or up to 255 by the deviation.
-    pub(crate) fn preprocess(&self, usual: Preprocess, notes: &mut Vec<String>) -> Preprocess {
-        let bytes = self.scale.iter().all(|a| a.recip() > 4.0);
+    /// Returns `default` with the mean and std that the graph applies. The range of the graph's input, 0 to 1 or 0 to 255,
+    /// follows from their magnitude: a mean or std beyond 4 is one of 0 to 255.
+    ///
+    /// # Errors
+    ///
+    /// A [`Fault`] if the channels have different ranges.
+    pub fn preprocess(&self, default: Preprocess, notes: &mut Vec<String>) -> Result<Preprocess, Fault> {
+        let is_byte = |(scale, shift): (&f32, &f32)| scale.recip().abs() > 4.0 || (shift / scale).abs() > 4.0;
+        let mut ranges = self.scale.iter().zip(&self.shift).map(is_byte);
+        let bytes = ranges.next().unwrap_or(false);
+        if ranges.any(|other| other != bytes) {
+            let detail =
+                "the channels of the input are normalized for different ranges; expected 0 to 1 or 0 to 255";
+            return Err(Fault::new(Code::Unsupported, detail));
+        }
         let range = if bytes { 255.0 } else { 1.0 };
         let std: Vec<f32> = self.scale.iter().map(|a| (a * range).recip()).collect();
         let mean: Vec<f32> = self.shift.iter().zip(&std).map(|(b, s)| -b * s).collect();
+        let list = |values: &[f32]| values.iter().map(f32::to_string).collect::<Vec<_>>().join(", ");
         notes.push(format!(
-            "the graph prepares images itself, for values up to {range}: mean {mean:?}, deviation {std:?} of values up to 1"
+            "the graph normalizes images of values from 0 to {range}: mean {}, std {} for values from 0 to 1",
+            list(&mean),
+            list(&std)
         ));
-        Preprocess { mean, std, ..usual }
+        Ok(Preprocess { mean, std, ..default })
     }
 }
 
-/// Joins cells, and leaves out what nothing takes.
-pub(super) fn simplify(net: Net) -> (Net, Option<Prelude>) {
+/// Fuses and simplifies nodes, and removes those without readers.
+pub(crate) fn simplify(net: Net) -> (Net, Option<Prelude>) {
     let mut uses = vec![0usize; net.cells.len()];
     for &input in net.cells.iter().flat_map(|c| &c.inputs) {
         if let Some(n) = uses.get_mut(input) {
@@ -191,6 +206,29 @@ fn compose(prelude: Option<Prelude>, tensors: &Tensors, channels: usize) -> Opti
 }
 
 /// An f32 tensor `[C]`.
-pub(super) fn row(values: &[f32]) -> Option<RawTensor> {
+pub(crate) fn row(values: &[f32]) -> Option<RawTensor> {
     RawTensor::from_f32(vec![values.len()], values)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn preprocess(scale: f32, mean: f32) -> Preprocess {
+        let prelude = Prelude { scale: vec![scale; 3], shift: vec![-mean * scale; 3] };
+        prelude.preprocess(Preprocess::torchvision(256, 224), &mut vec![]).unwrap()
+    }
+
+    #[test]
+    fn the_range_of_the_input_follows_from_mean_and_std() {
+        // Caffe subtracts the mean of 0 to 255 only.
+        assert!((preprocess(1.0, 123.0).mean[0] - 123.0 / 255.0).abs() < 1e-6);
+        assert!((preprocess(1.0, 123.0).std[0] - 1.0 / 255.0).abs() < 1e-6);
+        assert!((preprocess(1.0 / 255.0, 0.0).std[0] - 1.0).abs() < 1e-6);
+        assert!((preprocess(1.0 / 58.4, 123.7).std[0] - 58.4 / 255.0).abs() < 1e-6);
+        assert!((preprocess(1.0 / 0.225, 0.45).mean[0] - 0.45).abs() < 1e-6);
+        assert!((preprocess(1.0, 0.5).std[0] - 1.0).abs() < 1e-6);
+        let mixed = Prelude { scale: vec![1.0, 1.0, 1.0], shift: vec![-123.0, -0.4, -0.4] };
+        assert!(mixed.preprocess(Preprocess::torchvision(256, 224), &mut vec![]).is_err());
+    }
 }

@@ -17,8 +17,8 @@ use resnet_model::{Checkpoint, Labels, RawTensor, fold};
 use self::emit::{Fixed, Initializer, Source};
 use self::message::{Head, Tail, TensorHead};
 use super::proto::{Entry, Opset};
-use crate::cast::{self, Float};
 use crate::error::{Error, Result};
+use resnet_model::raw::{self, Float};
 
 /// The operator set that is written, and the version of the format that belongs to it.
 const OPSET: i64 = 17;
@@ -105,14 +105,14 @@ pub(crate) fn write(
         out.write_all(&tail.encode_to_vec())?;
         Ok(())
     });
-    written.map_err(|e| Error::from_model(e, path))
+    written.map_err(|error| Error::Model(error.at(path)))
 }
 
 /// The bytes of an initialiser in the type it is written in; lists of integers stay what they are.
 fn cast_to(initializer: &Initializer, tensor: RawTensor, to: Float) -> RawTensor {
     match initializer.source {
         Source::Ints(_) => tensor,
-        _ => cast::cast(&tensor, to).unwrap_or(tensor),
+        _ => raw::cast(&tensor, to).unwrap_or(tensor),
     }
 }
 
@@ -154,7 +154,7 @@ impl Folding<'_> {
 
 /// Whether all weights are f16.
 fn is_half(checkpoint: &Checkpoint) -> bool {
-    let mut floats = checkpoint.tensors().values().filter(|t| cast::is_float(t.dtype())).peekable();
+    let mut floats = checkpoint.tensors().values().filter(|t| raw::is_float(t.dtype())).peekable();
     floats.peek().is_some() && floats.all(|t| t.dtype() == Dtype::F16)
 }
 

@@ -4,11 +4,14 @@ use std::io;
 use std::sync::Arc;
 
 use half::{bf16, f16};
-use resnet_model::RawTensor;
-use resnet_model::raw::{Bytes, Dtype};
 use serde::Serialize;
 
-use crate::source::pickle::specs::item_size;
+use super::{Bytes, Dtype, RawTensor, byte_len};
+
+/// Returns the size of an element in bytes.
+fn item_size(dtype: Dtype) -> u64 {
+    byte_len(dtype, &[1]).unwrap_or(1)
+}
 
 /// Floating-point dtype of stored weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -35,7 +38,7 @@ impl Float {
 
 /// Returns the tensor cast to `to`, rounded to nearest even when it is read; `None` if it has that dtype already or is
 /// not floating-point.
-pub(crate) fn cast(tensor: &RawTensor, to: Float) -> Option<RawTensor> {
+pub fn cast(tensor: &RawTensor, to: Float) -> Option<RawTensor> {
     let from = tensor.dtype();
     if from == to.dtype() || !is_float(from) {
         return None;
@@ -45,7 +48,7 @@ pub(crate) fn cast(tensor: &RawTensor, to: Float) -> Option<RawTensor> {
 }
 
 /// Returns `true` for floating-point dtypes that can be cast.
-pub(crate) fn is_float(dtype: Dtype) -> bool {
+pub fn is_float(dtype: Dtype) -> bool {
     matches!(dtype, Dtype::F16 | Dtype::BF16 | Dtype::F32 | Dtype::F64)
 }
 

@@ -41,7 +41,7 @@ fn element(data_type: i32) -> Result<Element, Fault> {
 }
 
 /// The element type that a `Cast` names.
-pub(super) fn dtype(data_type: i64) -> Option<Dtype> {
+pub(crate) fn dtype(data_type: i64) -> Option<Dtype> {
     match element(i32::try_from(data_type).ok()?) {
         Ok(Element::Known(dtype)) => Some(dtype),
         _ => None,
@@ -49,7 +49,7 @@ pub(super) fn dtype(data_type: i64) -> Option<Dtype> {
 }
 
 /// The tensor, or what it is if its kind is not read.
-pub(super) fn raw(
+pub(crate) fn raw(
     tensor: &Tensor,
     file: &Arc<dyn Bytes>,
     external: &mut External,

@@ -4,9 +4,9 @@ use resnet_model::graph::{AvgPool, Divisor, Op, Rounding};
 
 use super::Translator;
 use crate::error::Fault;
-use crate::onnx::net::{Axis, Kind, Tensors, View};
-use crate::onnx::proto::Node;
-use crate::onnx::window::{Window, output};
+use crate::net::{Axis, Kind, Tensors, View};
+use crate::proto::Node;
+use crate::window::{Window, output};
 
 impl<'a> Translator<'a> {
     pub(super) fn max_pool(&mut self, node: &'a Node) -> Result<View, Fault> {
@@ -101,7 +101,7 @@ impl<'a> Translator<'a> {
     pub(super) fn reduce(&mut self, node: &'a Node, op: Op) -> Result<View, Fault> {
         let x = self.view(node, 0)?;
         let axes = self.list(node, "axes", 1)?.unwrap_or_default();
-        let places = axes.iter().map(|&a| crate::onnx::constant::axis(a, x.axes.len()));
+        let places = axes.iter().map(|&a| crate::constant::axis(a, x.axes.len()));
         let mut places: Vec<usize> = places.collect::<Option<_>>().unwrap_or_default();
         places.sort_unstable();
         let reduced: Vec<Axis> = places.iter().filter_map(|&i| x.axes.get(i).copied()).collect();

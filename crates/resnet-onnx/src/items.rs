@@ -14,15 +14,15 @@ use super::net::{Kind, Net};
 
 /// A part of a graph.
 #[derive(Debug, Clone)]
-pub(super) struct Item {
+pub(crate) struct Item {
     /// What is computed, without what may differ.
-    pub(super) op: Op,
-    pub(super) inputs: Vec<usize>,
+    pub(crate) op: Op,
+    pub(crate) inputs: Vec<usize>,
     /// The nodes or cells that it is made of, by position.
-    pub(super) members: Vec<usize>,
-    pub(super) channels: usize,
+    pub(crate) members: Vec<usize>,
+    pub(crate) channels: usize,
     /// Equal for equal parts: of the operation and of everything before it.
-    pub(super) hash: u64,
+    pub(crate) hash: u64,
 }
 
 /// One operation before it becomes an item.
@@ -33,7 +33,7 @@ struct Part<'a> {
 }
 
 /// Our graph.
-pub(super) fn ours(graph: &Graph) -> Vec<Item> {
+pub(crate) fn ours(graph: &Graph) -> Vec<Item> {
     let parts: Vec<Part> = graph
         .nodes()
         .iter()
@@ -47,7 +47,7 @@ pub(super) fn ours(graph: &Graph) -> Vec<Item> {
 }
 
 /// A foreign graph; `Err` holds the label of a cell that is no operation of ours.
-pub(super) fn theirs(net: &Net) -> Result<Vec<Item>, String> {
+pub(crate) fn theirs(net: &Net) -> Result<Vec<Item>, String> {
     const AFFINE: Op = Op::BatchNorm(BatchNorm { eps: 0.0 });
     let mut parts = Vec::with_capacity(net.cells.len());
     for cell in &net.cells {
@@ -133,7 +133,7 @@ fn hash(op: &Op, inputs: &[usize], items: &[Item]) -> u64 {
 }
 
 /// An operation in words.
-pub(super) fn describe(item: &Item) -> String {
+pub(crate) fn describe(item: &Item) -> String {
     let pair = |[a, b]: [usize; 2]| format!("{a}×{b}");
     match &item.op {
         Op::Conv(c) => {

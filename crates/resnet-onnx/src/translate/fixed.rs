@@ -3,11 +3,11 @@
 use resnet_model::RawTensor;
 
 use super::{Translator, Value};
+use crate::constant::{self, Constant};
 use crate::error::{Code, Fault};
-use crate::onnx::constant::{self, Constant};
-use crate::onnx::net::Axis;
-use crate::onnx::proto::Node;
-use crate::onnx::tensor;
+use crate::net::Axis;
+use crate::proto::Node;
+use crate::tensor;
 
 /// The longest list of sizes.
 const MAX_SIZES: usize = 64;
@@ -169,7 +169,7 @@ impl<'a> Translator<'a> {
             "Transpose" => {
                 let order = node.ints("perm").map(|p| p.iter().map(|&i| usize::try_from(i).ok()).collect());
                 let order = order.unwrap_or_else(|| Some((0..rank).rev().collect::<Vec<_>>()));
-                let moved = order.and_then(|order| constant::transpose(tensor, &order));
+                let moved = order.and_then(|order| resnet_model::raw::permute(tensor, &order));
                 let moved = moved.ok_or_else(odd)?;
                 return self.spend(node, moved);
             }

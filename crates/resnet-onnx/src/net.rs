@@ -6,18 +6,18 @@ use super::constant::Constant;
 
 /// One operation of a foreign graph.
 #[derive(Debug, Clone)]
-pub(super) struct Cell {
+pub(crate) struct Cell {
     /// What the file calls it, with its kind there: `/layer1/conv1/Conv (Conv)`.
-    pub(super) label: String,
-    pub(super) kind: Kind,
-    pub(super) inputs: Vec<usize>,
-    pub(super) channels: usize,
+    pub(crate) label: String,
+    pub(crate) kind: Kind,
+    pub(crate) inputs: Vec<usize>,
+    pub(crate) channels: usize,
     /// Height and width of the result, where they are known.
-    pub(super) size: Option<[usize; 2]>,
+    pub(crate) size: Option<[usize; 2]>,
 }
 
 #[derive(Debug, Clone)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     /// An operation of ours; those with tensors have them.
     Op(Op, Tensors),
     /// Multiplication by one number for each channel and addition of another.
@@ -30,27 +30,27 @@ pub(super) enum Kind {
 
 /// The tensors of an operation, under the names of PyTorch's modules.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Tensors {
-    pub(super) weight: Option<Constant>,
-    pub(super) bias: Option<Constant>,
-    pub(super) mean: Option<Constant>,
-    pub(super) var: Option<Constant>,
+pub(crate) struct Tensors {
+    pub(crate) weight: Option<Constant>,
+    pub(crate) bias: Option<Constant>,
+    pub(crate) mean: Option<Constant>,
+    pub(crate) var: Option<Constant>,
 }
 
 impl Tensors {
-    pub(super) fn weight(weight: Constant, bias: Option<Constant>) -> Tensors {
+    pub(crate) fn weight(weight: Constant, bias: Option<Constant>) -> Tensors {
         Tensors { weight: Some(weight), bias, ..Tensors::default() }
     }
 }
 
 /// A foreign graph: every cell comes after its inputs, the first is the input, the last the output.
 #[derive(Debug)]
-pub(super) struct Net {
-    pub(super) cells: Vec<Cell>,
+pub(crate) struct Net {
+    pub(crate) cells: Vec<Cell>,
 }
 
 impl Cell {
-    pub(super) fn op(&self) -> Option<&Op> {
+    pub(crate) fn op(&self) -> Option<&Op> {
         match &self.kind {
             Kind::Op(op, _) => Some(op),
             _ => None,
@@ -61,7 +61,7 @@ impl Cell {
 /// An axis of a value that depends on the input. A result of ours is `[N, C, H, W]` or `[N, C]`; exporters arrange it
 /// in many ways.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Axis {
+pub(crate) enum Axis {
     N,
     C,
     H,
@@ -75,27 +75,27 @@ pub(super) enum Axis {
 
 /// A cell's result as an ONNX value has it.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct View {
-    pub(super) cell: usize,
-    pub(super) axes: Vec<Axis>,
+pub(crate) struct View {
+    pub(crate) cell: usize,
+    pub(crate) axes: Vec<Axis>,
 }
 
 impl View {
-    pub(super) fn planar(cell: usize) -> View {
+    pub(crate) fn planar(cell: usize) -> View {
         View { cell, axes: vec![Axis::N, Axis::C, Axis::H, Axis::W] }
     }
 
-    pub(super) fn place(&self, axis: Axis) -> Option<usize> {
+    pub(crate) fn place(&self, axis: Axis) -> Option<usize> {
         self.axes.iter().position(|&a| a == axis)
     }
 
     /// Whether it has pixels.
-    pub(super) fn is_map(&self) -> bool {
+    pub(crate) fn is_map(&self) -> bool {
         self.axes.contains(&Axis::H) && self.axes.contains(&Axis::W)
     }
 
     /// Whether it is a row of channels, in whatever shape.
-    pub(super) fn is_row(&self) -> bool {
+    pub(crate) fn is_row(&self) -> bool {
         self.axes.contains(&Axis::C) && self.axes.iter().all(|a| matches!(a, Axis::N | Axis::C | Axis::One))
     }
 }

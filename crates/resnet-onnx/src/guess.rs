@@ -17,12 +17,12 @@ const MAX_BLOCKS: usize = 10_000;
 
 /// A foreign graph to be read.
 #[derive(Clone, Copy)]
-pub(super) struct Foreign<'a> {
-    pub(super) items: &'a [Item],
+pub(crate) struct Foreign<'a> {
+    pub(crate) items: &'a [Item],
     /// What the norms add to the variance, where norms were kept.
-    pub(super) eps: Option<f64>,
+    pub(crate) eps: Option<f64>,
     /// Whether batch norms were kept.
-    pub(super) norms: bool,
+    pub(crate) norms: bool,
 }
 
 impl<'a> Foreign<'a> {
@@ -44,7 +44,7 @@ struct Head {
 }
 
 /// Architectures that the graph may be of, the likeliest first.
-pub(super) fn candidates(net: Foreign) -> Vec<Arch> {
+pub(crate) fn candidates(net: Foreign) -> Vec<Arch> {
     let mut found = Vec::new();
     if let Some(vgg) = vgg(net) {
         found.push(Arch::Vgg(vgg));

@@ -7,11 +7,11 @@ use resnet_model::escape;
 use resnet_model::raw::Bytes;
 
 use super::wire::Wire;
+use crate::MAX_NAME;
 use crate::error::{Code, Fault};
-use crate::source::MAX_NAME;
 
 /// More of anything than a network has; what is decoded is a multiple of these and of the bytes present.
-pub(super) const MAX_NODES: usize = 100_000;
+pub(crate) const MAX_NODES: usize = 100_000;
 const MAX_TENSORS: usize = 100_000;
 const MAX_LIST: usize = 10_000;
 const MAX_DIMS: usize = 16;

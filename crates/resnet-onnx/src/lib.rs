@@ -1,12 +1,9 @@
-//! ONNX: a graph and its weights, matched to ours by structure, whatever the names and the order of the nodes.
-//!
-//! A foreign graph is translated to cells of our operations (`translate`), what exporters split is joined (`simplify`), an
-//! architecture is read off (`guess`), and its graph compared with the foreign one part by part (`compare`). Then every
-//! tensor has its name (`assign`).
+#![doc = include_str!("../README.md")]
 
 mod assign;
 mod compare;
 mod constant;
+mod error;
 mod export;
 mod external;
 mod guess;
@@ -28,7 +25,8 @@ use resnet_model::arch::{Arch, Norm, ResNetV2};
 use resnet_model::graph::Op;
 use resnet_model::meta::KEY;
 use resnet_model::raw::Bytes;
-use resnet_model::{Checkpoint, Meta, RawTensor, escape, zoo};
+use resnet_model::text::plural;
+use resnet_model::{Checkpoint, Existing, Meta, RawTensor, escape, zoo};
 
 use self::assign::Assigned;
 pub use self::export::Export;
@@ -37,60 +35,96 @@ use self::guess::Foreign;
 use self::items::Item;
 use self::net::Net;
 use self::proto::Model;
-pub(crate) use self::simplify::Prelude;
-use crate::convert::Conversion;
-use crate::error::{Code, Error, Fault};
-use crate::report::{Renamed, plural};
-use crate::source::{Format, MAX_NAME, StateDict};
+pub use self::simplify::Prelude;
+pub use crate::error::{Code, Error, Fault, Result};
+
+/// Longest name of an initializer, in bytes.
+const MAX_NAME: usize = 1024;
 
 /// The first operator set whose operators broadcast as today's do.
 const MIN_OPSET: i64 = 7;
 
-/// A graph that has been read and not been understood yet.
+/// A computation graph that has not been identified yet.
 #[derive(Debug)]
-pub(crate) struct Graph {
+pub struct Graph {
     model: Model,
     file: Arc<dyn Bytes>,
     folder: External,
 }
 
-/// A network found in a foreign graph.
+/// A model file: its initializers and its graph.
 #[derive(Debug)]
-pub(crate) struct Found {
-    pub(crate) arch: Arch,
-    pub(crate) tensors: BTreeMap<String, RawTensor>,
-    pub(crate) renamed: Vec<Renamed>,
-    /// Weights that the graph does not use.
-    pub(crate) unused: Vec<String>,
-    pub(crate) notes: Vec<String>,
-    /// What the file says about itself, if we wrote it.
-    pub(crate) meta: Option<Meta>,
-    pub(crate) prelude: Option<Prelude>,
+pub struct OnnxModel {
+    /// Initializers in file order. Their bytes stay in the file until they are needed.
+    pub tensors: Vec<(String, RawTensor)>,
+    /// Initializers of unsupported types as (name, type).
+    pub unsupported: Vec<(String, String)>,
+    /// The graph.
+    pub graph: Graph,
 }
 
-/// Writes `checkpoint` as the ONNX model that `job` asks for.
-pub(crate) fn write(
+/// A network of the zoo that matches a graph.
+#[derive(Debug)]
+pub struct Network {
+    /// The architecture.
+    pub arch: Arch,
+    /// The tensors, with the names of the architecture.
+    pub tensors: BTreeMap<String, RawTensor>,
+    /// Names in the file and in the architecture.
+    pub renamed: Vec<(String, String)>,
+    /// Initializers that the graph does not use.
+    pub unused: Vec<String>,
+    /// Notes for the user.
+    pub notes: Vec<String>,
+    /// The metadata of a file that this crate wrote.
+    pub meta: Option<Meta>,
+    /// Preprocessing in the graph.
+    pub prelude: Option<Prelude>,
+}
+
+/// Result of [`identify`].
+#[derive(Debug)]
+pub enum Match {
+    /// The graph is this network.
+    Network(Box<Network>),
+    /// The graph matches no network of the zoo, for this reason.
+    Unknown(String),
+}
+
+/// Writes `checkpoint` as an ONNX model to `path`. `progress` receives the number of bytes of each written tensor.
+///
+/// # Errors
+///
+/// [`Error::Export`] for an operation without an ONNX equivalent, [`Error::TooLarge`] beyond 2 GiB, or an error of reading
+/// or writing.
+pub fn write(
     checkpoint: &Checkpoint,
-    job: &Conversion,
+    path: &Path,
+    existing: Existing,
+    options: &Export,
     progress: &mut dyn FnMut(u64),
-) -> Result<(), Error> {
-    export::write(checkpoint, job.output, job.existing, &job.options.onnx, progress)
+) -> Result<()> {
+    export::write(checkpoint, path, existing, options, progress)
 }
 
-/// Whether these are the first bytes of a model: its first field is the format's version, from 3 on, and the second
-/// another of the model's.
-pub(crate) fn magic(head: &[u8]) -> bool {
+/// Returns `true` for the first bytes of a model: field 1 is the IR version, from 3, followed by another field of
+/// `ModelProto`.
+pub fn is_onnx(head: &[u8]) -> bool {
     matches!(head, [0x08, 3..=0x7f, 0x12 | 0x1a | 0x22 | 0x28 | 0x32 | 0x3a | 0x42 | 0x72, ..])
 }
 
-/// Reads a model. `path` is where it lies: tensors may be in files beside it.
-pub(crate) fn read(bytes: Arc<dyn Bytes>, path: Option<&Path>) -> Result<StateDict, Fault> {
+/// Reads a model. `path` is the path of the file, for tensors in external files of its folder.
+///
+/// # Errors
+///
+/// A [`Fault`] for malformed protobuf, sparse initializers, invalid names and invalid external data.
+pub fn read(bytes: Arc<dyn Bytes>, path: Option<&Path>) -> Result<OnnxModel, Fault> {
     let model = proto::read(bytes.clone())?;
     let mut external = External::new(path);
     if model.graph.sparse {
-        return Err(Fault::new(Code::Unsupported, "sparse weights"));
+        return Err(Fault::new(Code::Unsupported, "sparse initializers"));
     }
-    let mut state = StateDict::new(Format::Onnx);
+    let (mut tensors, mut unsupported) = (vec![], vec![]);
     let mut names = HashSet::new();
     for found in &model.graph.tensors {
         let name = &found.name;
@@ -100,36 +134,37 @@ pub(crate) fn read(bytes: Arc<dyn Bytes>, path: Option<&Path>) -> Result<StateDi
         if !names.insert(name.as_str()) {
             return Err(Fault::new(
                 Code::DuplicateName,
-                format!("two initializers are called `{}`", escape(name)),
+                format!("two initializers have the name `{}`", escape(name)),
             ));
         }
         match tensor::raw(found, &bytes, &mut external)? {
-            Ok(tensor) => state.tensors.push((name.clone(), tensor)),
-            Err(what) => state.unsupported.push((name.clone(), format!("a tensor {what}"))),
+            Ok(tensor) => tensors.push((name.clone(), tensor)),
+            Err(what) => unsupported.push((name.clone(), format!("a tensor {what}"))),
         }
     }
-    if state.tensors.is_empty() && state.unsupported.is_empty() && model.graph.nodes.is_empty() {
-        return Err(Fault::new(Code::Empty, "a model without weights or nodes"));
+    if tensors.is_empty() && unsupported.is_empty() && model.graph.nodes.is_empty() {
+        return Err(Fault::new(Code::Empty, "a model without initializers or nodes"));
     }
-    state.graph = Some(Box::new(Graph { model, file: bytes, folder: external }));
-    Ok(state)
+    Ok(OnnxModel { tensors, unsupported, graph: Graph { model, file: bytes, folder: external } })
 }
 
-/// Finds the network that a graph is; `Err` says why it is none, or what is wrong with it.
-pub(crate) fn understand(
-    graph: Graph,
-    tensors: &[(String, RawTensor)],
-    insist: Option<&Arch>,
-) -> Result<Result<Found, String>, Fault> {
+/// Identifies the network that `graph` computes, with `tensors` as its initializers. With `arch`, only that architecture is
+/// compared (its numbers of classes and input channels are those of the graph).
+///
+/// # Errors
+///
+/// A [`Fault`] for unsupported nodes, broken links, and operator sets before 7.
+pub fn identify(graph: Graph, tensors: &[(String, RawTensor)], arch: Option<&Arch>) -> Result<Match, Fault> {
     let Graph { model, file, folder } = graph;
     let opset = model.opsets.iter().find(|o| matches!(o.domain.as_str(), "" | "ai.onnx")).map(|o| o.version);
     match opset {
         Some(opset) if opset >= MIN_OPSET => {}
         Some(opset) => {
-            let detail = format!("operator set {opset}; {MIN_OPSET} is the first that is read");
+            let detail =
+                format!("operator set {opset}, expected {MIN_OPSET} or later; export with a newer opset");
             return Err(Fault::new(Code::Version, detail));
         }
-        None => return Err(Fault::new(Code::Version, "no operator set of ONNX is named")),
+        None => return Err(Fault::new(Code::Version, "missing operator set of ONNX")),
     }
     let own = model.metadata.iter().find(|e| e.key == KEY);
     let meta = match own.map(|e| Meta::from_json(&e.value)).transpose() {
@@ -143,29 +178,28 @@ pub(crate) fn understand(
     let theirs = match items::theirs(&net) {
         Ok(theirs) => theirs,
         Err(label) => {
-            let what = format!("`{}` is nothing that a network of the zoo has", escape(&label));
-            return Ok(Err(what));
+            return Ok(Match::Unknown(format!("no network of the zoo contains `{}`", escape(&label))));
         }
     };
-    let matched = find(&net, &theirs, insist.or(meta.as_ref().map(|m| &m.arch)), insist.is_some());
+    let matched = find(&net, &theirs, arch.or(meta.as_ref().map(|m| &m.arch)), arch.is_some());
     let (arch, assigned) = match matched {
         Ok(matched) => matched,
-        Err(why) => return Ok(Err(why)),
+        Err(reason) => return Ok(Match::Unknown(reason)),
     };
     let arch = standardized(arch, &assigned.tensors);
     let mut notes = translated.notes;
     if assigned.unfolded > 0 {
         let norms = plural(assigned.unfolded, "batch norm");
-        notes.push(format!("{norms} had been folded: the converted ones change nothing but add the bias"));
+        notes.push(format!("{norms} had been folded: the converted ones only add the bias"));
     }
     let unused = tensors.iter().filter(|(name, tensor)| {
-        crate::cast::is_float(tensor.dtype())
+        resnet_model::raw::is_float(tensor.dtype())
             && tensor.elements() > 1
             && !translated.seen.contains(name.as_str())
     });
     let unused = unused.map(|(name, _)| name.clone()).collect();
     let Assigned { tensors, renamed, .. } = assigned;
-    Ok(Ok(Found { arch, tensors, renamed, unused, notes, meta, prelude }))
+    Ok(Match::Network(Box::new(Network { arch, tensors, renamed, unused, notes, meta, prelude })))
 }
 
 /// The architecture whose graph equals the foreign one, and its tensors; else where the likeliest one differs.
