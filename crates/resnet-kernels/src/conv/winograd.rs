@@ -10,6 +10,7 @@ use std::marker::PhantomData;
 use super::direct::{TaskSize, owned_rows, partition_rows};
 use super::pack::{Panel, Panels};
 use super::{Call, PackedConv};
+use crate::error::Error;
 use crate::layout::{Blocked, LANES, View};
 use crate::shape::{ConvShape, ConvWeights};
 use crate::simd::Simd;
@@ -41,7 +42,7 @@ pub(super) fn pack<
 >(
     shape: &ConvShape,
     weights: ConvWeights,
-) -> Panels {
+) -> Result<Panels, Error> {
     Panels::winograd::<S, A, B>(shape, weights, P::G, Q::G)
 }
 

@@ -170,7 +170,7 @@ impl Engine {
             return Ok(sessions.remove(position));
         }
         drop(sessions);
-        Ok(Session::new(self.layout(wanted)?))
+        Session::new(self.layout(wanted)?)
     }
 
     fn keep(&self, session: Session) {

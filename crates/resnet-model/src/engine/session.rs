@@ -170,8 +170,8 @@ pub(super) struct Session {
 }
 
 impl Session {
-    pub(super) fn new(layout: Arc<Layout>) -> Session {
-        Session { arena: AlignedVec::zeroed(layout.arena), layout }
+    pub(super) fn new(layout: Arc<Layout>) -> Result<Session> {
+        Ok(Session { arena: AlignedVec::zeroed(layout.arena)?, layout })
     }
 
     pub(super) fn layout(&self) -> &Arc<Layout> {
