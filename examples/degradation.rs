@@ -1,8 +1,8 @@
-//! The paper's experiment (arXiv 1512.03385, section 4.2) on digits: do deeper networks learn their training images less
-//! well, and do shortcuts help? `cargo run --release --example degradation -- [OUT [EPOCHS]]`.
+//! The degradation experiment of the paper (arXiv 1512.03385, section 4.2) on digits: training error of deeper networks with
+//! and without shortcuts: `cargo run --release --example degradation -- [OUT [EPOCHS]]`.
 //!
-//! Trains plain networks of 20 and 56 layers and the residual ones with shortcuts A, B and C, all from the same images, seed
-//! and settings, and writes OUT/degradation.svg (OUT is `target/degradation` otherwise). What is found in OUT is gone on with.
+//! Trains plain networks of 20 and 56 layers and residual ones with shortcuts A, B and C, with the same images, seed and settings,
+//! and writes OUT/degradation.svg (default: `target/degradation`). Interrupted runs in OUT are resumed.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,22 +12,22 @@ use std::time::Instant;
 use anyhow::Context;
 use candle_core::Device;
 use image::{DynamicImage, GrayImage};
+use resnet_image::preprocess::Channels;
 use resnet_model::arch::{ResNet, Shortcut};
 use resnet_model::file::{Existing, write_atomically};
 use resnet_model::parameters::Initialization;
-use resnet_model::preprocess::Channels;
 use resnet_model::{Arch, Meta, Parameters, Preprocess, safetensors};
 use resnet_train::augment::{Augment, Crop};
-use resnet_train::event::Record;
+use resnet_train::event::EpochMetrics;
 use resnet_train::plot::{Chart, Curve, svg};
-use resnet_train::schedule::{Schedule, Shape};
+use resnet_train::schedule::{Schedule, ScheduleKind};
 use resnet_train::{Begin, Config, Dataset, Event, Run, fit};
 
-/// Pixels of a digit, and of what the networks see: the experiment is about depth, and small images take a quarter of the time.
+/// Side of a digit in pixels, and of the network's input, which is smaller to save three quarters of the time.
 const SIDE: usize = 28;
 const SEEN: usize = 14;
 const DEPTHS: [usize; 2] = [20, 56];
-/// Name, shortcut, colour.
+/// Name, shortcut, index of the color.
 const KINDS: [(&str, Shortcut, usize); 4] = [
     ("plain", Shortcut::None, 0),
     ("A", Shortcut::ZeroPad, 1),
@@ -46,9 +46,9 @@ fn main() -> anyhow::Result<()> {
         "{:12} {:>10} {:>12} {:>12} {:>8}",
         "network", "parameters", "last error", "last loss", "minutes"
     );
-    for (kind, shortcut, colour) in KINDS {
+    for (kind, shortcut, color) in KINDS {
         for depth in DEPTHS {
-            let net = ResNet::cifar(depth).context("a depth of 6n + 2")?;
+            let net = ResNet::cifar(depth).context("the depth must be 6n + 2")?;
             let arch = Arch::ResNet(ResNet { shortcut, in_channels: 1, ..net });
             let name =
                 if kind == "plain" { format!("plain-{depth}") } else { format!("ResNet-{depth} {kind}") };
@@ -57,26 +57,24 @@ fn main() -> anyhow::Result<()> {
             let size: usize =
                 parameters.list().iter().map(|param| param.shape.iter().product::<usize>()).sum();
             let records = train(&out.join(name.replace(' ', "-")), parameters, &arch, &digits, epochs)?;
-            let last = records.last().context("no epoch")?;
+            let last = records.last().context("no epoch was trained")?;
             let minutes = since.elapsed().as_secs_f64() / 60.0;
             println!("{name:12} {size:>10} {:>10.2} % {:>12.4} {minutes:>8.1}", error(last), last.loss);
             let points = records.iter().map(|r| (r.epoch as f64 + 1.0, error(r))).collect();
-            curves.push(Curve { name, points, colour, width: if depth > 20 { 3 } else { 1 } });
+            curves.push(Curve { name, points, color, width: if depth > 20 { 3 } else { 1 } });
         }
     }
     let title = format!("training error, {} digits", digits.train().len());
-    let chart = Chart { title, axes: ["epoch".into(), "per cent".into()], curves };
+    let chart = Chart { title, axes: ["epoch".into(), "percent".into()], curves };
     let path = out.join("degradation.svg");
-    let picture = svg(&[chart])?;
-    write_atomically(&path, Existing::Replace, |file| {
-        Ok(std::io::Write::write_all(file, picture.as_bytes())?)
-    })?;
+    let plot = svg(&[chart])?;
+    write_atomically(&path, Existing::Replace, |file| Ok(std::io::Write::write_all(file, plot.as_bytes())?))?;
     println!("{}", path.display());
     Ok(())
 }
 
-/// Per cent of the training images that an epoch got wrong, on its way.
-fn error(record: &Record) -> f64 {
+/// Returns the training error of an epoch in percent, measured during training.
+fn error(record: &EpochMetrics) -> f64 {
     100.0 * (1.0 - record.train_top1)
 }
 
@@ -86,24 +84,24 @@ fn train(
     arch: &Arch,
     digits: &Arc<Dataset>,
     epochs: usize,
-) -> anyhow::Result<Vec<Record>> {
-    // The paper's settings, but for the length: momentum 0.9, decay 1e-4, a rate of 0.1 for 128 images, divided by ten after
-    // a half and three quarters, images moved by up to a seventh. Digits are not mirrored.
+) -> anyhow::Result<Vec<EpochMetrics>> {
+    // The paper's settings except for the length: momentum 0.9, weight decay 1e-4, learning rate 0.1 for a batch size of 128,
+    // divided by ten after 50 % and 75 % of the steps, images shifted by up to a seventh. Digits are not flipped.
     let config = Config {
         epochs,
         batch_size: 32,
         augment: Augment { crop: Crop::Pad, pad: 2, ..Augment::none() },
         schedule: Schedule {
-            rate: 0.025,
-            shape: Shape::Step,
-            steps: vec![0.5, 0.75],
-            warm_up: 0.0,
+            lr: Some(0.025),
+            kind: ScheduleKind::Step,
+            milestones: vec![0.5, 0.75],
+            warmup: 0.0,
             ..Schedule::default()
         },
         ..Config::default()
     };
     let mut preprocess = Preprocess::torchvision(SEEN, SEEN);
-    (preprocess.channels, preprocess.mean, preprocess.std) = (Channels::Grey, vec![0.5], vec![0.5]);
+    (preprocess.channels, preprocess.mean, preprocess.std) = (Channels::Gray, vec![0.5], vec![0.5]);
     let begin = if folder.exists() { Begin::Resume } else { Begin::New };
     let run = Run {
         config: &config,
@@ -116,13 +114,13 @@ fn train(
     };
     let report = fit(run, &mut |event| {
         if let Event::Epoch(record) = event {
-            eprintln!("{}: epoch {}, {:.2} % wrong", folder.display(), record.epoch + 1, error(&record));
+            eprintln!("{}: epoch {}, error {:.2} %", folder.display(), record.epoch + 1, error(&record));
         }
     })?;
     Ok(report.records)
 }
 
-/// The 2,000 digits of the repository, all to train on.
+/// Reads the 2,000 digits of the repository, all for training.
 fn digits(path: &Path) -> anyhow::Result<Dataset> {
     let contents = safetensors::open(path)?;
     let read = |wanted: &str| {
@@ -132,12 +130,12 @@ fn digits(path: &Path) -> anyhow::Result<Dataset> {
     };
     let (levels, labels) = (read("images")?, read("labels")?);
     let image = |levels: &[u8]| {
-        let image = GrayImage::from_raw(SIDE as u32, SIDE as u32, levels.to_vec())
-            .context("an image of another size")?;
+        let image =
+            GrayImage::from_raw(SIDE as u32, SIDE as u32, levels.to_vec()).context("invalid image size")?;
         anyhow::Ok(Arc::new(DynamicImage::from(image).into_rgb8()))
     };
     let images = levels.chunks_exact(SIDE * SIDE).zip(labels);
     let images = images.map(|(levels, label)| Ok((image(levels)?, usize::from(label))));
     let classes = (0..10).map(|digit| digit.to_string()).collect();
-    Ok(Dataset::memory(classes, images.collect::<anyhow::Result<_>>()?, 0.0, 0)?)
+    Ok(Dataset::from_images(classes, images.collect::<anyhow::Result<_>>()?, 0.0, 0)?)
 }

@@ -1,10 +1,11 @@
-//! A network as a backbone: the feature maps of an image, `cargo run --example features -- CHECKPOINT IMAGE`.
+//! Feature maps of an image, for a network as a backbone: `cargo run --example features -- CHECKPOINT IMAGE`.
 
 use std::path::Path;
 
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};
-use resnet_model::{Checkpoint, Network, decode};
+use resnet_image::decode;
+use resnet_model::{Checkpoint, Network};
 
 fn main() -> Result<()> {
     let mut args = std::env::args().skip(1);

@@ -1,1 +1,1 @@
-//! Home of the example programs beside this file; cargo wants a target of its own here.
+//! An empty library: cargo requires a target in addition to the examples.

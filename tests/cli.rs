@@ -1,4 +1,4 @@
-//! Running the programs as a user does.
+//! Helpers that run the program as a user does.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use resnet_model::file::Existing;
 use resnet_model::{Arch, Checkpoint, synthetic, zoo};
 
-/// What a program printed and how it ended.
+/// The output and exit status of a program.
 #[derive(Debug)]
 pub(crate) struct Output {
     pub(crate) code: i32,
@@ -16,14 +16,14 @@ pub(crate) struct Output {
 }
 
 impl Output {
-    /// Requires success and gives standard output.
+    /// Returns standard output; panics unless the program succeeded.
     #[track_caller]
     pub(crate) fn ok(&self) -> &str {
         assert_eq!(self.code, 0, "{self:?}");
         &self.stdout
     }
 
-    /// Requires exit code 1, nothing on standard output, and one line of error that holds all `parts`.
+    /// Panics unless the exit status is 1, standard output is empty, and standard error is one line that contains all `parts`.
     #[track_caller]
     pub(crate) fn fails_with(&self, parts: &[&str]) {
         assert_eq!((self.code, self.stdout.as_str()), (1, ""), "{self:?}");
@@ -37,12 +37,12 @@ impl Output {
     }
 }
 
-/// `resnet-cli` with these arguments, an environment without Hub settings and nothing on standard input.
+/// Runs `resnet-cli` without Hub settings in the environment and with empty standard input.
 pub(crate) fn resnet_cli<A: AsRef<std::ffi::OsStr>>(args: &[A]) -> Output {
     run(&mut command(args), &[])
 }
 
-/// As [`resnet_cli`], to be changed before it is run.
+/// Returns the command that [`resnet_cli`] runs.
 pub(crate) fn command<A: AsRef<std::ffi::OsStr>>(args: &[A]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_resnet-cli"));
     for variable in ["HF_ENDPOINT", "HF_HOME", "HF_HUB_CACHE", "HF_TOKEN", "HF_HUB_OFFLINE"] {
@@ -55,7 +55,7 @@ pub(crate) fn command<A: AsRef<std::ffi::OsStr>>(args: &[A]) -> Command {
 pub(crate) fn run(command: &mut Command, stdin: &[u8]) -> Output {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
-    // A program that refuses its arguments does not read its input.
+    // A program that rejects its arguments does not read its input.
     let _ = child.stdin.take().unwrap().write_all(stdin);
     let output = child.wait_with_output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
@@ -66,17 +66,17 @@ pub(crate) fn run(command: &mut Command, stdin: &[u8]) -> Output {
     }
 }
 
-/// A file of the repository.
+/// Returns the path of a file in the repository.
 pub(crate) fn file(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(path)
 }
 
-/// The bundled digits model.
+/// Returns the path of the bundled digits model.
 pub(crate) fn digits() -> PathBuf {
     file("weights/digits_resnet20.safetensors")
 }
 
-/// A self-describing checkpoint of a zoo network with formula weights, at `folder/name.safetensors`.
+/// Writes a self-describing checkpoint of a named network with synthetic weights to `folder/name.safetensors`.
 pub(crate) fn checkpoint(folder: &Path, name: &str) -> PathBuf {
     save(folder, name, &zoo::arch(name).unwrap())
 }

@@ -13,7 +13,7 @@ fn s(path: impl AsRef<Path>) -> String {
     path.as_ref().to_str().unwrap().to_owned()
 }
 
-/// Exit code, output, errors.
+/// Exit status, standard output and standard error.
 fn resnet_cli(args: &[&str]) -> (i32, String, String) {
     let out = crate::cli::resnet_cli(args);
     (out.code, out.stdout, out.stderr)
@@ -23,7 +23,7 @@ fn golden(name: &str) -> String {
     s(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/checkpoints").join(name))
 }
 
-/// The tensors of a checkpoint, changed, without a description.
+/// Writes a changed copy of a checkpoint, without its metadata.
 fn changed(from: &Path, to: &str, change: impl Fn(&mut BTreeMap<String, RawTensor>)) -> PathBuf {
     let mut tensors = Checkpoint::open(from).unwrap().tensors().clone();
     change(&mut tensors);
@@ -63,7 +63,7 @@ fn inspect_shows_the_network_and_every_tensor() {
 }
 
 #[test]
-fn inspect_shows_files_of_no_network_and_says_why() {
+fn inspect_shows_files_that_are_not_networks() {
     let dir = tempfile::tempdir().unwrap();
     let tensors = BTreeMap::from([
         (
@@ -72,23 +72,18 @@ fn inspect_shows_files_of_no_network_and_says_why() {
         ),
         ("n".to_owned(), RawTensor::scalar_i64(7)),
     ]);
-    let path = dir.path().join("odd.safetensors");
+    let path = dir.path().join("other.safetensors");
     safetensors::write(&path, Existing::Keep, &BTreeMap::new(), &tensors, &mut |_| {}).unwrap();
     let (code, text, error) = resnet_cli(&["inspect", "--stats", &s(&path)]);
     assert_eq!(code, 0, "{error}");
     fits(&text);
-    for expected in [
-        "  no network    a safetensors of 2 tensors, but no ResNet",
-        "encoder\\u{1b}[2J",
-        "1 NaN  1 infinite",
-        "1 F32",
-    ] {
+    for expected in ["  not a network", "encoder\\u{1b}[2J", "1 NaN  1 infinite", "1 F32"] {
         assert!(text.contains(expected), "no {expected:?} in\n{text}");
     }
     assert!(!text.contains('\u{1b}'));
     let (code, _, error) = resnet_cli(&["inspect", &s(dir.path())]);
     assert_eq!(code, 1);
-    assert!(error.contains("is a folder, not a file"), "{error}");
+    assert!(error.contains("is a directory, not a file"), "{error}");
 }
 
 #[test]
@@ -99,7 +94,7 @@ fn diff_compares_under_canonical_names() {
         let [file, _, _, expected, absent, _] = line.split('\t').collect::<Vec<_>>()[..] else {
             panic!("{line}")
         };
-        // Files that lack a tensor differ.
+        // Files with a missing tensor differ.
         let code = if absent == "-" { 0 } else { 1 };
         let (found, text, error) = resnet_cli(&["diff", &golden(expected), &golden(file)]);
         assert_eq!(found, code, "{file}: {text}{error}");
@@ -109,7 +104,27 @@ fn diff_compares_under_canonical_names() {
 }
 
 #[test]
-fn diff_tells_what_differs_and_by_how_much() {
+fn diff_separates_dtypes_from_values() {
+    let dir = tempfile::tempdir().unwrap();
+    let a = checkpoint(dir.path(), "resnet20_cifar");
+    let b = changed(&a, "b.safetensors", |tensors| {
+        let shape = tensors["fc.bias"].shape().to_vec();
+        let zeros = std::sync::Arc::new(vec![0; 2 * shape[0]]);
+        tensors
+            .insert("fc.bias".into(), RawTensor::new(resnet_model::raw::Dtype::F16, shape, zeros).unwrap());
+    });
+    let zero = changed(&a, "a.safetensors", |tensors| {
+        let shape = tensors["fc.bias"].shape().to_vec();
+        tensors.insert("fc.bias".into(), RawTensor::from_f32(shape.clone(), &vec![0.0; shape[0]]).unwrap());
+    });
+    let (code, text, _) = resnet_cli(&["diff", &s(&zero), &s(&b)]);
+    assert_eq!(code, 1);
+    assert!(text.contains("different dtypes, equal values: 1\n  fc.bias  A F32, B F16"), "{text}");
+    assert!(!text.contains("values differ"), "{text}");
+}
+
+#[test]
+fn diff_reports_every_difference() {
     let dir = tempfile::tempdir().unwrap();
     let a = checkpoint(dir.path(), "resnet20_cifar");
     let b = changed(&a, "b.safetensors", |tensors| {
@@ -126,11 +141,11 @@ fn diff_tells_what_differs_and_by_how_much() {
     assert_eq!(code, 1);
     fits(&text);
     for expected in [
-        "under the names in the files",
+        "under their names in the files",
         "only in A: 1\n  fc.bias  F32  [10]",
         "only in B: 1\n  extra\\u{7}  I64  []",
-        "other shapes: 1\n  fc.weight  A [10, 64], B [64, 10]",
-        "other values: 1\n  conv1.weight  2.500e-1 (rel. ",
+        "different shapes: 1\n  fc.weight  A [10, 64], B [64, 10]",
+        "different values: 1\n  conv1.weight  2.500e-1 (rel. ",
         "1 of 432 values differ",
     ] {
         assert!(text.contains(expected), "no {expected:?} in\n{text}");

@@ -2,14 +2,16 @@
 #![cfg(test)]
 
 mod cli;
+#[allow(dead_code)]
+#[path = "../crates/resnet-hub/tests/hub/fake_hub.rs"]
 mod fakehub;
 mod golden;
-mod hub;
 mod inspect;
-mod manifest;
+mod manners;
 mod predict;
 mod tidy;
 mod train;
 mod verify;
+mod weights;
 mod workers;
 mod zoo;

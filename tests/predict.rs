@@ -21,7 +21,7 @@ fn predict(args: &[&str]) -> crate::cli::Output {
 }
 
 #[test]
-fn digits_are_recognised() {
+fn digits_are_recognized() {
     let images = s(file("examples/images"));
     let output = predict(&["--format", "json", "--top-k", "2", &images]);
     let rows: Value = serde_json::from_str(output.ok()).unwrap();
@@ -55,13 +55,13 @@ fn formats_agree() {
 }
 
 #[test]
-fn one_bad_image_does_not_stop_the_rest() {
+fn invalid_images_are_reported_and_skipped() {
     let dir = tempfile::tempdir().unwrap();
     let good = s(file("examples/images/digit-3-a.png"));
     let text = s(dir.path().join("text.png"));
-    fs::write(&text, "this is no image").unwrap();
+    fs::write(&text, "not an image").unwrap();
     let output = predict(&[&good, &text, &s(dir.path().join("missing.png")), &good, "--format", "ndjson"]);
-    assert_eq!(output.code, 1);
+    assert_eq!(output.code, 3);
     assert_eq!(output.stdout.lines().count(), 2);
     let errors: Vec<&str> = output.stderr.lines().collect();
     assert!(errors[0].starts_with("error: ") && errors[0].contains("text.png"), "{errors:?}");
@@ -70,7 +70,7 @@ fn one_bad_image_does_not_stop_the_rest() {
 }
 
 #[test]
-fn an_image_comes_from_standard_input() {
+fn dash_reads_an_image_from_standard_input() {
     let bytes = fs::read(file("examples/images/digit-5-a.png")).unwrap();
     let output = run(&mut command(&["predict", "--weights", &s(digits()), "--top-k", "1", "-"]), &bytes);
     assert!(output.ok().contains("  5"), "{output:?}");
@@ -79,11 +79,11 @@ fn an_image_comes_from_standard_input() {
 }
 
 #[test]
-fn bad_input_is_one_clear_line() {
+fn errors_are_one_line() {
     let dir = tempfile::tempdir().unwrap();
     let empty = dir.path().join("empty");
     fs::create_dir(&empty).unwrap();
-    predict(&[&s(&empty)]).fails_with(&["empty", "no image"]);
+    predict(&[&s(&empty)]).fails_with(&["empty", "no images"]);
 
     let huge = dir.path().join("huge.png");
     let mut header = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR".to_vec();
@@ -99,7 +99,9 @@ fn bad_input_is_one_clear_line() {
     cli(&["--weights", "nothing.pth"]).fails_with(&["nothing.pth", "no such file"]);
     cli(&["--weights", &s(dir.path().join("empty"))]).fails_with(&["folder"]);
     cli(&["--depth", "77"]).fails_with(&["--depth 77", "18, 34, 50, 101 or 152"]);
-    cli(&["--model", "resnet51"]).fails_with(&["unknown model `resnet51`", "resnet50"]);
+    let unknown = cli(&["--model", "resnet51"]);
+    assert_eq!(unknown.code, 2, "{unknown:?}");
+    assert!(unknown.stderr.contains("unknown model `resnet51`; did you mean"), "{unknown:?}");
     cli(&["--model", "plain34"]).fails_with(&["no published weights of `plain34`"]);
     cli(&["--weights", &s(digits()), "--device", "metal"])
         .fails_with(&["--device metal", "--features metal"]);
@@ -126,15 +128,15 @@ fn usage_errors_exit_with_2() {
 }
 
 #[test]
-fn weights_of_another_depth_are_refused() {
+fn weights_of_another_depth_are_rejected() {
     let dir = tempfile::tempdir().unwrap();
     let weights = s(checkpoint(dir.path(), "resnet18"));
     let image = s(file("examples/images/digit-3-a.png"));
     resnet_cli(&["predict", "--depth", "18", "--weights", &weights, &image]).ok();
     resnet_cli(&["predict", "--depth", "34", "--weights", &weights, &image]).fails_with(&[
         "resnet18.safetensors",
-        "holds resnet18",
-        "--depth 34 asks for resnet34",
+        "contains resnet18",
+        "the model is resnet34",
     ]);
 }
 
@@ -144,7 +146,7 @@ fn hub() -> FakeHub {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("model.safetensors");
     let checkpoint = synthetic::checkpoint(&zoo::arch("resnet18").unwrap()).unwrap();
-    // Without our description, as everybody else's files are.
+    // Without our metadata, like files of other tools.
     safetensors::write(
         &path,
         resnet_model::file::Existing::Keep,
@@ -162,7 +164,7 @@ fn hub() -> FakeHub {
 }
 
 #[test]
-fn depth_means_weights_from_the_hub() {
+fn depth_selects_weights_on_the_hub() {
     let hub = hub();
     let cache = tempfile::tempdir().unwrap();
     let images = [file("examples/images/digit-3-a.png"), file("examples/images/digit-4-a.png")];
@@ -184,11 +186,11 @@ fn depth_means_weights_from_the_hub() {
     let requests = hub.requests().len();
     assert_eq!(predict(&[]).ok(), first.stdout);
     assert_eq!(predict(&[("HF_HUB_OFFLINE", "1")]).ok(), first.stdout);
-    assert_eq!(hub.requests().len(), requests, "a cached file costs no request");
+    assert_eq!(hub.requests().len(), requests, "cached files need no request");
 }
 
 #[test]
-fn a_cold_cache_without_network_names_the_variable() {
+fn offline_errors_name_the_variable() {
     let cache = tempfile::tempdir().unwrap();
     let mut command = command(&["predict", "--depth", "18", "x.png"]);
     command.env("HF_HUB_CACHE", cache.path()).env("HF_HUB_OFFLINE", "1");
@@ -196,14 +198,68 @@ fn a_cold_cache_without_network_names_the_variable() {
 }
 
 #[test]
-fn wrong_bytes_from_the_hub_are_never_kept() {
+fn corrupted_downloads_are_not_cached() {
     let hub = hub();
     let cache = tempfile::tempdir().unwrap();
     hub.fault(Fault::Wrong);
-    let mut command = command(&["predict", "--depth", "18"]);
+    let mut command = command(&["predict", "--depth", "18", "--quiet"]);
     command.arg(file("examples/images/digit-3-a.png"));
     command.env("HF_ENDPOINT", hub.url()).env("HF_HUB_CACHE", cache.path());
     run(&mut command, &[]).fails_with(&["timm/resnet18.tv_in1k"]);
     hub.heal();
     run(&mut command, &[]).ok();
+}
+
+#[test]
+fn output_goes_to_a_file_that_is_not_overwritten() {
+    let dir = tempfile::tempdir().unwrap();
+    let (image, path) = (s(file("examples/images/digit-3-a.png")), s(dir.path().join("out.csv")));
+    let args = ["--format", "csv", "--top-k", "1", "--output", &path, &image];
+    assert_eq!(predict(&args).ok(), "");
+    let written = fs::read_to_string(&path).unwrap();
+    assert!(written.starts_with("image,rank,") && written.contains(",1,3,,3,0.9"), "{written}");
+    predict(&args).fails_with(&["out.csv", "exists already"]);
+    predict(&[&args[..], &["--force"]].concat()).ok();
+    let failing = [&args[..], &["--force", "--weights", "nothing.pth"]].concat();
+    resnet_cli(&[&["predict"], &failing[..]].concat()).fails_with(&["nothing.pth"]);
+    assert_eq!(fs::read_to_string(&path).unwrap(), written);
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary file is left");
+}
+
+#[test]
+fn scores_below_the_minimum_are_omitted() {
+    let image = s(file("examples/images/digit-3-a.png"));
+    let output = predict(&["--min-score", "0.5", &image]);
+    assert_eq!(output.ok().lines().count(), 2, "{output:?}");
+    let output = predict(&["--min-score", "x", &image]);
+    assert_eq!(output.code, 2);
+    assert!(output.stderr.contains("expected a number"), "{output:?}");
+}
+
+#[test]
+fn verbosity_changes_messages_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = s(file("examples/images/digit-3-a.png"));
+    fs::copy(&image, dir.path().join("a.png")).unwrap();
+    fs::write(dir.path().join("b.tiff"), "").unwrap();
+    let folder = s(dir.path());
+    let normal = predict(&[&folder]);
+    assert!(normal.stderr.contains("warning: ") && normal.stderr.contains("1 .tiff"), "{normal:?}");
+    let quiet = predict(&["--quiet", &folder]);
+    assert_eq!((quiet.ok(), quiet.stderr.as_str()), (normal.ok(), ""));
+    let verbose = predict(&["-v", "--device", "cpu", &folder]);
+    assert_eq!(verbose.ok(), normal.ok());
+    for part in ["device: cpu", "architecture: resnet20_cifar", "preprocessing: {"] {
+        assert!(verbose.stderr.contains(part), "{part}: {verbose:?}");
+    }
+}
+
+#[test]
+fn lists_name_images() {
+    let dir = tempfile::tempdir().unwrap();
+    let list = dir.path().join("list.txt");
+    let images = ["digit-3-a.png", "digit-4-*.png"].map(|name| s(file("examples/images").join(name)));
+    fs::write(&list, images.join("\n")).unwrap();
+    let output = predict(&["--format", "ndjson", &format!("@{}", s(&list))]);
+    assert_eq!(output.ok().lines().count(), 3, "{output:?}");
 }

@@ -1,4 +1,4 @@
-//! The invariants of `crates/README.md` that a machine can check.
+//! The invariants of `crates/README.md` that can be checked automatically.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
-/// All files under `folder` with this extension, with their text.
+/// Returns the names and contents of all files under `folder` with this extension.
 fn files(folder: &str, extension: &str) -> Vec<(String, String)> {
     let mut found = Vec::new();
     let mut folders = vec![root().join(folder)];
@@ -17,7 +17,7 @@ fn files(folder: &str, extension: &str) -> Vec<(String, String)> {
             if path.is_dir() {
                 folders.push(path);
             } else if path.extension().is_some_and(|e| e == extension) {
-                let name = path.strip_prefix(root()).unwrap().display().to_string();
+                let name = path.strip_prefix(root()).unwrap().display().to_string().replace('\\', "/");
                 found.push((name, fs::read_to_string(&path).unwrap()));
             }
         }
@@ -26,7 +26,7 @@ fn files(folder: &str, extension: &str) -> Vec<(String, String)> {
     found
 }
 
-/// Source files of the crates, tests inside the crates left out.
+/// Returns the source files of the crates without their tests.
 fn sources() -> Vec<(String, String)> {
     let mut sources = files("crates", "rs");
     sources.retain(|(name, _)| {
@@ -35,7 +35,7 @@ fn sources() -> Vec<(String, String)> {
     sources
 }
 
-/// The part of a file above its inline tests.
+/// Returns the part of a file before its inline tests.
 fn without_tests(text: &str) -> &str {
     text.split("#[cfg(test)]").next().unwrap_or_default()
 }
@@ -56,12 +56,13 @@ fn files_stay_readable() {
 }
 
 #[test]
-fn arrows_only_go_down() {
+fn dependencies_only_point_down() {
     let forbidden = [
         (
             "crates/resnet-kernels/Cargo.toml",
             vec!["candle", "resnet-model", "resnet-convert", "resnet-cli", "rayon"],
         ),
+        ("crates/resnet-image/Cargo.toml", vec!["candle", "resnet-", "rayon", "anyhow"]),
         (
             "crates/resnet-model/Cargo.toml",
             vec!["resnet-convert", "resnet-cli", "clap", "anyhow", "indicatif"],
@@ -81,7 +82,7 @@ fn arrows_only_go_down() {
 
 #[test]
 fn tensor_names_come_from_the_graph() {
-    // Who may spell names: the families, the zoo's foreign dialects, and files that show examples of them.
+    // Tensor names may be spelled in the families and in the dialects of foreign files.
     let allowed = ["families/", "resnet-convert/src/dialect", "resnet-convert/src/identify"];
     let spelled = |text: &str| {
         let code = without_tests(text).lines().filter(|l| !l.trim_start().starts_with("//"));
@@ -94,7 +95,7 @@ fn tensor_names_come_from_the_graph() {
 }
 
 #[test]
-fn unsafe_code_is_where_it_is_argued() {
+fn unsafe_code_is_confined() {
     let allowed = ["crates/resnet-kernels/src/simd/", "crates/resnet-kernels/src/threads"];
     let mut offenders = Vec::new();
     for (name, text) in sources() {
@@ -105,19 +106,19 @@ fn unsafe_code_is_where_it_is_argued() {
             offenders.push(name);
         }
     }
-    none("files with unsafe code outside of its places", offenders);
+    none("files with unsafe code outside the allowed folders", offenders);
 }
 
 #[test]
-fn the_mean_of_imagenet_has_one_home() {
+fn the_imagenet_mean_appears_once() {
     let mut homes = sources();
     homes.retain(|(_, text)| text.contains("0.485"));
     let homes: Vec<String> = homes.into_iter().map(|(name, _)| name).collect();
-    assert_eq!(homes, ["crates/resnet-model/src/preprocess.rs"]);
+    assert_eq!(homes, ["crates/resnet-image/src/preprocess.rs"]);
 }
 
 #[test]
-fn libraries_know_no_environment_and_no_terminal() {
+fn libraries_do_not_print_or_read_the_environment() {
     let words = [
         "std::env::var",
         "env::args",
@@ -135,11 +136,11 @@ fn libraries_know_no_environment_and_no_terminal() {
             offenders.extend(words.iter().filter(|w| code.contains(**w)).map(|w| format!("{name}: {w}")));
         }
     }
-    none("libraries that reach outside", offenders);
+    none("libraries that print, exit or read the environment", offenders);
 }
 
 #[test]
-fn nothing_is_left_open() {
+fn no_placeholders_are_left() {
     let words = [
         concat!("to", "do!("),
         concat!("unimplemen", "ted!("),
@@ -152,16 +153,20 @@ fn nothing_is_left_open() {
     {
         offenders.extend(words.iter().filter(|w| text.contains(**w)).map(|w| format!("{name}: {w}")));
     }
-    none("open ends", offenders);
+    none("placeholders", offenders);
 }
 
 #[test]
-fn the_top_level_is_what_the_map_says() {
+fn the_top_level_has_no_unknown_files() {
     let known = [
         "Cargo.toml",
         "Cargo.lock",
         "README.md",
         "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "SECURITY.md",
+        "rust-toolchain.toml",
+        "deny.toml",
         "Makefile",
         "LICENSE-MIT",
         "LICENSE-APACHE",

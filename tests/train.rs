@@ -15,7 +15,7 @@ fn s(path: impl AsRef<Path>) -> String {
     path.as_ref().to_str().unwrap().to_owned()
 }
 
-/// The first `count` held-out digits as PNGs in folders named after `name(digit)`, in `folder/data`.
+/// Writes the first `count` test digits as PNGs in folders named after `name(digit)`, in `folder/data`.
 pub(crate) fn data(folder: &Path, count: usize, name: impl Fn(u8) -> String) -> PathBuf {
     let contents = safetensors::open(&file("tests/golden/digits.safetensors")).unwrap();
     let read = |wanted: &str| {
@@ -33,7 +33,7 @@ pub(crate) fn data(folder: &Path, count: usize, name: impl Fn(u8) -> String) -> 
     root
 }
 
-/// Odd and even digits: two classes that the bundled network was not made for.
+/// Odd and even digits: two classes that the bundled network was not trained for.
 fn parity(digit: u8) -> String {
     if digit.is_multiple_of(2) { "even".into() } else { "odd".into() }
 }
@@ -45,13 +45,13 @@ pub(crate) fn settings(folder: &Path, text: &str) -> String {
 }
 
 #[test]
-fn a_bundled_backbone_learns_new_classes() {
+fn a_bundled_backbone_is_fine_tuned_on_new_classes() {
     let dir = tempfile::tempdir().unwrap();
     let data = s(data(dir.path(), 300, parity));
     let out = s(dir.path().join("run"));
     let config = settings(
         dir.path(),
-        "epochs = 4\nbatch_size = 16\nheld_out = 0.2\n[augment]\ncrop = \"centre\"\nflip = 0.0\n[schedule]\nrate = 0.05\n",
+        "epochs = 4\nbatch_size = 16\nval_fraction = 0.2\n[augment]\ncrop = \"center\"\nhflip = 0.0\n[schedule]\nlr = 0.05\n",
     );
     let weights = s(digits());
     let run = resnet_cli(&[
@@ -67,7 +67,7 @@ fn a_bundled_backbone_learns_new_classes() {
         &data,
     ]);
     assert!(run.ok().contains("model.safetensors"), "{run:?}");
-    assert!(run.stderr.contains("begins anew: fc.weight, fc.bias"), "{run:?}");
+    assert!(run.stderr.contains("new, randomly initialized: fc.weight, fc.bias"), "{run:?}");
     assert!(run.stderr.contains("epoch 4: loss"), "{run:?}");
     let model = dir.path().join("run/model.safetensors");
     let meta = Checkpoint::open(&model).unwrap().meta().clone();
@@ -100,33 +100,33 @@ fn a_bundled_backbone_learns_new_classes() {
     let ensemble = resnet_cli(&["eval", "--ten-crop", "--sizes", "28,30", &model, &model, &data]);
     assert!(ensemble.ok().contains("images  300"), "{ensemble:?}");
     let other = resnet_cli(&["eval", &weights, &data]);
-    other.fails_with(&["the network knows no class `even`"]);
+    other.fails_with(&["the network has no class `even`"]);
     let again = resnet_cli(&["train", "--weights", &weights, "--out", &out, &data]);
-    assert!(again.code == 1 && again.stderr.contains("holds a run already"), "{again:?}");
+    assert!(again.code == 1 && again.stderr.contains("already contains a run"), "{again:?}");
 }
 
 #[test]
-fn the_bundled_network_is_as_good_as_its_card_says() {
+fn the_bundled_network_has_the_accuracy_of_its_card() {
     let dir = tempfile::tempdir().unwrap();
     let data = s(data(dir.path(), 2000, |digit| digit.to_string()));
     let output = resnet_cli(&["eval", &s(digits()), &data]);
-    assert!(output.ok().contains("top-1   99.45 %  (1989 right)"), "{output:?}");
+    assert!(output.ok().contains("top-1   99.45 %  (1989 correct)"), "{output:?}");
 }
 
 #[test]
-fn a_killed_run_is_resumed_to_the_same_bytes() {
+fn a_killed_run_is_resumed_to_identical_bytes() {
     let dir = tempfile::tempdir().unwrap();
     let data = s(data(dir.path(), 120, |digit| (digit % 3).to_string()));
     let config = settings(
         dir.path(),
-        "epochs = 3\nbatch_size = 8\nsave_every = 1\nema = 0.9\n[augment]\nmixup = 0.2\npad = 2\ncrop = \"pad\"\ndegrees = 10.0\n",
+        "epochs = 3\nbatch_size = 8\nsave_every = 1\nema_decay = 0.9\n[augment]\nmixup = 0.2\npad = 2\ncrop = \"pad\"\ndegrees = 10.0\n",
     );
     let train = |out: &str, more: &[&str]| {
         let fixed = [
             "train",
             "--scratch",
             "resnet20_cifar",
-            "--grey",
+            "--gray",
             "--size",
             "16",
             "--config",
@@ -156,19 +156,19 @@ fn a_killed_run_is_resumed_to_the_same_bytes() {
     child.wait().unwrap();
     let resumed = crate::cli::run(&mut train(&s(&parts), &["--resume"]), &[]);
     resumed.ok();
-    assert!(resumed.stderr.contains("going on at step"), "{resumed:?}");
+    assert!(resumed.stderr.contains("resumed at step"), "{resumed:?}");
     let bytes = |run: &Path| fs::read(run.join("model.safetensors")).unwrap();
     assert!(bytes(&parts) == bytes(Path::new(&whole)), "the models differ");
 
     let other = crate::cli::run(&mut train(&s(&parts), &["--resume", "--epochs", "9"]), &[]);
     assert_eq!(other.code, 1);
-    assert!(other.stderr.contains("config.epochs: there 3, here 9"), "{other:?}");
+    assert!(other.stderr.contains("config.epochs: 3 in the run, 9 now"), "{other:?}");
 }
 
-/// A disk without room, as the system's limit on the size of a file: the state has 2 MB.
+/// A full disk, simulated by the limit on the file size: the state has 2 MB.
 #[cfg(unix)]
 #[test]
-fn a_full_disk_ends_a_run_and_leaves_what_was_there() {
+fn a_full_disk_ends_a_run_and_keeps_earlier_files() {
     let dir = tempfile::tempdir().unwrap();
     let data = s(data(dir.path(), 60, |digit| (digit % 3).to_string()));
     let out = dir.path().join("run");
@@ -176,7 +176,7 @@ fn a_full_disk_ends_a_run_and_leaves_what_was_there() {
     let train = |script: &str| {
         let mut command = std::process::Command::new("sh");
         command.args(["-c", &format!("{script} exec \"$0\" \"$@\"")]).arg(env!("CARGO_BIN_EXE_resnet-cli"));
-        command.args(["train", "--scratch", "resnet20_cifar", "--grey", "--size", "12", "--config", &config]);
+        command.args(["train", "--scratch", "resnet20_cifar", "--gray", "--size", "12", "--config", &config]);
         command.arg("--out").arg(&out);
         command
     };
@@ -192,7 +192,7 @@ fn a_full_disk_ends_a_run_and_leaves_what_was_there() {
     assert!(failed.code == 1 && failed.stderr.contains("error: `"), "{failed:?}");
     assert!(failed.stderr.contains("state-000000000001.safetensors"), "{failed:?}");
     assert!(files().is_empty(), "{:?}", files().keys());
-    // The second epoch meets it: the first one's network and state stay.
+    // The second epoch fails: the network and state of the first one are kept.
     crate::cli::run(train("").arg(&data), &[]).ok();
     let mut before = files();
     assert_eq!(before.len(), 4, "{:?}", before.keys());
@@ -206,7 +206,7 @@ fn a_full_disk_ends_a_run_and_leaves_what_was_there() {
     assert!(files() == before, "{:?} differ", files().keys());
 }
 
-/// A pull towards 0 that shoots ever further beyond it: some good epochs, then numbers that are none.
+/// Weight decay that overshoots 0 ever further: some good epochs, then NaN.
 #[test]
 fn a_run_that_diverges_keeps_a_network_that_predicts() {
     let dir = tempfile::tempdir().unwrap();
@@ -215,10 +215,10 @@ fn a_run_that_diverges_keeps_a_network_that_predicts() {
     let config = settings(
         dir.path(),
         "epochs = 60\nbatch_size = 16\n[optimizer]\nmomentum = 0.0\nweight_decay = 30.0\n\
-         [schedule]\nrate = 1.2\nwarm_up = 1.0\n",
+         [schedule]\nlr = 1.2\nwarmup = 1.0\n",
     );
     let fixed =
-        ["train", "--scratch", "resnet20_cifar", "--grey", "--size", "12", "--config", &config, "--out"];
+        ["train", "--scratch", "resnet20_cifar", "--gray", "--size", "12", "--config", &config, "--out"];
     let failed = resnet_cli(&[&fixed[..], &[&out, &data]].concat());
     assert_eq!(failed.code, 1, "{failed:?}");
     for part in ["epoch 2: loss", "diverged at step", "at a learning rate of", "last good state is kept"] {
@@ -232,7 +232,7 @@ fn a_run_that_diverges_keeps_a_network_that_predicts() {
 }
 
 #[test]
-fn bad_requests_are_explained() {
+fn invalid_arguments_are_rejected() {
     let dir = tempfile::tempdir().unwrap();
     let data = s(data(dir.path(), 20, parity));
     let weights = s(digits());
@@ -246,5 +246,5 @@ fn bad_requests_are_explained() {
         &["--config", &settings(dir.path(), "epoch = 3"), &data],
         &["settings.toml", "unknown field `epoch`"],
     );
-    check(&[&s(dir.path().join("data/even"))], &["no class; a classifier needs two"]);
+    check(&[&s(dir.path().join("data/even"))], &["found no classes; expected at least two"]);
 }

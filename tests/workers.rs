@@ -8,7 +8,7 @@ fn s(path: impl AsRef<std::path::Path>) -> String {
 }
 
 #[test]
-fn variables_of_launchers_are_understood() {
+fn launcher_variables_are_validated() {
     let dir = tempfile::tempdir().unwrap();
     let out = s(dir.path().join("run"));
     let data = s(file("examples/images"));
@@ -20,17 +20,20 @@ fn variables_of_launchers_are_understood() {
     };
     check(
         &[("PMI_RANK", "2"), ("PMI_SIZE", "2")],
-        &["variable `PMI_RANK` is `2`, expected less than PMI_SIZE, 2", "unset it"],
+        &["environment variable `PMI_RANK` is `2`, expected less than PMI_SIZE, 2", "unset it"],
     );
-    check(&[("RANK", "0"), ("WORLD_SIZE", "two")], &["variable `WORLD_SIZE` is `two`"]);
+    check(&[("RANK", "0"), ("WORLD_SIZE", "two")], &["environment variable `WORLD_SIZE` is `two`"]);
     check(
         &[("RANK", "0"), ("WORLD_SIZE", "2")],
-        &["torchrun started 2 processes", "workers are started by mpirun or srun"],
+        &["torchrun started 2 processes", "start them with mpirun or srun"],
     );
-    // What the launcher's own library would have to confirm.
+    // The MPI library checks rank and world size.
     let two = [("OMPI_COMM_WORLD_RANK", "0"), ("OMPI_COMM_WORLD_SIZE", "2")];
     match cfg!(feature = "mpi") {
-        true => check(&two, &["worker 0 of 2 lost the others: the connection makes it worker 0 of 1"]),
+        true => check(
+            &two,
+            &["rank 0 of 2: lost connection to the process group: the transport reports rank 0 of 1"],
+        ),
         false => check(&two, &["mpirun started 2 processes", "lacks the feature mpi", "--features mpi"]),
     }
 }
@@ -49,14 +52,14 @@ mod mpi {
     use crate::cli::{Output, command, digits, run};
     use crate::train::{data, settings};
 
-    /// The arguments of a short run without anything random but the augmentation, into `folder/out`.
+    /// Returns the arguments of a short run whose only randomness is the augmentation, into `folder/out`.
     fn arguments(folder: &Path, out: &str, more: &[&str]) -> Vec<String> {
         let root = folder.join("data");
         if !root.exists() {
             data(folder, 90, |digit| (digit % 3).to_string());
         }
-        let text = "epochs = 3\nheld_out = 0.2\nsave_every = 4\n[augment]\nmixup = 0.2\npad = 2\ncrop = \"pad\"\n\
-                    degrees = 10.0\n[schedule]\nrate = 0.02\n";
+        let text = "epochs = 3\nval_fraction = 0.2\nsave_every = 4\n[augment]\nmixup = 0.2\npad = 2\ncrop = \"pad\"\n\
+                    degrees = 10.0\n[schedule]\nlr = 0.02\n";
         let config = settings(folder, text);
         let fixed = ["train", "--config", &config];
         let run = ["--out", &s(folder.join(out)), &s(&root)].map(str::to_owned);
@@ -93,21 +96,21 @@ mod mpi {
     }
 
     #[test]
-    fn two_processes_have_the_losses_of_one_with_twice_the_batch() {
+    fn two_processes_match_one_with_twice_the_batch_size() {
         let dir = tempfile::tempdir().unwrap();
-        // Trained weights and a small rate: else the sums' other order grows from step to step, as any rounding does.
+        // Trainable weights and a small learning rate: otherwise rounding differences grow from step to step.
         let weights = s(digits());
-        for (name, flags) in [("synchronised", &["--sync-bn"][..]), ("head", &["--train", "head"])] {
+        for (name, flags) in [("synchronized", &["--sync-bn"][..]), ("head", &["--train", "head"])] {
             let out = |workers: usize| dir.path().join(format!("{name}-{workers}"));
             let with = |workers: usize| {
                 let batch = (16 / workers).to_string();
                 let flags =
-                    [flags, &["--weights", &weights, "--batch-size", &batch, "--rate", "0.002"]].concat();
+                    [flags, &["--weights", &weights, "--batch-size", &batch, "--lr", "0.002"]].concat();
                 arguments(dir.path(), &s(out(workers)), &flags)
             };
             run(&mut command(&with(1)), &[]).ok();
             let two = run(&mut mpirun(dir.path(), START, &[], &with(2)), &[]);
-            // The first process alone speaks.
+            // Only rank 0 prints.
             assert_eq!(two.ok().lines().count(), 1, "{two:?}");
             assert_eq!(two.stderr.matches("epoch 3: loss").count(), 1, "{two:?}");
             let [one, two] = [1, 2].map(|workers| losses(&out(workers)));
@@ -152,14 +155,14 @@ mod mpi {
     #[test]
     fn a_killed_process_ends_all_and_the_run_is_resumed() {
         let dir = tempfile::tempdir().unwrap();
-        let fresh = ["--scratch", "resnet20_cifar", "--grey", "--size", "16"];
-        let flags = [&fresh[..], &["--sync-bn", "--batch-size", "2", "--worker-timeout", "3"]].concat();
+        let fresh = ["--scratch", "resnet20_cifar", "--gray", "--size", "16"];
+        let flags = [&fresh[..], &["--sync-bn", "--batch-size", "2", "--timeout", "3"]].concat();
         let whole = arguments(dir.path(), "whole", &flags);
         run(&mut mpirun(dir.path(), START, &[], &whole), &[]).ok();
-        // As mpirun does by itself, which tells the others to stop; and as where nobody tells them.
+        // mpirun signals the other processes by default; with recovery enabled, it does not.
         for (name, start, options, message) in [
-            ("told", START, &[][..], "told to stop while waiting for them"),
-            ("untold", START_AND_WAIT, &["--enable-recovery"], "no answer within 3 s"),
+            ("stopped", START, &[][..], "stopped while waiting for the other ranks"),
+            ("silent", START_AND_WAIT, &["--enable-recovery"], "no answer within 3 s"),
         ] {
             let out = dir.path().join(name);
             let mpirun_with = |more: &[&str], start, options| {
@@ -172,12 +175,12 @@ mod mpi {
                 _ => fs::read_to_string(dir.path().join("status.0")).unwrap().trim().parse().unwrap(),
             };
             assert!(code != 0 && took < Duration::from_secs(60), "{name}: {code} {ended:?} after {took:?}");
-            let said = format!("error: worker 0 of 2 lost the others: {message}");
+            let said = format!("error: rank 0 of 2: lost connection to the process group: {message}");
             assert!(ended.stderr.contains(&said), "{name}: {ended:?}");
             assert!(losses(&out).len() < 54, "{name}: it was over");
             let resumed = run(&mut mpirun_with(&["--resume"], START, &[]), &[]);
             resumed.ok();
-            assert!(resumed.stderr.contains("going on at step"), "{name}: {resumed:?}");
+            assert!(resumed.stderr.contains("resumed at step"), "{name}: {resumed:?}");
             let model = |name: &str| fs::read(dir.path().join(name).join("model.safetensors")).unwrap();
             assert!(model(name) == model("whole"), "{name}: the models differ");
         }

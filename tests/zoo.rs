@@ -1,7 +1,7 @@
-//! `list`, `info` and `summary`, and what the README says about the zoo.
+//! `list`, `info` and `summary`, and the README's table of networks.
 
-use resnet_cli::weights::published;
-use resnet_model::{cost, param_specs, zoo};
+use resnet_model::zoo;
+use resnet_weights::published;
 
 use crate::cli::{command, digits, file, resnet_cli, run, save};
 
@@ -9,9 +9,16 @@ fn readme() -> String {
     std::fs::read_to_string(file("README.md")).unwrap()
 }
 
-/// The rows of the paper's table: network, weights, accuracy, parameters and GMACs as computed and as written.
+#[track_caller]
+fn usage_error(args: &[&str], message: &str) {
+    let out = resnet_cli(args);
+    assert_eq!((out.code, out.stdout.as_str()), (2, ""), "{out:?}");
+    assert!(out.stderr.contains(message), "{out:?}");
+}
+
+/// Compares the table of the paper's networks with computed values.
 #[test]
-fn the_papers_table_says_what_the_code_computes() {
+fn the_table_of_the_papers_networks_is_current() {
     let text = readme();
     let rows: Vec<Vec<&str>> = text
         .lines()
@@ -23,8 +30,8 @@ fn the_papers_table_says_what_the_code_computes() {
     for row in rows {
         let [_, name, _, _, weights, accuracy, parameters, gmacs, ""] = row[..] else { panic!("{row:?}") };
         let graph = zoo::arch(name).unwrap().graph().unwrap();
-        assert_eq!(parameters.replace(',', ""), param_specs::count(&graph).to_string(), "{name}");
-        let computed = cost::macs(&graph, 224, 224).unwrap() as f64 / 1e9;
+        assert_eq!(parameters.replace(',', ""), graph.param_count().to_string(), "{name}");
+        let computed = graph.macs(224, 224).unwrap() as f64 / 1e9;
         assert_eq!(gmacs, format!("{computed:.3}"), "{name}");
         let default = published().unwrap().iter().find(|p| p.default && p.arch == name);
         let known = default.map(|p| {
@@ -38,7 +45,7 @@ fn the_papers_table_says_what_the_code_computes() {
 }
 
 #[test]
-fn the_figures_are_what_the_program_draws() {
+fn the_figures_are_current() {
     let folder = tempfile::tempdir().unwrap();
     for (name, model) in [("basic-block.svg", "resnet34"), ("bottleneck-block.svg", "resnet50")] {
         let path = folder.path().join(name);
@@ -47,7 +54,7 @@ fn the_figures_are_what_the_program_draws() {
         let drawn = std::fs::read_to_string(path).unwrap();
         assert!(std::fs::read_to_string(file("docs").join(name)).unwrap() == drawn, "{name}: make figures");
         let again = resnet_cli(&["summary", model, "--svg", path]);
-        again.fails_with(&["exists already"]);
+        again.fails_with(&["already exists"]);
     }
 }
 
@@ -63,13 +70,16 @@ fn models_are_listed() {
     let rows: Vec<serde_json::Value> = serde_json::from_str(json.ok()).unwrap();
     assert!(rows.iter().any(|row| row["name"] == "resnet18.tv_in1k" && row["default"] == true));
     assert!(rows.is_sorted_by(|a, b| a["gmacs"].as_f64() <= b["gmacs"].as_f64()));
-    resnet_cli(&["list", "resnt*"]).fails_with(&["no model is called `resnt*`; did you mean resnet*"]);
+    usage_error(&["list", "resnt*"], "no model matches `resnt*`; did you mean resnet*");
     let folder = tempfile::tempdir().unwrap();
     let plot = folder.path().join("plot.svg");
     resnet_cli(&["list", "vgg*", "--plot", plot.to_str().unwrap()]).ok();
     assert_eq!(std::fs::read_to_string(&plot).unwrap().matches("top-1").count(), 1);
     let png = folder.path().join("plot.png");
-    resnet_cli(&["list", "--plot", png.to_str().unwrap()]).fails_with(&["only SVG"]);
+    usage_error(&["list", "--plot", png.to_str().unwrap()], "expected a file name in .svg");
+    let png = png.to_str().unwrap();
+    usage_error(&["summary", "resnet18", "--svg", png], "expected a file name in .svg");
+    assert!(!std::path::Path::new(png).exists());
 }
 
 #[test]
@@ -83,8 +93,8 @@ fn facts_of_a_model() {
     assert_eq!(facts["weights"]["preprocess"]["crop"], serde_json::json!([288, 288]));
     assert_eq!(facts["features"][4]["name"], "layer4");
     assert_eq!(facts["features"][4]["stride"], 32);
-    resnet_cli(&["info", "resnet51"]).fails_with(&["unknown model `resnet51`; did you mean resnet50"]);
-    resnet_cli(&["info", "resnet50.a9_in1k"]).fails_with(&["did you mean resnet50.a1_in1k"]);
+    usage_error(&["info", "resnet51"], "unknown model `resnet51`; did you mean resnet50");
+    usage_error(&["info", "resnet50.a9_in1k"], "did you mean resnet50.a1_in1k");
 }
 
 #[test]
@@ -96,7 +106,7 @@ fn layers_of_a_model_and_of_a_file() {
     resnet_cli(&["summary", "resnet50", "--only", "layer5"])
         .fails_with(&["--only layer5", "layer4, avgpool, fc"]);
     resnet_cli(&["summary", "inception_v3", "--input", "32"]).fails_with(&["too small"]);
-    resnet_cli(&["summary", "nothing.pth"]).fails_with(&["nothing"]);
+    usage_error(&["summary", "nothing.pth"], "`nothing.pth` is not a file: unknown model");
     let help = run(&mut command(&["summary", "--help"]), &[]);
     assert!(help.ok().contains("--svg"), "{help:?}");
 }
@@ -106,8 +116,8 @@ fn mismatches_name_the_first_tensor() {
     let folder = tempfile::tempdir().unwrap();
     let path = save(folder.path(), "resnet18", &zoo::arch("resnet18").unwrap());
     let out = resnet_cli(&["predict", "--depth", "34", "--weights", path.to_str().unwrap(), "x.png"]);
-    let tensors = "its first other tensor is `layer2.0.conv1.weight`, expected `layer1.2.conv1.weight`";
-    out.fails_with(&["holds resnet18", "--depth 34 asks for resnet34", tensors]);
+    let tensors = "found tensor `layer2.0.conv1.weight`, expected `layer1.2.conv1.weight`";
+    out.fails_with(&["contains resnet18", "the model is resnet34", tensors]);
     let out = resnet_cli(&["predict", "--model", "resnet50", "--weights", path.to_str().unwrap(), "x.png"]);
     out.fails_with(&["`layer1.0.conv1.weight` has shape [64, 64, 3, 3], expected [64, 64, 1, 1]"]);
 }

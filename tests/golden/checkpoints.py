@@ -40,7 +40,7 @@ def network() -> nn.Module:
 
 
 def copies(tensors) -> OrderedDict:
-    """The same tensors, each with a storage of its own, and no more than that."""
+    """The same tensors, each with a separate storage of exactly its size."""
     return OrderedDict((name, tensor.detach().clone()) for name, tensor in tensors.items())
 
 
@@ -88,7 +88,7 @@ def save_on_cuda(obj, path) -> None:
 
 
 def training_state(tensors) -> dict:
-    """What training scripts keep: the weights, an average of them, the optimiser's momentum, the arguments."""
+    """A training script's checkpoint: weights, their moving average, the optimizer's momentum, the arguments."""
     net = network()
     optimizer = torch.optim.SGD(net.fc.parameters(), lr=0.1, momentum=0.9)
     net(torch.zeros(1, 3, 32, 32)).sum().backward()
@@ -130,7 +130,7 @@ class Folder:
         save_file({n: t.contiguous() for n, t in tensors.items()}, self.path / f"{name}.safetensors")
 
     def save(self, file: str, obj, text: str, **options) -> None:
-        """Saves an object in the form that the file's name tells, and adds it."""
+        """Saves an object in the format given by the file's extension, and adds it."""
         if file.endswith(".safetensors"):
             save_file(obj, self.path / file, metadata={"format": "pt"})
         elif file.startswith("legacy"):
@@ -161,11 +161,11 @@ class Folder:
         container = container or container_of(file)
         read = read_back(self.path / file, container)
         read = get(read) if get else read
-        wanted = load_file(self.path / f"{expected}.safetensors")
-        wanted = {n: t for n, t in wanted.items() if not absent or absent not in n}
-        wanted = {rename(n) if rename else n: t for n, t in wanted.items()}
-        assert sorted(read) == sorted(wanted), (file, sorted(read), sorted(wanted))
-        for name, tensor in wanted.items():
+        expected_tensors = load_file(self.path / f"{expected}.safetensors")
+        expected_tensors = {n: t for n, t in expected_tensors.items() if not absent or absent not in n}
+        expected_tensors = {rename(n) if rename else n: t for n, t in expected_tensors.items()}
+        assert sorted(read) == sorted(expected_tensors), (file, sorted(read), sorted(expected_tensors))
+        for name, tensor in expected_tensors.items():
             found = read[name].detach()
             assert (found.dtype, found.shape) == (tensor.dtype, tensor.shape), (file, name)
             assert bits(found).equal(bits(tensor)), (file, name)

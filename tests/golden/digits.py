@@ -18,7 +18,7 @@ MODEL = HERE.parent.parent / "weights" / "digits_resnet20.safetensors"
 def main() -> None:
     net = nets.Net(nets.cifar(20, in_channels=1))
     net.load_state_dict(load_tensors(MODEL))
-    # The yardstick is computed in f64, so that it has no rounding of its own.
+    # The reference is computed in f64, so that its rounding error is negligible.
     net = net.double().eval()
     with safe_open(MODEL, "pt") as file:
         preprocess = json.loads(file.metadata()["resnet"])["preprocess"]

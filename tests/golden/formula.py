@@ -31,7 +31,7 @@ def uniform(name: str, count: int) -> np.ndarray:
 
 
 def bounds(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
-    """The range of a tensor's values. The role is told by the name's last part and the number of dimensions."""
+    """The range of a tensor's values. The role follows from the name's last component and the number of dimensions."""
     last = name.rsplit(".", 1)[-1]
     fan_in = math.prod(shape[1:])
     if last == "weight" and len(shape) == 4:

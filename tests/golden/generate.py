@@ -1,7 +1,7 @@
 """Writes the golden files of this folder: `make golden`, or `python -B tests/golden/generate.py [PART …]`.
 
 Reference numbers are computed in f64 and rounded to f32 once, so that they do not depend on a machine's kernels and
-carry no error of their own; that PyTorch's f32 result agrees is checked here.
+carry no rounding error; agreement of PyTorch's f32 result is checked here.
 """
 
 import hashlib
@@ -61,7 +61,7 @@ def logits() -> None:
         for name, shape in shapes.items():
             out[name] = reference(net, formula.input(*shape), lambda net, x: {"logits": net(x)})["logits"]
             spread = out[name].std() / np.abs(out[name]).max()
-            print(f"{name}: largest {np.abs(out[name]).max():.3f}, deviation / largest {spread:.3f}", flush=True)
+            print(f"{name}: largest {np.abs(out[name]).max():.3f}, std / largest {spread:.3f}", flush=True)
     save_file(out, HERE / "logits.safetensors")
 
     out = {}

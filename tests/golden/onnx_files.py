@@ -141,7 +141,7 @@ class PreActivation(nn.Module):
 
 
 def bit(arch: dict) -> nn.Module:
-    """timm's, with weights that are standardised as the network runs."""
+    """timm's, with weights that are standardized in the graph."""
     return ResNetV2(
         [stage["depth"] for stage in arch["stages"]],
         channels=[stage["channels"] for stage in arch["stages"]],
@@ -458,7 +458,7 @@ def small(net, x, path: Path) -> None:
 
 
 def prepared(net, x, path: Path) -> None:
-    """PyTorch's export behind nodes that take mean and deviation of pixels up to 255."""
+    """PyTorch's export after nodes that normalize pixels of 0 to 255 with mean and std."""
     torchscript(net, x, path, opset_version=17)
     model = onnx.load(path)
     for name, values in [("mean", MEAN * 255), ("std", STD * 255)]:

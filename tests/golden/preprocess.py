@@ -4,7 +4,7 @@ Written with Python 3.11, pillow 13.0.0, numpy 2.4.6, torch 2.15.0, torchvision 
 
 python3 preprocess.py OUT writes OUT/*.png|jpg|webp|bmp|gif, OUT/crops.bin (8-bit crops, one after the other) and
 OUT/cases.json: for each picture the size and the hash of `exif_transpose` and `convert("RGB")`, and a list of
-transforms in the form of `Preprocess`, each with where its crop lies or, for large ones, its hash.
+transforms in the form of `Preprocess`, each with the position of its crop or, for large ones, its hash.
 """
 
 import io
@@ -65,7 +65,7 @@ def encode(image: Image.Image, form: str, **options) -> bytes:
 
 
 def png16(width: int, height: int, color_type: int, seed: int) -> bytes:
-    """Pillow writes no 16-bit colour: a PNG by hand."""
+    """A PNG of 16-bit color, which Pillow cannot write."""
     channels = {0: 1, 2: 3, 4: 2, 6: 4}[color_type]
     rng = np.random.default_rng(seed)
     pixels = scene(width, height, seed, channels).astype(np.uint16) * 257 ^ rng.integers(0, 256, (height, width, channels), np.uint16)
@@ -143,7 +143,7 @@ def pictures() -> dict[str, bytes]:
     out["palette.gif"] = encode(picture(45, 36, 71).quantize(64), "GIF")
     out["animated.gif"] = encode(picture(38, 36, 72).quantize(32), "GIF", save_all=True, append_images=[picture(38, 36, 73).quantize(32)])
     out["interlaced.gif"] = encode(picture(41, 39, 74, "L"), "GIF", interlace=1)
-    # The frame lies in a corner of a larger canvas, with and without a transparent colour.
+    # The frame is in a corner of a larger canvas, with and without a transparent color.
     opaque = encode(picture(39, 37, 70).quantize(40), "GIF")
     for name, data in [("corner.gif", opaque), ("corner-key.gif", gif)]:
         larger = data[:6] + struct.pack("<HH", 50, 44) + data[10:]

@@ -32,8 +32,8 @@ def arch(block: str, widths: list[int], **options) -> dict:
     }
 
 
-# With each a learning rate so small that a rectifier whose input changes its sign by rounding, which nobody can
-# prevent, stays within the tests' tolerances: perturbing all weights by 3e-7 moves losses by at most 2e-5.
+# Learning rates are so small that a ReLU whose input changes sign by rounding stays within the tests' tolerances:
+# perturbing all weights by 3e-7 changes losses by at most 2e-5.
 NETS = {
     "basic": (arch("basic", [8, 16, 24]), (49, 56), 2e-3),
     "bottleneck": (arch("bottleneck", [8, 8, 16]), (56, 49), 1e-3),

@@ -4,7 +4,7 @@ from the formula (formula.py).
 Writes zoo_params.tsv (per model: tensors, parameters, a hash of the ordered names and shapes, multiply-adds at 224
 pixels), zoo_pyramids.tsv (per model of timm: channels and stride of its feature pyramid) and zoo.safetensors (per model:
 the first logits, a projection of all of them, samples of every stage).
-Run from the repository's root: `python tests/golden/zoo.py [NAME…]`; with names, only those are made anew.
+Run from the repository's root: `python tests/golden/zoo.py [NAME…]`; with names, only those are regenerated.
 """
 
 import sys

@@ -1,11 +1,11 @@
 """The same ResNets through every CPU engine that one could pick instead: `make peers`.
 
-Each engine is a process of its own that loads a model once and then waits. In every round all of them run a few batches,
+Each engine is a separate process that loads a model once and then waits. In every round all of them run a few batches,
 one engine after the other, in a new order, so that a machine that changes its speed changes it for all. Printed are
 medians, the ratio of ours to the fastest peer, and how far each engine's logits are from PyTorch's.
 
 Fair settings: f32 everywhere (OpenVINO and ncnn would use 16 bits where the CPU has them), the same number of threads,
-weights packed before the clock starts, inputs already normalised.
+weights packed before the clock starts, inputs already normalized.
 """
 
 import argparse
@@ -167,7 +167,7 @@ def load_ncnn(stem, depth, threads, x):
 
 
 class Peer:
-    """A process that waits to be told how many batches to run."""
+    """A process that waits for the number of batches to run."""
 
     def __init__(self, engine: str, depth: int, batch: int, threads: int):
         self.engine = engine

@@ -1,6 +1,6 @@
-"""The input pipeline beside torchvision's: `make peers-train`.
+"""The input pipeline compared with torchvision: `make peers-train`.
 
-JPEG files of 500×375 pixels become batches: random part resized to 224×224, mirrored, normalised. torchvision's DataLoader
+JPEG files of 500×375 pixels become batches: random part resized to 224×224, flipped, normalized. torchvision's DataLoader
 has as many workers as we have threads. Both are processes that wait in between; they make an epoch in turn.
 """
 
@@ -43,8 +43,8 @@ def worker(folder: str, workers: int, batch: int) -> None:
     import torch
     from torchvision import datasets, transforms
 
-    normalise = transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-    steps = [transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip(), transforms.ToTensor(), normalise]
+    normalize = transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    steps = [transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip(), transforms.ToTensor(), normalize]
     loader = torch.utils.data.DataLoader(
         datasets.ImageFolder(folder, transforms.Compose(steps)),
         batch_size=batch, shuffle=True, drop_last=True, num_workers=workers, persistent_workers=True,
@@ -59,7 +59,7 @@ def worker(folder: str, workers: int, batch: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Time the input pipeline beside torchvision's.")
+    parser = argparse.ArgumentParser(description="Time the input pipeline against torchvision.")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=15)

@@ -1,13 +1,13 @@
-"""Training steps beside PyTorch's: `make peers-train`.
+"""Training steps compared with PyTorch: `make peers-train`.
 
-All sides are processes that begin with the same weights, see the same batches and wait in between; in every round each
-takes a few steps, one after the other, so that a machine that changes its speed changes it for all. Printed are the
-differences from PyTorch in f64 after ten steps, then medians of the step times and their ratio, and the peak memory.
-PyTorch runs as it is fastest here: channels_last (and NCHW, for comparison).
+Each side is a process that starts with the same weights and sees the same batches. The processes take turns: in every
+round each runs a few steps while the others wait, so that changes in machine speed affect all of them. The output has
+the differences from PyTorch in f64 after ten steps, medians of the step times with their ratio, and the peak memory.
+PyTorch runs in its fastest configuration here, channels_last (and in NCHW, for comparison).
 
-f64 is the yardstick because a deep network whose branches are all at work from the start turns any rounding into another
-path: `--start formula` shows it, where PyTorch's two layouts part from each other and from f64 as far as we do. A network
-as one begins to train it (torchvision's initialisation, last norm of each block at zero: `--start fresh`) is calm.
+f64 is the reference because a deep network whose branches are all active from the start amplifies rounding differences:
+with `--start formula` PyTorch's two layouts differ from each other and from f64 as much as we do. At the start of
+training (`--start fresh`: torchvision's initialization, last norm of each block at zero) the network is stable.
 """
 
 import argparse
@@ -26,13 +26,13 @@ WORK = ROOT / "target" / "peers"
 sys.path.insert(0, str(HERE.parent / "golden"))
 
 STEPS = 10
-# So small that a rectifier whose input changes its sign by rounding does not show.
+# So small that a ReLU whose input changes sign by rounding has no visible effect.
 RATE = 1e-3
 SAVED = "after.{}.safetensors"
 
 
 def weights(name: str, start: str) -> pathlib.Path:
-    """Weights to begin with: by formula, or as torchvision initialises them."""
+    """Initial weights: by formula, or as torchvision initializes them."""
     import torch
     import torchvision
     from safetensors.torch import save_file
@@ -139,7 +139,7 @@ def differences(name: str, forms: list[str], losses: dict[str, list[float]]) -> 
 
 def compare(name: str, args) -> None:
     start, rate = weights(name, args.start), args.rate
-    common = ["--threads", str(args.threads), "--batch", str(args.batch), "--rate", str(rate)]
+    common = ["--threads", str(args.threads), "--batch", str(args.batch), "--lr", str(rate)]
     save = str(WORK / SAVED.format("ours"))
     commands = {"ours": [args.step, "--weights", str(start), "--save", save, *common, name]}
     for form in ["f64", *args.forms]:
@@ -169,7 +169,7 @@ def compare(name: str, args) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Time training steps beside PyTorch.")
+    parser = argparse.ArgumentParser(description="Time training steps against PyTorch.")
     parser.add_argument("--models", nargs="+", default=["resnet18", "resnet50"])
     parser.add_argument("--forms", nargs="+", default=["channels_last", "nchw"])
     parser.add_argument("--threads", type=int, default=2)
@@ -178,7 +178,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3, help="steps per round")
     parser.add_argument("--step", default=str(ROOT / "target/release/examples/step"), help="our program")
     parser.add_argument("--rate", type=float, default=RATE)
-    parser.add_argument("--start", choices=["fresh", "formula"], default="fresh", help="weights to begin with")
+    parser.add_argument("--start", choices=["fresh", "formula"], default="fresh", help="initial weights")
     for flag in ["--worker", "--form", "--weights"]:
         parser.add_argument(flag, help="for internal use")
     args = parser.parse_args()

@@ -1,39 +1,57 @@
 //! The command line.
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
-use crate::commands::{bench, diff, eval, info, inspect, list, predict, summary, train, verify};
+use crate::commands::{
+    bench, diff, doctor, eval, generate, info, inspect, list, predict, summary, train, verify,
+};
 
 /// Classify images with any ResNet.
+///
+/// Runs ResNets and related networks with pretrained weights from the Hugging Face Hub or a checkpoint file of your own,
+/// on CUDA, Metal or CPU.
 #[derive(Debug, Parser)]
-#[command(version, about, max_term_width = 100)]
+#[command(version, max_term_width = 100, after_long_help = EXIT_STATUS)]
 pub struct Cli {
-    /// What to do.
+    /// Show errors only: no progress bars, notes or warnings
+    #[arg(short, long, global = true, display_order = 900, conflicts_with = "verbose")]
+    pub quiet: bool,
+    /// Show which device, architecture and preprocessing are used
+    #[arg(short, long, global = true, display_order = 901)]
+    pub verbose: bool,
+    /// The command to run.
     #[command(subcommand)]
     pub command: Command,
 }
 
-/// One command, one file: its flags and its body.
+const EXIT_STATUS: &str = "Exit status:
+  0  success
+  1  failure; `diff`: the files differ; `verify`: a difference exceeds the tolerance
+  2  invalid usage, such as an unknown flag or model name; `diff`: any failure
+  3  some images could not be read; the results of the others were written";
+
+/// Commands, each documented on its arguments.
+// A doc comment on a variant would replace the long help of its arguments.
+#[allow(missing_docs, reason = "see above")]
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Name what images show
     Predict(predict::Args),
-    /// List models: accuracy against cost
     List(list::Args),
-    /// Tell all that is known about a model
     Info(info::Args),
-    /// Show or draw the layers of a network
     Summary(summary::Args),
-    /// Show what a checkpoint file holds
     Inspect(inspect::Args),
-    /// Compare the tensors of two checkpoint files
     Diff(diff::Args),
-    /// Train or fine-tune a network on a folder of images
     Train(train::Args),
-    /// Measure how many images of a folder a checkpoint gets right
     Eval(eval::Args),
-    /// Compare a checkpoint's results with those saved from PyTorch
     Verify(verify::Args),
-    /// Measure how fast the engine is on this CPU
     Bench(bench::Args),
+    Doctor(doctor::Args),
+    Completions(generate::Completions),
+    #[command(hide = true)]
+    Man(generate::Man),
+}
+
+/// The definition of the command line, from which completions and manual pages are generated.
+pub fn definition() -> clap::Command {
+    Cli::command()
 }

@@ -1,21 +1,22 @@
-//! `--device`: where to compute.
+//! `--device`: the device to compute on.
 
 use std::fmt;
 use std::str::FromStr;
 
 use anyhow::{Context, bail};
 use candle_core::Device;
-use resnet_train::workers::launch::Launch;
+use candle_core::utils::{cuda_is_available, metal_is_available};
+use resnet_train::distributed::launch::Launch;
 
 /// A device by name.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Choice {
-    /// CUDA where this build and machine have it, else Metal, else the CPU.
+    /// The first that works of CUDA, Metal and CPU.
     #[default]
     Auto,
     /// The CPU.
     Cpu,
-    /// The CUDA device of this number.
+    /// The CUDA device with this index.
     Cuda(usize),
     /// The Metal device.
     Metal,
@@ -34,7 +35,7 @@ impl FromStr for Choice {
                 .strip_prefix("cuda:")
                 .and_then(|index| index.parse().ok())
                 .map(Choice::Cuda)
-                .ok_or_else(|| "expected auto, cpu, cuda, cuda:NUMBER or metal".to_owned()),
+                .ok_or_else(|| "expected auto, cpu, cuda, cuda:INDEX or metal".to_owned()),
         }
     }
 }
@@ -51,34 +52,63 @@ impl fmt::Display for Choice {
 }
 
 impl Choice {
-    /// The device of a worker: the CUDA device of its number among its machine's, unless one was named.
+    /// Returns the device of a process in distributed training: the CUDA device with its local rank, unless `--device`
+    /// names another.
     pub fn of_worker(self, launch: Option<&Launch>) -> Choice {
-        let number = launch.and_then(|launch| launch.local).map_or(0, |local| local.rank);
+        let number = launch.map_or(0, Launch::device_index);
         match self {
-            Choice::Auto | Choice::Cuda(0) if number > 0 && candle_core::utils::cuda_is_available() => {
-                Choice::Cuda(number)
-            }
+            Choice::Auto | Choice::Cuda(0) if number > 0 && cuda_is_available() => Choice::Cuda(number),
             choice => choice,
         }
     }
 
-    /// Opens the device, or says why this build or machine cannot.
+    /// Opens the device.
+    ///
+    /// # Errors
+    ///
+    /// This build or machine does not support the device.
     pub fn open(self) -> anyhow::Result<Device> {
-        use candle_core::utils::{cuda_is_available, metal_is_available};
         match self {
+            Choice::Auto => Ok(first_available(&[Choice::Cuda(0), Choice::Metal], Choice::open)),
             Choice::Cpu => Ok(Device::Cpu),
-            Choice::Auto if cuda_is_available() => Choice::Cuda(0).open(),
-            Choice::Auto if metal_is_available() => Choice::Metal.open(),
-            Choice::Auto => Ok(Device::Cpu),
             Choice::Cuda(_) if !cuda_is_available() => {
-                bail!("--device {self}: this build has no CUDA support; build it with `--features cuda`")
+                bail!("--device {self}: this build does not support CUDA; build it with `--features cuda`")
             }
-            Choice::Cuda(index) => Device::new_cuda(index).with_context(|| format!("--device {self}")),
             Choice::Metal if !metal_is_available() => {
-                bail!("--device metal: this build has no Metal support; build it with `--features metal`")
+                bail!("--device metal: this build does not support Metal; build it with `--features metal`")
             }
-            Choice::Metal => Device::new_metal(0).context("--device metal"),
+            // The crate's error type omits the backtrace that candle puts into its messages.
+            Choice::Cuda(index) => Device::new_cuda(index)
+                .map_err(resnet_model::Error::from)
+                .with_context(|| format!("--device {self}")),
+            Choice::Metal => new_metal().context("--device metal"),
         }
+    }
+}
+
+/// Describes an open device.
+pub(crate) fn describe(device: &Device, threads: usize) -> String {
+    match device.location() {
+        candle_core::DeviceLocation::Cpu => format!("cpu, {threads} threads"),
+        candle_core::DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
+        candle_core::DeviceLocation::Metal { .. } => "metal".into(),
+    }
+}
+
+/// Opens the first choice that works, else the CPU: a build with GPU support also runs where there is no GPU.
+fn first_available(choices: &[Choice], open: impl Fn(Choice) -> anyhow::Result<Device>) -> Device {
+    choices.iter().find_map(|&choice| open(choice).ok()).unwrap_or(Device::Cpu)
+}
+
+/// Opens the Metal device. candle panics on a Mac without one, which is turned into an error here.
+fn new_metal() -> anyhow::Result<Device> {
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    let device = std::panic::catch_unwind(|| Device::new_metal(0));
+    std::panic::set_hook(hook);
+    match device {
+        Ok(device) => Ok(device.map_err(resnet_model::Error::from)?),
+        Err(_) => bail!("no Metal device found"),
     }
 }
 
@@ -87,7 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn devices_have_names() {
+    fn names_are_parsed() {
         for (name, expected) in [
             ("auto", Choice::Auto),
             ("cpu", Choice::Cpu),
@@ -99,5 +129,17 @@ mod tests {
         for name in ["", "gpu", "cuda:", "cuda:-1", "cuda:x", "CPU"] {
             assert!(name.parse::<Choice>().is_err(), "{name}");
         }
+    }
+
+    #[test]
+    fn auto_falls_back_to_the_cpu() {
+        let tried = std::cell::RefCell::new(Vec::new());
+        let device = first_available(&[Choice::Cuda(0), Choice::Metal], |choice| {
+            tried.borrow_mut().push(choice);
+            bail!("no driver")
+        });
+        assert!(device.is_cpu());
+        assert_eq!(tried.into_inner(), [Choice::Cuda(0), Choice::Metal]);
+        assert!(Choice::Auto.open().is_ok());
     }
 }

@@ -1,4 +1,4 @@
-//! Pictures of a graph: what is drawn as one shape, what belongs together, and the files that show it.
+//! Diagrams of a graph: shapes, blocks, and their output as SVG or Graphviz.
 
 use std::collections::BTreeMap;
 
@@ -13,51 +13,51 @@ pub use dot::dot;
 pub(crate) use svg::escaped;
 pub use svg::svg;
 
-/// A graph as shapes, in the order of execution.
+/// The shapes of a graph in the order of execution.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Picture {
+pub struct Diagram {
     shapes: Vec<Shape>,
     blocks: Vec<Block>,
 }
 
-/// An operation, with the norm and the ReLU behind it where nobody else takes what lies between.
+/// An operation, with the norm and ReLU after it if no other operation uses the intermediate results.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Shape {
     name: String,
-    kind: Kind,
+    kind: ShapeKind,
     label: String,
-    /// What else is computed on its results.
+    /// Operations that are merged into the shape.
     notes: Vec<&'static str>,
-    /// Height and width of its results, where they differ from those of what it is computed from.
+    /// Height and width of the output, if they differ from those of the input.
     resized: Option<[usize; 2]>,
     inputs: Vec<usize>,
 }
 
-/// What a shape is, which decides its looks.
+/// The kind of a shape, which determines its style.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+enum ShapeKind {
     Input,
     Conv,
     Pool,
     Linear,
-    /// Norms, gates, paddings.
+    /// Norms, gates, padding.
     Other,
-    /// Sums and products.
+    /// Add and multiply.
     Merge,
 }
 
-/// Shapes of one block of the network.
+/// The shapes of one block of the network.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Block {
     name: String,
     shapes: Vec<usize>,
 }
 
-impl Picture {
-    /// The shapes of `graph`, whose operations cost `costs`; with `only`, those under that name (`layer1.0`) and what
-    /// they are computed from. `None` if there is nothing under it.
-    pub fn new(graph: &Graph, costs: &[Cost], only: Option<&str>) -> Option<Picture> {
-        let users = users(graph);
+impl Diagram {
+    /// Creates the diagram of `graph`, whose operations have the given costs. With `only`, it is restricted to operations under
+    /// that name (`layer1.0`) and their inputs; `None` if there are none.
+    pub fn new(graph: &Graph, costs: &[Cost], only: Option<&str>) -> Option<Diagram> {
+        let readers = graph.only_readers();
         let wanted = |name: &str| only.is_none_or(|only| is_under(name, only));
         let mut shapes: Vec<Shape> = Vec::new();
         let mut shape_of: BTreeMap<NodeId, usize> = BTreeMap::new();
@@ -69,7 +69,7 @@ impl Picture {
             }
             drawn = true;
             if let (Some(note), [before]) = (note(&node.op), node.inputs.as_slice())
-                && users[before.index()] == 1
+                && readers[before.index()].is_some()
                 && let Some(&shape) = shape_of.get(before)
                 && shapes[shape].takes(note)
             {
@@ -83,7 +83,7 @@ impl Picture {
                     let shape = &costs[input.index()].shape;
                     shapes.push(Shape {
                         name: graph.node(*input).name.clone(),
-                        kind: Kind::Input,
+                        kind: ShapeKind::Input,
                         label: dims(shape),
                         notes: vec![],
                         resized: None,
@@ -103,38 +103,29 @@ impl Picture {
             shapes.push(Shape { name: node.name.clone(), kind, label, notes: vec![], resized, inputs });
         }
         let blocks = blocks(graph, &shapes, only);
-        drawn.then_some(Picture { shapes, blocks })
+        drawn.then_some(Diagram { shapes, blocks })
     }
 }
 
 impl Shape {
-    /// Whether what `note` says belongs to this shape.
+    /// Returns `true` if the operation `note` can be merged into this shape.
     fn takes(&self, note: &str) -> bool {
         match self.kind {
-            Kind::Conv | Kind::Linear => note == "ReLU" || self.notes.is_empty(),
-            Kind::Merge => note == "ReLU" && self.notes.is_empty(),
-            Kind::Other => note == "ReLU" && self.label.ends_with("norm") && self.notes.is_empty(),
-            Kind::Input | Kind::Pool => false,
+            ShapeKind::Conv | ShapeKind::Linear => note == "ReLU" || self.notes.is_empty(),
+            ShapeKind::Merge => note == "ReLU" && self.notes.is_empty(),
+            ShapeKind::Other => note == "ReLU" && self.label.ends_with("norm") && self.notes.is_empty(),
+            ShapeKind::Input | ShapeKind::Pool => false,
         }
     }
 }
 
-/// How many operations take each result.
-fn users(graph: &Graph) -> Vec<usize> {
-    let mut users = vec![0; graph.nodes().len()];
-    for input in graph.nodes().iter().flat_map(|node| &node.inputs) {
-        users[input.index()] += 1;
-    }
-    users
-}
-
-/// Whether `name` is `prefix` or a part of it.
+/// Returns `true` if `name` is `prefix` or nested in it.
 pub(crate) fn is_under(name: &str, prefix: &str) -> bool {
     name.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
-/// Every sum or concatenation closes a block, whose name is all but the last part of its own; of nested ones the outer
-/// counts.
+/// Finds the blocks: every add or concatenation ends one, named after the module that contains it. Of nested blocks, the outer
+/// one counts.
 fn blocks(graph: &Graph, shapes: &[Shape], only: Option<&str>) -> Vec<Block> {
     let closes = |node: &&Node| matches!(node.op, Op::Add | Op::Concat);
     let parent = |node: &'_ Node| node.name.rsplit_once('.').map(|(block, _)| block.to_owned());
@@ -144,14 +135,14 @@ fn blocks(graph: &Graph, shapes: &[Shape], only: Option<&str>) -> Vec<Block> {
     let is_inner = |name: &String| all.iter().any(|other| other != name && is_under(name, other));
     names.retain(|name| !is_inner(name) && only != Some(name.as_str()));
     let block = |name: String| {
-        let inside = |i: &usize| shapes[*i].kind != Kind::Input && is_under(&shapes[*i].name, &name);
+        let inside = |i: &usize| shapes[*i].kind != ShapeKind::Input && is_under(&shapes[*i].name, &name);
         let shapes: Vec<usize> = (0..shapes.len()).filter(inside).collect();
         (!shapes.is_empty()).then_some(Block { name, shapes })
     };
     names.into_iter().filter_map(block).collect()
 }
 
-/// What an operation is called beside the one before it.
+/// Returns the text of an operation that can be merged into the previous shape.
 fn note(op: &Op) -> Option<&'static str> {
     match op {
         Op::BatchNorm(_) => Some("batch norm"),
@@ -163,19 +154,19 @@ fn note(op: &Op) -> Option<&'static str> {
     }
 }
 
-fn describe(node: &Node, cost: &Cost) -> (Kind, String) {
+fn describe(node: &Node, cost: &Cost) -> (ShapeKind, String) {
     let kind = match &node.op {
-        Op::Input => Kind::Input,
-        Op::Conv(_) | Op::StdConv(_) => Kind::Conv,
-        Op::Linear(_) => Kind::Linear,
-        Op::Add | Op::Scale => Kind::Merge,
+        Op::Input => ShapeKind::Input,
+        Op::Conv(_) | Op::StdConv(_) => ShapeKind::Conv,
+        Op::Linear(_) => ShapeKind::Linear,
+        Op::Add | Op::Scale => ShapeKind::Merge,
         Op::MaxPool(_)
         | Op::AvgPool(_)
         | Op::AdaptiveAvgPool(_)
         | Op::GlobalAvgPool
         | Op::GlobalMaxPool
-        | Op::AttentionPool(_) => Kind::Pool,
-        _ => Kind::Other,
+        | Op::AttentionPool(_) => ShapeKind::Pool,
+        _ => ShapeKind::Other,
     };
     let label = match &node.op {
         Op::Input => dims(&cost.shape),
@@ -190,7 +181,7 @@ fn describe(node: &Node, cost: &Cost) -> (Kind, String) {
     (kind, label)
 }
 
-/// An operation in a few words, without its channels: `3×3 conv, /2`.
+/// Returns a short description of an operation without its channels: `3×3 conv, /2`.
 pub(crate) fn operation(op: &Op) -> String {
     let strided = |text: String, stride: usize| match stride {
         1 => text,
@@ -209,19 +200,19 @@ pub(crate) fn operation(op: &Op) -> String {
         Op::Relu => "ReLU".into(),
         Op::Sigmoid => "sigmoid".into(),
         Op::MaxPool(pool) => strided(window(pool.kernel, "max pool"), pool.stride[0]),
-        Op::AvgPool(pool) => strided(window(pool.window.kernel, "mean"), pool.window.stride[0]),
-        Op::AdaptiveAvgPool(pool) => format!("mean to {}×{}", pool.output[0], pool.output[1]),
+        Op::AvgPool(pool) => strided(window(pool.window.kernel, "avg pool"), pool.window.stride[0]),
+        Op::AdaptiveAvgPool(pool) => format!("avg pool to {}×{}", pool.output[0], pool.output[1]),
         Op::Blur(blur) => strided("3×3 blur".into(), blur.stride),
-        Op::GlobalAvgPool => "global mean".into(),
-        Op::GlobalMaxPool => "global max".into(),
-        Op::AttentionPool(pool) => format!("attention, {}", pool.heads),
-        Op::Add => "sum".into(),
+        Op::GlobalAvgPool => "global avg pool".into(),
+        Op::GlobalMaxPool => "global max pool".into(),
+        Op::AttentionPool(pool) => format!("attention, {} heads", pool.heads),
+        Op::Add => "add".into(),
         Op::Concat => "concat".into(),
         Op::Scale => "gate".into(),
         Op::Multiply(multiply) => format!("× {}", multiply.factor),
         Op::Subsample(subsample) => strided("subsample".into(), subsample.stride),
-        Op::PadChannels(_) => "zero channels".into(),
-        Op::Pad(_) => "zero border".into(),
+        Op::PadChannels(_) => "zero-pad channels".into(),
+        Op::Pad(_) => "zero padding".into(),
         Op::Flatten(_) => "flatten".into(),
         Op::Linear(_) => "linear".into(),
         Op::ChannelConv(conv) => format!("channel conv {}", conv.kernel),
@@ -247,7 +238,7 @@ fn conv_rest(conv: &Conv) -> String {
     rest
 }
 
-/// `64×56×56`
+/// Formats a shape: `64×56×56`.
 pub(crate) fn dims(shape: &[usize]) -> String {
     shape.iter().map(usize::to_string).collect::<Vec<_>>().join("×")
 }

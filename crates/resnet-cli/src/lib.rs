@@ -1,10 +1,11 @@
-//! The parts of the `resnet-cli` program, for the program and its tests.
+//! Modules of the `resnet-cli` program, for the program and its tests.
 
 pub mod cli;
 pub mod commands;
 pub mod device;
 pub mod draw;
-pub mod hub;
+pub mod exit;
+mod images;
 pub mod models;
 pub mod output;
 mod page;

@@ -5,14 +5,23 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use resnet_cli::cli::{Cli, Command};
-use resnet_cli::commands::{bench, diff, eval, info, inspect, list, predict, summary, train, verify};
+use resnet_cli::commands::{
+    bench, diff, doctor, eval, generate, info, inspect, list, predict, summary, train, verify,
+};
+use resnet_cli::exit::{is_broken_pipe, is_usage};
+use resnet_cli::terminal::{self, Verbosity};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    terminal::set_verbosity(match (cli.quiet, cli.verbose) {
+        (true, _) => Verbosity::Quiet,
+        (_, true) => Verbosity::Verbose,
+        _ => Verbosity::Normal,
+    });
     let stdout = io::stdout();
     let mut out = io::BufWriter::new(stdout.lock());
-    // As `diff` and `cmp` have it: 1 says that the files differ.
-    let trouble = if matches!(cli.command, Command::Diff(_)) { 2 } else { 1 };
+    // As in `diff` and `cmp`, 1 means that the files differ.
+    let is_diff = matches!(cli.command, Command::Diff(_));
     let result = match cli.command {
         Command::Predict(args) => predict::run(args, &mut out),
         Command::List(args) => list::run(args, &mut out),
@@ -24,25 +33,20 @@ fn main() -> ExitCode {
         Command::Eval(args) => eval::run(args, &mut out),
         Command::Verify(args) => verify::run(args, &mut out),
         Command::Bench(args) => bench::run(args, &mut out),
+        Command::Doctor(args) => doctor::run(args, &mut out),
+        Command::Completions(args) => generate::completions(args, &mut out),
+        Command::Man(args) => generate::man(args),
     };
-    let result = result.and_then(|ok| {
+    let result = result.and_then(|outcome| {
         out.flush()?;
-        Ok(ok)
+        Ok(outcome)
     });
     match result {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        // The reader of a pipe may stop early (`| head`); that is no failure.
+        Ok(outcome) => outcome.into(),
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             let _ = writeln!(io::stderr(), "error: {}", resnet_cli::output::describe(&error));
-            ExitCode::from(trouble)
+            ExitCode::from(if is_diff || is_usage(&error) { 2 } else { 1 })
         }
     }
-}
-
-fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error
-        .chain()
-        .any(|e| e.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe))
 }

@@ -1,25 +1,26 @@
-//! Models by name: the zoo's architectures and the weights published for them.
+//! Models by name: named architectures and their published weights.
 
 use anyhow::{Context, bail};
 use resnet_model::text::suggestions;
-use resnet_model::{Arch, cost, param_specs, zoo};
+use resnet_model::{Arch, zoo};
 
-use crate::weights::{Published, published};
+use crate::exit::UsageError;
+use resnet_weights::{Published, published};
 
-/// An architecture, with published weights where there are some.
+/// An architecture, with published weights if there are any.
 #[derive(Debug, Clone)]
 pub struct Model {
-    /// The zoo's name of the architecture.
+    /// Name of the architecture.
     pub arch_name: &'static str,
-    /// The architecture, with the classes of the weights.
+    /// The architecture, with the number of classes of the weights.
     pub arch: Arch,
-    /// The weights.
+    /// Published weights.
     pub published: Option<&'static Published>,
-    /// Trainable parameters.
+    /// Number of trainable parameters.
     pub params: u64,
-    /// Multiply-adds of one image of `size`.
+    /// Multiply-adds (MACs) of one image of `size`.
     pub macs: u64,
-    /// Height and width of the usual input in pixels.
+    /// Default input height and width in pixels.
     pub size: usize,
 }
 
@@ -34,30 +35,30 @@ impl Model {
             None => arch,
         };
         let graph = arch.graph()?;
-        // Networks for small images shrink them less.
+        // Networks for small images (CIFAR) have a smaller total stride.
         let stride = graph.taps().iter().map(|tap| tap.stride).max().unwrap_or(0);
         let size = published.map_or(if stride <= 8 { 32 } else { 224 }, |weights| weights.size);
-        let macs = cost::macs(&graph, size, size)?;
-        Ok(Model { arch_name, arch, published, params: param_specs::count(&graph), macs, size })
+        let macs = graph.macs(size, size)?;
+        Ok(Model { arch_name, arch, published, params: graph.param_count(), macs, size })
     }
 
-    /// The name of the weights, else that of the architecture.
+    /// Returns the name of the weights, else that of the architecture.
     pub fn name(&self) -> &'static str {
         self.published.map_or(self.arch_name, |weights| &weights.name)
     }
 
-    /// 10⁹ multiply-adds of one image.
+    /// Returns the GMACs of one image.
     pub fn gmacs(&self) -> f64 {
         self.macs as f64 / 1e9
     }
 
-    /// Top-1 accuracy in per cent on ImageNet-1k.
+    /// Returns the top-1 accuracy on ImageNet-1k in percent.
     pub fn top1(&self) -> Option<f64> {
         self.published?.top1
     }
 }
 
-/// All published weights, then the architectures without any, in the zoo's order.
+/// Returns all models in the order of the zoo: one per published weights, and one per architecture without any.
 pub fn all() -> anyhow::Result<Vec<Model>> {
     let mut models = Vec::new();
     for (name, arch) in zoo::all() {
@@ -72,7 +73,7 @@ pub fn all() -> anyhow::Result<Vec<Model>> {
     Ok(models)
 }
 
-/// The models whose name or architecture is `pattern`, in which `*` stands for any letters.
+/// Returns the models whose name or architecture matches `pattern`, in which `*` matches any characters.
 pub fn matching(pattern: &str) -> anyhow::Result<Vec<Model>> {
     let mut models = all()?;
     let names: Vec<&'static str> = models.iter().map(Model::name).collect();
@@ -81,7 +82,7 @@ pub fn matching(pattern: &str) -> anyhow::Result<Vec<Model>> {
     known.dedup();
     models.retain(|m| glob(pattern, m.name()) || glob(pattern, m.arch_name));
     if models.is_empty() {
-        // Of a pattern the letters before the first number are compared: `resnt50*` is near `resnet*`.
+        // Patterns are compared by the letters before the first digit: `resnt50*` suggests `resnet*`.
         let stem = |name: &'static str| name.split(|c: char| c.is_ascii_digit()).next().unwrap_or(name);
         let is_pattern = pattern.contains('*');
         let (bare, star) = match pattern.split(|c: char| c == '*' || c.is_ascii_digit()).next() {
@@ -93,16 +94,13 @@ pub fn matching(pattern: &str) -> anyhow::Result<Vec<Model>> {
             known.dedup();
         }
         let near = zoo::nearest(bare, known).into_iter().map(|name| format!("{name}{star}"));
-        bail!(
-            "no model is called `{}`{}",
-            resnet_model::escape(pattern),
-            suggestions(&near.collect::<Vec<_>>())
-        );
+        let near = suggestions(&near.collect::<Vec<_>>());
+        bail!(UsageError(format!("no model matches `{}`{near}", resnet_model::escape(pattern))));
     }
     Ok(models)
 }
 
-/// The model of this name: `resnet50` (with its default weights), `resnet50.a1_in1k` or `timm/resnet50.a1_in1k`.
+/// Returns the model with this name: `resnet50` (with its default weights), `resnet50.a1_in1k` or `timm/resnet50.a1_in1k`.
 pub fn find(name: &str) -> anyhow::Result<Model> {
     let published = published()?;
     let weights = published.iter().find(|p| p.name == name || p.hub == name);
@@ -110,25 +108,35 @@ pub fn find(name: &str) -> anyhow::Result<Model> {
     let arch_name = match (weights, name.split_once('.')) {
         (Some(weights), _) => &weights.arch,
         (None, Some((arch, _))) if zoo::arch(arch).is_ok() => {
-            let known: Vec<&str> =
-                published.iter().filter(|p| p.arch == arch).map(|p| p.name.as_str()).collect();
+            let known = weights_of(arch)?.into_iter().map(|p| p.name.as_str());
             let name = resnet_model::escape(name);
-            bail!("no weights `{name}` are known{}", suggestions(&zoo::nearest(&name, known)));
+            // Tags differ too much to be near: all of the architecture's weights are suggested.
+            let near = match zoo::nearest(&name, known.clone()) {
+                near if near.is_empty() => known.collect(),
+                near => near,
+            };
+            bail!(UsageError(format!("unknown weights `{name}`{}", suggestions(&near))));
         }
         (None, _) => name,
     };
-    // Names that the zoo does not know are an error that tells the nearest.
+    if weights.is_none() && name.contains('/') {
+        bail!(UsageError(format!(
+            "unknown model `{}`: it looks like a Hub id; use --weights where a command has it",
+            resnet_model::escape(name)
+        )));
+    }
+    // The error of an unknown architecture suggests similar names.
     let arch = zoo::arch(arch_name)?;
     let name = zoo::name_of(&arch).with_context(|| arch_name.to_owned())?;
     Model::new(name, arch, weights)
 }
 
-/// All weights that are published for an architecture.
+/// Returns all published weights of an architecture.
 pub fn weights_of(arch_name: &str) -> anyhow::Result<Vec<&'static Published>> {
     Ok(published()?.iter().filter(|p| p.arch == arch_name).collect())
 }
 
-/// Whether `text` is `pattern`, in which `*` stands for any letters, and none.
+/// Returns `true` if `text` matches `pattern`, in which `*` matches any characters, or none.
 fn glob(pattern: &str, text: &str) -> bool {
     let mut parts = pattern.split('*');
     let Some(mut rest) = text.strip_prefix(parts.next().unwrap_or_default()) else { return false };
@@ -163,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn names_become_models() {
+    fn models_are_found_by_name() {
         let name = |name: &str| find(name).unwrap().name();
         assert_eq!(name("resnet50.a1_in1k"), "resnet50.a1_in1k");
         assert_eq!(name("timm/resnet50.a1_in1k"), "resnet50.a1_in1k");
@@ -177,8 +185,10 @@ mod tests {
             error("resnet50.a1_in2k")
         );
         assert!(error("resnet51").contains("did you mean resnet50"), "{}", error("resnet51"));
+        assert!(error("resnet50.nosuch").contains("did you mean resnet50."), "{}", error("resnet50.nosuch"));
+        assert!(error("someone/model").contains("--weights"), "{}", error("someone/model"));
         let none = matching("resnt*").unwrap_err().to_string();
-        assert!(none.contains("no model is called `resnt*`; did you mean resnet*"), "{none}");
+        assert!(none.contains("no model matches `resnt*`; did you mean resnet*"), "{none}");
         let none = matching("resnet5l").unwrap_err().to_string();
         assert!(none.contains("did you mean resnet50"), "{none}");
     }

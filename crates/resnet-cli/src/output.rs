@@ -6,27 +6,27 @@ use clap::ValueEnum;
 use resnet_model::{Prediction, escape};
 use serde::Serialize;
 
-/// How predictions are written.
+/// Output format of predictions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Format {
-    /// For people
+    /// Human-readable text
     Text,
     /// One array of objects
     Json,
-    /// One object per line, as soon as it is known
+    /// One JSON object per line, written as soon as it is available
     Ndjson,
-    /// One row per prediction
+    /// One row per prediction, with a header
     Csv,
 }
 
 #[derive(Serialize)]
-struct Row<'a> {
+struct ImageRow<'a> {
     image: &'a str,
-    predictions: Vec<Class<'a>>,
+    predictions: Vec<ClassRow<'a>>,
 }
 
 #[derive(Serialize)]
-struct Class<'a> {
+struct ClassRow<'a> {
     index: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
     synset: Option<&'a str>,
@@ -42,7 +42,7 @@ pub struct Writer<'a> {
 }
 
 impl<'a> Writer<'a> {
-    /// Writes to `out`.
+    /// Creates a writer to `out` and writes the header.
     pub fn new(out: &'a mut dyn Write, format: Format) -> anyhow::Result<Writer<'a>> {
         match format {
             Format::Json => write!(out, "[")?,
@@ -52,9 +52,9 @@ impl<'a> Writer<'a> {
         Ok(Writer { out, format, images: 0 })
     }
 
-    /// The predictions of one image.
+    /// Writes the predictions of one image.
     pub fn image(&mut self, name: &str, predictions: &[Prediction]) -> anyhow::Result<()> {
-        let classes = predictions.iter().map(|p| Class {
+        let classes = predictions.iter().map(|p| ClassRow {
             index: p.index,
             synset: p.synset.as_deref(),
             label: p.label.as_deref().unwrap_or(""),
@@ -64,10 +64,16 @@ impl<'a> Writer<'a> {
             Format::Text => self.text(name, predictions)?,
             Format::Json => {
                 write!(self.out, "{}", if self.images > 0 { ",\n " } else { "\n " })?;
-                serde_json::to_writer(&mut *self.out, &Row { image: name, predictions: classes.collect() })?;
+                serde_json::to_writer(
+                    &mut *self.out,
+                    &ImageRow { image: name, predictions: classes.collect() },
+                )?;
             }
             Format::Ndjson => {
-                serde_json::to_writer(&mut *self.out, &Row { image: name, predictions: classes.collect() })?;
+                serde_json::to_writer(
+                    &mut *self.out,
+                    &ImageRow { image: name, predictions: classes.collect() },
+                )?;
                 writeln!(self.out)?;
                 self.out.flush()?;
             }
@@ -95,7 +101,7 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
-    /// Completes the output.
+    /// Writes the end of the output.
     pub fn finish(self) -> anyhow::Result<()> {
         if self.format == Format::Json {
             writeln!(self.out, "{}", if self.images > 0 { "\n]" } else { "]" })?;
@@ -104,7 +110,7 @@ impl<'a> Writer<'a> {
     }
 }
 
-/// An error and its causes in one line. A library's message often ends with its cause's; that is told once.
+/// Formats an error and its causes in one line, without causes that the message already contains.
 pub fn describe(error: &anyhow::Error) -> String {
     let mut line = String::new();
     for cause in error.chain().map(|cause| cause.to_string().replace('\n', " ")) {

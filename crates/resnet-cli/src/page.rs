@@ -1,32 +1,32 @@
-//! Text for a terminal of 80 columns: titled fields that wrap, and rows of a table.
+//! Text for a terminal of 80 columns: wrapped fields and table rows.
 
 use std::io::{self, Write};
 
 use resnet_model::escape;
 use resnet_model::text::wrap;
 
-/// As wide as anything is printed.
+/// Maximum line width.
 const WIDTH: usize = 80;
-/// Where a field's text begins.
+/// Column at which the text of a field starts.
 const INDENT: usize = 16;
 
-/// A page in the making.
+/// A writer of lines, fields and rows.
 pub(crate) struct Page<'a> {
     out: &'a mut dyn Write,
 }
 
 impl<'a> Page<'a> {
-    /// Writes to `out`.
+    /// Creates a page on `out`.
     pub(crate) fn new(out: &'a mut dyn Write) -> Page<'a> {
         Page { out }
     }
 
-    /// A line as it is.
+    /// Writes a line unchanged.
     pub(crate) fn line(&mut self, text: &str) -> io::Result<()> {
         writeln!(self.out, "{text}")
     }
 
-    /// A titled text, wrapped.
+    /// Writes a field: a title and its text, wrapped.
     pub(crate) fn field(&mut self, title: &str, text: &str) -> io::Result<()> {
         let mut title = format!("  {title}");
         for line in wrap(text, WIDTH - INDENT) {
@@ -36,24 +36,18 @@ impl<'a> Page<'a> {
         Ok(())
     }
 
-    /// A row: a name, padded to `longest`, what belongs beside it, and what below. What does not fit beside goes below
-    /// too.
-    pub(crate) fn row(
-        &mut self,
-        name: &str,
-        longest: usize,
-        beside: &str,
-        below: &[String],
-    ) -> io::Result<()> {
-        // Few very long names shall not push all others apart.
+    /// Writes a row: a name padded to `longest`, the text next to it, and the lines below. Text that does not fit next
+    /// to the name goes below it.
+    pub(crate) fn row(&mut self, name: &str, longest: usize, text: &str, below: &[String]) -> io::Result<()> {
+        // A few very long names must not widen the column for all others.
         let column = longest.min(50);
-        if name.chars().count() <= column && 4 + column + beside.chars().count() <= WIDTH {
-            writeln!(self.out, "  {name:<column$}  {beside}")?;
+        if name.chars().count() <= column && 4 + column + text.chars().count() <= WIDTH {
+            writeln!(self.out, "  {name:<column$}  {text}")?;
         } else {
             for line in wrap(name, WIDTH - 2) {
                 writeln!(self.out, "  {line}")?;
             }
-            writeln!(self.out, "    {beside}")?;
+            writeln!(self.out, "    {text}")?;
         }
         for text in below {
             for line in wrap(text, WIDTH - 4) {
@@ -64,7 +58,7 @@ impl<'a> Page<'a> {
     }
 }
 
-/// Columns that the longest of these names takes when it is printed.
+/// Returns the printed width of the longest name.
 pub(crate) fn longest<'a>(names: impl Iterator<Item = &'a str>) -> usize {
     names.map(|name| escape(name).chars().count()).max().unwrap_or(0)
 }
@@ -74,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rows_fit_a_terminal() {
+    fn rows_fit_80_columns() {
         let mut out = Vec::new();
         let mut page = Page::new(&mut out);
         page.field("note", &"word ".repeat(40)).unwrap();

@@ -1,4 +1,4 @@
-//! Tensors in another floating-point type.
+//! Lazy casts between floating-point dtypes.
 
 use std::io;
 use std::sync::Arc;
@@ -8,20 +8,22 @@ use resnet_model::RawTensor;
 use resnet_model::raw::{Bytes, Dtype};
 use serde::Serialize;
 
-/// A floating-point type to store weights in.
+use crate::source::pickle::specs::item_size;
+
+/// Floating-point dtype of stored weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Float {
     /// 32 bits.
     F32,
-    /// 16 bits, IEEE 754.
+    /// 16 bits, IEEE 754 half precision.
     F16,
-    /// 16 bits with the range of f32.
+    /// bfloat16: 16 bits with the exponent of f32.
     BF16,
 }
 
 impl Float {
-    /// The element type.
+    /// Returns the dtype.
     pub fn dtype(self) -> Dtype {
         match self {
             Float::F32 => Dtype::F32,
@@ -31,44 +33,36 @@ impl Float {
     }
 }
 
-/// The tensor with its elements rounded to nearest (ties to even), converted when they are read; `None` if they have
-/// that type already or are no floating-point numbers.
+/// Returns the tensor cast to `to`, rounded to nearest even when it is read; `None` if it has that dtype already or is
+/// not floating-point.
 pub(crate) fn cast(tensor: &RawTensor, to: Float) -> Option<RawTensor> {
     let from = tensor.dtype();
     if from == to.dtype() || !is_float(from) {
         return None;
     }
-    let bytes = Cast { bytes: tensor.bytes().clone(), from, to };
+    let bytes = CastBytes { bytes: tensor.bytes().clone(), from, to };
     RawTensor::new(to.dtype(), tensor.shape().to_vec(), Arc::new(bytes))
 }
 
-/// Whether elements are floating-point numbers that can be cast.
+/// Returns `true` for floating-point dtypes that can be cast.
 pub(crate) fn is_float(dtype: Dtype) -> bool {
     matches!(dtype, Dtype::F16 | Dtype::BF16 | Dtype::F32 | Dtype::F64)
 }
 
 #[derive(Debug)]
-struct Cast {
+struct CastBytes {
     bytes: Arc<dyn Bytes>,
     from: Dtype,
     to: Float,
 }
 
-fn size(dtype: Dtype) -> u64 {
-    match dtype {
-        Dtype::F64 => 8,
-        Dtype::F32 => 4,
-        _ => 2,
-    }
-}
-
-impl Bytes for Cast {
+impl Bytes for CastBytes {
     fn len(&self) -> u64 {
-        self.bytes.len().div_euclid(size(self.from)).saturating_mul(size(self.to.dtype()))
+        self.bytes.len().div_euclid(item_size(self.from)).saturating_mul(item_size(self.to.dtype()))
     }
 
     fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        let (from, to) = (size(self.from), size(self.to.dtype()));
+        let (from, to) = (item_size(self.from), item_size(self.to.dtype()));
         let end = offset.checked_add(out.len() as u64).filter(|&e| e <= self.len());
         let end = end.ok_or(io::ErrorKind::UnexpectedEof)?;
         let (first, last) = (offset.div_euclid(to), end.div_ceil(to));
@@ -85,9 +79,9 @@ impl Bytes for Cast {
     }
 }
 
-impl Cast {
+impl CastBytes {
     fn element(&self, bytes: &[u8], out: &mut Vec<u8>) {
-        // f64 is rounded once, straight to its target.
+        // f64 is rounded once, directly to the target.
         match (bytes.try_into().map(f64::from_le_bytes), self.to) {
             (Ok(x), Float::F32) => return out.extend((x as f32).to_le_bytes()),
             (Ok(x), Float::F16) => return out.extend(f16::from_f64(x).to_le_bytes()),
@@ -123,7 +117,7 @@ mod tests {
             cast.bytes().read_at(1, &mut byte).unwrap();
             assert_eq!(byte[0], bytes[1]);
         };
-        // 1 + 2⁻¹¹ lies between two f16: the even one is 1. 1 + 3·2⁻¹¹ goes up.
+        // 1 + 2⁻¹¹ is halfway between two f16 values: the even one is 1. 1 + 3·2⁻¹¹ rounds up.
         check(
             &[1.0 + 0.00048828125, 1.0 + 3.0 * 0.00048828125, 70000.0],
             Float::F16,

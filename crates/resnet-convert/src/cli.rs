@@ -1,70 +1,76 @@
-//! Flags, output and exit codes.
+//! Command line: flags, output and exit codes.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::io::{ErrorKind, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
-use resnet_convert::{Error, Export, Float, Job, Options, Report};
+use resnet_convert::{Conversion, ConvertOptions, Error, Export, Float, Report};
 use resnet_model::file::{Existing, SharedFile};
-use resnet_model::{Labels, Preprocess, zoo};
+use resnet_model::{Arch, Labels, Preprocess, zoo};
 
 /// Converts ResNet checkpoints to safetensors files that describe themselves.
 ///
-/// Reads what torch.save has ever written (zip, legacy stream, tar), TorchScript
-/// archives, pickles of numpy arrays, .npy and .npz, safetensors and ONNX, found
-/// by their content; an index (*.index.json) stands for its shards.
-/// The architecture is found from the shapes, or from the graph. Nothing in a
-/// file is executed; every tensor keeps its bytes unless --dtype is given.
+/// Reads every torch.save format (zip, legacy stream, tar), TorchScript archives,
+/// pickled numpy arrays, .npy and .npz, safetensors and ONNX. The format is
+/// detected from the file's content; an index (*.index.json) reads its shards.
+/// The architecture is identified from tensor shapes or from the ONNX graph.
+/// No code in a file is executed. Tensors keep their bytes unless --dtype is set.
 ///
-/// Exit status: 0 converted, 1 something failed and nothing was written for it,
-/// 2 wrong usage.
+/// Exit status: 0 on success, 1 if an input failed (nothing is written for it),
+/// 2 on invalid usage, 130 if interrupted.
 #[derive(Debug, Parser)]
 #[command(name = "resnet-convert", version, verbatim_doc_comment, max_term_width = 80)]
 struct Cli {
     /// Checkpoints to convert.
     #[arg(required = true, value_name = "FILE")]
     inputs: Vec<PathBuf>,
-    /// Where to write; by default beside the input, named *.safetensors. A name
-    /// in .onnx makes ONNX, one in .pth, .pt or .bin a state dict for torch.load.
+    /// Output file [default: the input with extension .safetensors]. The extension
+    /// selects the format: .onnx writes ONNX; .pth, .pt or .bin a PyTorch state dict.
     #[arg(short, long, value_name = "FILE", conflicts_with = "output_dir")]
     output: Option<PathBuf>,
-    /// The folder to write to, for several inputs; it is made if need be.
+    /// Output folder, for several inputs; created if missing.
     #[arg(long, value_name = "DIR")]
     output_dir: Option<PathBuf>,
-    /// Replace files that exist.
+    /// Overwrite existing files.
     #[arg(short, long)]
     force: bool,
-    /// Cast floating-point tensors, rounding to nearest.
+    /// Cast floating-point tensors, rounding to nearest even.
     #[arg(long, value_name = "TYPE")]
     dtype: Option<Dtype>,
-    /// Names of the classes: one per line, or a JSON list or object.
+    /// Class names: one per line, or a JSON array or object.
     #[arg(long, value_name = "FILE")]
     labels: Option<PathBuf>,
-    /// How images are prepared: JSON, as in the metadata of a converted file.
+    /// Preprocessing: JSON, as in the metadata of a converted file.
     #[arg(long, value_name = "FILE")]
     preprocess: Option<PathBuf>,
-    /// Insist on an architecture, e.g. resnet50 or plain34.
-    #[arg(long, value_name = "NAME")]
+    /// Use this architecture instead of identifying it: a name, e.g. resnet50, or
+    /// JSON, as in the metadata of a converted file.
+    #[arg(long, value_name = "NAME|JSON")]
     arch: Option<String>,
-    /// Leave out tensors that nothing is known about, and a head that does not fit.
+    /// Omit unexpected tensors, and a classification head that does not fit.
     #[arg(long)]
     partial: bool,
-    /// ONNX: keep batch norms as operators, instead of folding them into the
+    /// ONNX: keep BatchNormalization nodes instead of folding them into the
     /// convolutions.
     #[arg(long)]
     keep_norms: bool,
-    /// ONNX: images in a batch; any number by default.
+    /// ONNX: fixed batch size [default: dynamic].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     batch: Option<u32>,
-    /// Print the report as JSON.
+    /// Print a JSON array with a report or an error for each input.
     #[arg(long)]
     json: bool,
 }
+
+/// Exit status after SIGINT: 128 plus the signal.
+const INTERRUPTED: u8 = 130;
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Dtype {
@@ -73,7 +79,7 @@ enum Dtype {
     Bf16,
 }
 
-/// Runs the command: the report goes to `out`, everything else to `err`.
+/// Runs the command. The report is written to `out`, everything else to `err`.
 pub(crate) fn run(
     args: impl Iterator<Item = OsString>,
     out: &mut dyn Write,
@@ -90,28 +96,47 @@ pub(crate) fn run(
         }
     };
     if cli.output.is_some() && cli.inputs.len() > 1 {
-        drop(writeln!(err, "error: --output takes one input; --output-dir takes several"));
+        drop(writeln!(err, "error: --output accepts one input; use --output-dir for several"));
         return ExitCode::from(2);
     }
     if let Some((first, second)) = same_output(&cli) {
         let (first, second) = (first.display(), second.display());
-        drop(writeln!(err, "error: `{first}` and `{second}` would be written to one file"));
+        drop(writeln!(
+            err,
+            "error: `{first}` and `{second}` have the same output file; convert them to different folders"
+        ));
         return ExitCode::from(2);
     }
-    match convert_all(&cli, out, err) {
+    let cancel = cancel_on_signal();
+    match convert_all(&cli, &cancel, out, err) {
+        _ if cancel.load(Ordering::Relaxed) => ExitCode::from(INTERRUPTED),
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(e) => {
-            complain(err, &e);
+            print_error(err, &e);
             ExitCode::FAILURE
         }
     }
 }
 
-/// Converts every input; whether all went well.
-fn convert_all(cli: &Cli, out: &mut dyn Write, err: &mut dyn Write) -> Result<bool> {
-    let options = Options {
-        arch: cli.arch.as_deref().map(zoo::arch).transpose().context("--arch")?,
+/// Returns a flag that Ctrl-C sets, so that no temporary file is left behind.
+fn cancel_on_signal() -> Arc<AtomicBool> {
+    let cancel = Arc::new(AtomicBool::new(false));
+    let flag = cancel.clone();
+    // Without a handler, the default action of the signal applies.
+    drop(ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed)));
+    cancel
+}
+
+/// Converts every input. Returns `false` if one failed.
+fn convert_all(
+    cli: &Cli,
+    cancel: &Arc<AtomicBool>,
+    out: &mut dyn Write,
+    err: &mut dyn Write,
+) -> Result<bool> {
+    let options = ConvertOptions {
+        arch: cli.arch.as_deref().map(parse_arch).transpose().context("--arch")?,
         name: None,
         labels: cli.labels.as_deref().map(read_labels).transpose().context("--labels")?,
         preprocess: cli.preprocess.as_deref().map(read_preprocess).transpose().context("--preprocess")?,
@@ -122,40 +147,39 @@ fn convert_all(cli: &Cli, out: &mut dyn Write, err: &mut dyn Write) -> Result<bo
         }),
         partial: cli.partial,
         onnx: Export { keep_norms: cli.keep_norms, batch: cli.batch.map(|n| n as usize) },
+        cancel: Some(cancel.clone()),
     };
     if let Some(dir) = &cli.output_dir {
         std::fs::create_dir_all(dir).with_context(|| format!("--output-dir: `{}`", dir.display()))?;
     }
-    let mut reports = Vec::new();
-    let mut good = true;
-    // Reports that nobody reads are no reason to leave the other inputs.
+    let mut results = Vec::new();
+    let mut ok = true;
+    // A closed stdout does not stop the remaining conversions.
     let mut printed = Ok(());
     for input in &cli.inputs {
         match convert(cli, input, &options) {
-            Ok(report) if cli.json => reports.push(report),
+            Ok(report) if cli.json => results.push(serde_json::to_value(report)?),
             Ok(report) => printed = printed.and_then(|()| writeln!(out, "{report}")),
             Err(e) => {
-                good = false;
-                complain(err, &e);
+                ok = false;
+                print_error(err, &e);
+                results.push(error_json(input, &e));
             }
         }
+        if cancel.load(Ordering::Relaxed) {
+            break;
+        }
     }
-    let json = match (cli.json, reports.as_slice()) {
-        (false, _) => None,
-        (true, []) if !good => None,
-        (true, [report]) if cli.inputs.len() == 1 => Some(serde_json::to_string_pretty(report)?),
-        (true, reports) => Some(serde_json::to_string_pretty(reports)?),
-    };
-    if let Some(json) = json {
-        printed = writeln!(out, "{json}");
+    if cli.json {
+        printed = writeln!(out, "{}", serde_json::to_string_pretty(&results)?);
     }
     match printed {
-        Err(e) if e.kind() != ErrorKind::BrokenPipe => Err(e).context("the report cannot be written"),
-        _ => Ok(good),
+        Err(e) if e.kind() != ErrorKind::BrokenPipe => Err(e).context("cannot write the report"),
+        _ => Ok(ok),
     }
 }
 
-/// The file that becomes of `input`.
+/// Output path for `input`.
 fn output(cli: &Cli, input: &Path) -> PathBuf {
     let beside = input.with_extension("safetensors");
     match (&cli.output, &cli.output_dir) {
@@ -165,21 +189,21 @@ fn output(cli: &Cli, input: &Path) -> PathBuf {
     }
 }
 
-/// Two inputs of which the second would take the place of what became of the first.
+/// Returns the first two inputs with the same output path.
 fn same_output(cli: &Cli) -> Option<(&PathBuf, &PathBuf)> {
     let mut seen = HashMap::new();
     cli.inputs.iter().find_map(|input| Some((seen.insert(output(cli, input), input)?, input)))
 }
 
-fn convert(cli: &Cli, input: &Path, options: &Options) -> Result<Report> {
+fn convert(cli: &Cli, input: &Path, options: &ConvertOptions) -> Result<Report> {
     let output = output(cli, input);
     let existing = Existing::replace_if(cli.force);
-    let job = Job { input, output: &output, existing, options };
+    let job = Conversion { input, output: &output, existing, options };
     let bar = Bar::default();
     Ok(resnet_convert::convert(job, &mut |progress| bar.show(progress.done, progress.total))?)
 }
 
-/// A progress bar, on a terminal and for large files only.
+/// Progress bar, shown on a terminal for large files only.
 #[derive(Default)]
 struct Bar(std::cell::OnceCell<ProgressBar>);
 
@@ -200,12 +224,12 @@ impl Bar {
     }
 }
 
-/// One line for the error, one for what to do about it.
-fn complain(err: &mut dyn Write, error: &anyhow::Error) {
+/// Prints the error and, if there is one, a hint.
+fn print_error(err: &mut dyn Write, error: &anyhow::Error) {
     if let Some(Error::Labels(reason)) = error.downcast_ref() {
         return drop(writeln!(err, "error: --labels: {reason}"));
     }
-    // The library's errors tell their causes themselves.
+    // The library's messages include their causes.
     let Some(known) = error.downcast_ref::<Error>() else {
         return drop(writeln!(err, "error: {error:#}"));
     };
@@ -215,13 +239,36 @@ fn complain(err: &mut dyn Write, error: &anyhow::Error) {
     }
 }
 
-/// A small text file.
+/// Returns the JSON object of a failed input.
+fn error_json(input: &Path, error: &anyhow::Error) -> serde_json::Value {
+    let known = error.downcast_ref::<Error>();
+    let code = known.and_then(Error::code).map(|code| code.as_str());
+    let message = known.map_or_else(|| format!("{error:#}"), Error::to_string);
+    serde_json::json!({
+        "file": input.display().to_string(),
+        "error": message,
+        "code": code,
+        "hint": known.and_then(Error::hint),
+    })
+}
+
+/// Parses the name or the JSON description of an architecture.
+fn parse_arch(text: &str) -> Result<Arch> {
+    if !text.trim_start().starts_with('{') {
+        return Ok(zoo::arch(text)?);
+    }
+    let arch: Arch = serde_json::from_str(text).context("invalid JSON")?;
+    arch.graph()?;
+    Ok(arch)
+}
+
+/// Reads a small text file.
 fn read_text(path: &Path) -> Result<String> {
     const MAX: u64 = 16 << 20;
     let read = || -> Result<String> {
         let file = SharedFile::open(path)?;
         if file.len() > MAX {
-            bail!("{} bytes, more than {MAX}", file.len());
+            bail!("{} bytes, the limit is {MAX}", file.len());
         }
         let mut bytes = vec![0; file.len() as usize];
         file.read_at(0, &mut bytes)?;
@@ -230,7 +277,7 @@ fn read_text(path: &Path) -> Result<String> {
     read().with_context(|| format!("`{}`", path.display()))
 }
 
-/// Class names: lines, a JSON list, or a JSON object from index to name.
+/// Reads class names: lines, a JSON array, or a JSON object from index to name.
 fn read_labels(path: &Path) -> Result<Labels> {
     let text = read_text(path)?;
     let names = match text.trim_start().chars().next() {
@@ -239,7 +286,7 @@ fn read_labels(path: &Path) -> Result<Labels> {
             let map: std::collections::BTreeMap<usize, String> =
                 serde_json::from_str(&text).with_context(|| format!("`{}`", path.display()))?;
             if let Some((expected, (found, _))) = map.iter().enumerate().find(|(i, (k, _))| i != *k) {
-                bail!("`{}`: index {expected} is missing, {found} is next", path.display());
+                bail!("`{}`: expected class index {expected}, found {found}", path.display());
             }
             map.into_values().collect()
         }

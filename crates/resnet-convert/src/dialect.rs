@@ -1,47 +1,62 @@
-//! Naming schemes. Each is a table: which names prove it, and how its names become torchvision's.
+//! Naming schemes. Each is a table of anchor names that identify it and rules that rename its tensors to torchvision's
+//! names.
 //!
-//! Where in a file the network is (under `state_dict.model.`, `module.encoder_q.`, …) needs no table: it is wherever
-//! the proving names are found.
+//! The prefix of the network's names (`state_dict.model.`, `module.encoder_q.`, …) needs no table: it is found with the
+//! anchors.
 
+mod order;
 mod pattern;
+mod pixel_stats;
 pub(crate) mod structure;
 mod tables;
 mod transpose;
 
 use std::collections::{BTreeMap, HashSet};
 
+use resnet_image::preprocess::Channels;
 use resnet_model::arch::{Arch, Block, StrideIn};
-use resnet_model::preprocess::Channels;
 use resnet_model::{Preprocess, RawTensor, escape};
 
 use self::pattern::Pattern;
+use self::pixel_stats::PixelStats;
 pub(crate) use self::tables::Traits;
-use self::tables::{AS_TORCH, DIALECTS, Dialect, Layout, Norm, SIBLINGS, TRAINING, WRAPPERS};
+use self::tables::{AS_TORCH, DIALECTS, Dialect, InputNorm, SIBLINGS, TRAINING, WRAPPERS, WeightLayout};
 use crate::onnx;
-use crate::report::{Dropped, Identified, Renamed, Reshaped, Synthesised};
+use crate::report::{Dropped, Identified, Renamed, Reshaped, Synthesized};
 
-/// A network's tensors under torchvision's names, and how they came to it.
+/// Network tensors under torchvision's names, and a record of the changes.
 #[derive(Debug)]
 pub(crate) struct Translation {
     pub(crate) dialect: &'static str,
-    /// Where the network was, e.g. `state_dict.model.`; empty at the top.
+    /// The prefix of the network's names in the file, e.g. `state_dict.model.`; may be empty.
     pub(crate) root: String,
     pub(crate) tensors: BTreeMap<String, RawTensor>,
     pub(crate) renamed: Vec<Renamed>,
     pub(crate) dropped: Vec<Dropped>,
-    /// Tensors beside the network that nothing is known about.
+    /// Tensors outside the network, of unknown purpose.
     pub(crate) leftover: Vec<String>,
     pub(crate) notes: Vec<String>,
     pub(crate) reshaped: Vec<Reshaped>,
     pub(crate) transposed: Vec<String>,
-    pub(crate) synthesised: Vec<Synthesised>,
+    pub(crate) synthesized: Vec<Synthesized>,
     pub(crate) unset: Vec<String>,
     pub(crate) traits: Traits,
-    norm: Norm,
+    norm: InputNorm,
+    /// Detectron2's `pixel_mean` and `pixel_std`, where the file has them.
+    pixel_stats: Option<PixelStats>,
+}
+
+/// Result of [`translate`].
+pub(crate) enum Recognition {
+    Translated(Box<Translation>),
+    /// Two tensors translate to this name.
+    Duplicate(String),
+    /// No dialect has these names.
+    Unknown,
 }
 
 impl Translation {
-    /// Names that need no translation: those of a file that describes itself.
+    /// Returns a translation that keeps all names.
     pub(crate) fn identity(tensors: &[(String, RawTensor)]) -> Translation {
         Translation {
             dialect: "resnet",
@@ -53,14 +68,15 @@ impl Translation {
             notes: vec![],
             reshaped: vec![],
             transposed: vec![],
-            synthesised: vec![],
+            synthesized: vec![],
             unset: vec![],
             traits: AS_TORCH,
-            norm: Norm::Usual,
+            norm: InputNorm::Default,
+            pixel_stats: None,
         }
     }
 
-    /// A network that was found by its graph, so that its names mean nothing.
+    /// Returns the translation of a network that was identified by its graph.
     pub(crate) fn graph(found: &mut onnx::Found) -> Translation {
         Translation {
             dialect: "by structure",
@@ -72,69 +88,85 @@ impl Translation {
         }
     }
 
-    fn drop(&mut self, name: &str, reason: &str) {
+    pub(crate) fn drop(&mut self, name: &str, reason: &str) {
         self.dropped.push(Dropped { name: name.to_owned(), reason: reason.into() });
     }
 
-    /// Leaves out a tensor that is not under the root, for a reason that is known or for none. `roots` are the copies of
+    /// Records a tensor outside the root as dropped, or as leftover if its purpose is unknown. `roots` are the copies of
     /// the network.
     fn outside(&mut self, name: &str, roots: &[&str]) {
-        match outside(name, &self.root, roots) {
+        match drop_reason(name, &self.root, roots) {
             Some(reason) => self.drop(name, reason),
             None => self.leftover.push(name.to_owned()),
         }
     }
 
-    /// What the dialect's weights for `arch` were trained with where it differs from `usual`.
-    pub(crate) fn preprocess(&self, usual: Preprocess, arch: &Arch) -> Preprocess {
+    /// Returns the preprocessing of the dialect's weights for `arch`, based on `default`.
+    pub(crate) fn preprocess(&self, default: Preprocess, arch: &Arch) -> Preprocess {
         let grouped = matches!(arch, Arch::ResNet(net) if net.groups > 1);
-        match usual.channels {
-            Channels::Grey => usual,
-            _ => self.norm.preprocess(usual, grouped),
+        match (&self.pixel_stats, default.channels) {
+            (_, Channels::Gray) => default,
+            (Some(stats), _) => stats.preprocess(default),
+            (None, _) => self.norm.preprocess(default, grouped),
         }
     }
 
-    /// `arch` with what the dialect tells and no tensor shows, and how that is told.
-    pub(crate) fn adjust(&self, arch: Arch, identified: &mut Identified) -> Arch {
-        let Arch::ResNet(mut net) = arch else { return arch };
+    /// Applies the architecture properties that the dialect implies and no tensor shows.
+    pub(crate) fn adjust(&self, arch: Arch, mut identified: Identified) -> (Arch, Identified) {
+        let Arch::ResNet(mut net) = arch else { return (arch, identified) };
         let Traits { affine, stride_first, norm_eps } = self.traits;
         if affine {
             net.norm = resnet_model::arch::Norm::Batch;
         }
         if let Some(eps) = norm_eps {
             net.norm_eps = eps;
+            identified.assumed.retain(|a| !a.starts_with("norm epsilon"));
         }
         if stride_first && net.groups == 1 && net.stages.iter().any(|s| s.block == Block::Bottleneck) {
             net.stride_in = StrideIn::Conv1x1;
             identified.assumed.retain(|a| !a.starts_with("strides"));
             identified.evidence.push_str(&format!(
-                " and the names of {}, whose strides are in the first 1×1 convolutions",
+                " and the names of {}, which strides in the first 1×1 convolution",
                 self.dialect
             ));
         }
-        Arch::ResNet(net)
+        (Arch::ResNet(net), identified)
     }
 
-    /// Detectron2's names on the weights of somebody else, who has torchvision's ways.
-    pub(crate) fn by_author(&mut self, author: &str) {
-        if self.norm == Norm::Detectron && author == "torchvision" {
-            (self.norm, self.traits.stride_first) = (Norm::Usual, false);
-            self.notes.push(
-                "the file names torchvision as its author, whose preprocessing and strides are taken".into(),
-            );
+    /// Applies the `__author__` of a Detectron2 file: torchvision's weights keep their preprocessing and strides.
+    pub(crate) fn with_author(mut self, author: &str) -> Translation {
+        if self.norm == InputNorm::Detectron && author == "torchvision" {
+            (self.norm, self.traits.stride_first) = (InputNorm::Default, false);
+            self.notes
+                .push("the file names torchvision as its author: its preprocessing and strides apply".into());
         }
+        self
+    }
+
+    /// Applies `pixel_mean` and `pixel_std` of a Detectron2 file. RGB order means weights from torchvision, whose strides
+    /// are in the 3×3 convolutions.
+    fn with_pixel_stats(mut self, tensors: &[(String, RawTensor)]) -> Translation {
+        self.pixel_stats = PixelStats::find(tensors);
+        if let Some(stats) = &self.pixel_stats {
+            let order = if stats.is_rgb() { "RGB" } else { "BGR" };
+            self.notes.push(format!(
+                "preprocessing from the file's `pixel_mean` and `pixel_std`, in {order} order"
+            ));
+            self.traits.stride_first &= !stats.is_rgb();
+        }
+        self
     }
 }
 
-/// Finds the network among `tensors` and translates its names; `None` if no dialect is proved.
-/// Two names that become one are an error, told as that name.
-pub(crate) fn translate(tensors: &[(String, RawTensor)]) -> Option<Result<Translation, String>> {
+/// Finds the network among `tensors` and translates its names.
+pub(crate) fn translate(tensors: &[(String, RawTensor)]) -> Recognition {
     let names: HashSet<&str> = tensors.iter().map(|(n, _)| without_index(n)).collect();
-    let (dialect, roots) = DIALECTS.iter().find_map(|dialect| {
+    let matching = DIALECTS.iter().find_map(|dialect| {
         let roots = roots(dialect, tensors, &names);
-        (!roots.is_empty()).then_some((dialect, roots))
-    })?;
-    let root = *roots.iter().min_by_key(|root| rank(root))?;
+        let root = *roots.iter().min_by_key(|root| rank(root))?;
+        Some((dialect, roots, root))
+    });
+    let Some((dialect, roots, root)) = matching else { return Recognition::Unknown };
     let mut out = Translation {
         dialect: dialect.name,
         root: root.to_owned(),
@@ -145,7 +177,7 @@ pub(crate) fn translate(tensors: &[(String, RawTensor)]) -> Option<Result<Transl
     if roots.len() > 1 {
         let others: Vec<String> =
             roots.iter().filter(|r| **r != root).map(|r| format!("`{}`", escape(r))).collect();
-        out.notes.push(format!("the network under `{}` was taken, not {}", escape(root), others.join(", ")));
+        out.notes.push(format!("used the network under `{}`, not {}", escape(root), others.join(", ")));
     }
     for (name, tensor) in tensors {
         let Some(inner) = name.strip_prefix(root) else {
@@ -153,29 +185,30 @@ pub(crate) fn translate(tensors: &[(String, RawTensor)]) -> Option<Result<Transl
             continue;
         };
         if dialect.drop.iter().any(|p| Pattern(p).matches(inner).is_some()) {
-            out.drop(name, "no part of the network");
+            out.drop(name, "not part of the network");
             continue;
         }
         let to = dialect.rename(inner);
         if to != *name {
             out.renamed.push(Renamed { from: name.clone(), to: to.clone() });
         }
-        let laid = match dialect.layout {
-            Layout::Torch => None,
-            Layout::Tensorflow => transpose::to_torch(tensor),
+        let transposed = match dialect.layout {
+            WeightLayout::Torch => None,
+            WeightLayout::Tensorflow => transpose::to_torch(tensor),
         };
-        if laid.is_some() {
+        if transposed.is_some() {
             out.transposed.push(to.clone());
         }
-        if out.tensors.insert(to.clone(), laid.unwrap_or_else(|| tensor.clone())).is_some() {
-            return Some(Err(to));
+        if out.tensors.insert(to.clone(), transposed.unwrap_or_else(|| tensor.clone())).is_some() {
+            return Recognition::Duplicate(to);
         }
     }
-    Some(Ok(out))
+    let out = if dialect.norm == InputNorm::Detectron { out.with_pixel_stats(tensors) } else { out };
+    Recognition::Translated(Box::new(out))
 }
 
 impl Dialect {
-    /// The name in the zoo.
+    /// Returns the zoo's name for a name under the root.
     fn rename(&self, inner: &str) -> String {
         let inner = without_index(inner);
         let end = self.ends.iter().find_map(|(from, to)| Some(format!("{}{to}", inner.strip_suffix(from)?)));
@@ -185,12 +218,12 @@ impl Dialect {
     }
 }
 
-/// TensorFlow's names of variables without the number of the output that they are.
+/// Strips the output index of a TensorFlow variable name.
 fn without_index(name: &str) -> &str {
     name.strip_suffix(":0").unwrap_or(name)
 }
 
-/// The prefixes under which all proving names of the dialect exist, in the order of the file.
+/// Returns the prefixes under which all anchors of the dialect exist, in file order.
 fn roots<'a>(dialect: &Dialect, tensors: &'a [(String, RawTensor)], names: &HashSet<&str>) -> Vec<&'a str> {
     let Some((first, others)) = dialect.anchors.split_first() else { return vec![] };
     let root = |name: &'a str| {
@@ -198,11 +231,11 @@ fn roots<'a>(dialect: &Dialect, tensors: &'a [(String, RawTensor)], names: &Hash
         let whole = root.is_empty() || root.ends_with(['.', '/']);
         (whole && root.ends_with(dialect.root_ends)).then_some(root)
     };
-    let proved = |root: &&str| others.iter().all(|other| names.contains(format!("{root}{other}").as_str()));
-    tensors.iter().filter_map(|(name, _)| root(name)).filter(proved).collect()
+    let complete = |root: &&str| others.iter().all(|other| names.contains(format!("{root}{other}").as_str()));
+    tensors.iter().filter_map(|(name, _)| root(name)).filter(complete).collect()
 }
 
-/// Copies that follow the network in self-supervised training.
+/// Prefixes of momentum copies of the network in self-supervised training.
 const MOMENTUM: &[&str] = &[
     "encoder_k",
     "momentum_encoder",
@@ -212,7 +245,7 @@ const MOMENTUM: &[&str] = &[
     "student",
 ];
 
-/// Which of several copies of a network is wanted: averaged weights first, momentum copies last.
+/// Returns the preference among copies of a network, lowest first: averaged weights before momentum copies.
 fn rank(root: &str) -> usize {
     let has = |words: &[&str]| root.split('.').any(|part| words.contains(&part));
     match () {
@@ -223,22 +256,22 @@ fn rank(root: &str) -> usize {
     }
 }
 
-/// Why a tensor that is not under `root` may be left out; `None` if nothing is known about it.
-fn outside(name: &str, root: &str, roots: &[&str]) -> Option<&'static str> {
+/// Returns the reason to drop a tensor outside `root`; `None` if its purpose is unknown.
+fn drop_reason(name: &str, root: &str, roots: &[&str]) -> Option<&'static str> {
     let first = |s: &str| s.split('.').next().unwrap_or_default().to_owned();
     if TRAINING.contains(&first(name).as_str()) {
-        return Some("state of the training");
+        return Some("training state");
     }
     if roots.iter().any(|other| *other != root && name.starts_with(other)) {
         return Some("another copy of the network");
     }
     if first(name) != first(root) && WRAPPERS.contains(&first(root).as_str()) {
-        return Some("beside the weights");
+        return Some("outside the state dict");
     }
-    // Siblings of the network or of a module that it is in.
+    // Siblings of the network or of one of its parent modules.
     let mut parents = root.match_indices('.').map(|(i, _)| root.get(..i).unwrap_or_default());
     let mut inner = vec![name];
     inner.extend(parents.by_ref().filter_map(|p| name.strip_prefix(p)?.strip_prefix('.')));
     let known = |n: &&str| SIBLINGS.iter().any(|p| Pattern(p).matches(n).is_some());
-    inner.iter().any(known).then_some("no part of the network")
+    inner.iter().any(known).then_some("not part of the network")
 }

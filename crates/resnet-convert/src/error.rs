@@ -1,44 +1,44 @@
-//! What can go wrong in this crate.
+//! The crate's error types.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 use resnet_model::escape;
 
-/// A result with this crate's [`Error`].
+/// Result with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Why a checkpoint could not be read or converted.
+/// Error of reading or converting a checkpoint.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The file's bytes are not what its format demands, or ask for something that is refused.
+    /// The file violates its format or uses an unsupported or unsafe feature.
     #[error("`{}`: {fault}", escape(&path.display().to_string()))]
     Fault {
         /// The file.
         path: PathBuf,
-        /// What is wrong where.
+        /// The violation and its location.
         fault: Box<Fault>,
     },
-    /// The file could not be opened or read.
+    /// The file cannot be opened or read.
     #[error("`{}`: {source}", escape(&path.display().to_string()))]
     Io {
         /// The file.
         path: PathBuf,
-        /// The operating system's reason.
+        /// The error of the operating system.
         source: std::io::Error,
     },
-    /// The tensors are none of a network that is known.
+    /// The tensors match no known network.
     #[error("`{}`: {reason}", escape(&path.display().to_string()))]
-    Unrecognised {
+    Unrecognized {
         /// The file.
         path: PathBuf,
-        /// What was found and what was looked for.
+        /// The tensors found and the mismatch.
         reason: String,
     },
-    /// Tensors beside the network that nothing is known about.
+    /// Tensors that belong neither to the network nor to a known training state.
     #[error(
-        "`{}`: {} beside the network would be left out: {}",
+        "`{}`: {} outside the network: {}",
         escape(&path.display().to_string()), crate::report::plural(names.len(), "tensor"), resnet_model::text::some_of(names)
     )]
     Leftover {
@@ -47,42 +47,45 @@ pub enum Error {
         /// The names of the tensors.
         names: Vec<String>,
     },
-    /// The tensors are not those of the architecture, a file could not be written, …
+    /// An error of `resnet-model`: tensors that do not match the architecture, a failed write, …
     #[error(transparent)]
     Model(#[from] resnet_model::Error),
-    /// The labels given do not fit.
+    /// The number of labels differs from the number of classes.
     #[error("labels: {0}")]
     Labels(String),
-    /// A network that ONNX cannot express.
+    /// The network cannot be expressed in ONNX.
     #[error("ONNX: {0}")]
     Export(String),
-    /// A model beyond what its format can hold.
-    #[error("`{}`: {bytes} bytes, but an ONNX file holds less than 2 GiB", escape(&path.display().to_string()))]
+    /// The model exceeds the size limit of its format.
+    #[error("`{}`: {bytes} bytes, but an ONNX file is limited to 2 GiB", escape(&path.display().to_string()))]
     TooLarge {
-        /// The file that was to be written.
+        /// The output file.
         path: PathBuf,
-        /// The bytes that it would have.
+        /// The size of the model.
         bytes: u64,
     },
-    /// The output's name ends as that of no file that is written.
+    /// The output's extension selects no format.
     #[error(
-        "`{}`: what is written ends in .safetensors, .onnx, .pth, .pt or .bin",
+        "`{}`: unsupported output extension, expected .safetensors, .onnx, .pth, .pt or .bin",
         escape(&.0.display().to_string())
     )]
     Extension(PathBuf),
-    /// Settings for ONNX, where something else is written.
+    /// ONNX options for another output format.
     #[error(
-        "`{}` is no .onnx file: batch norms to keep and a size of batches are for those",
+        "`{}`: --keep-norms and --batch require an .onnx output",
         escape(&.0.display().to_string())
     )]
     OnlyOnnx(PathBuf),
-    /// Output and input are the same file.
-    #[error("`{}` would overwrite its own source", .0.display())]
+    /// The conversion was canceled; nothing was written.
+    #[error("`{}`: interrupted, nothing was written", escape(&.0.display().to_string()))]
+    Canceled(PathBuf),
+    /// Input and output are the same file.
+    #[error("`{}`: input and output are the same file; choose another --output", .0.display())]
     SameFile(PathBuf),
 }
 
 impl Error {
-    /// What kind of fault it is; `None` if the file's format is not to blame.
+    /// Returns the code of the fault; `None` for errors other than [`Error::Fault`].
     pub fn code(&self) -> Option<Code> {
         match self {
             Error::Fault { fault, .. } => Some(fault.code),
@@ -90,37 +93,37 @@ impl Error {
         }
     }
 
-    /// What the user might do about it.
+    /// Returns a hint on how to resolve the error.
     pub fn hint(&self) -> Option<&'static str> {
         Some(match self {
-            Error::TooLarge { .. } => "--dtype f16 halves it",
-            Error::Leftover { .. } => "--partial leaves them out",
-            Error::Model(resnet_model::Error::At { source, .. }) => match &**source {
+            Error::TooLarge { .. } => "--dtype f16 halves the size",
+            Error::Leftover { .. } => "--partial omits them",
+            Error::Model(resnet_model::Error::At { error, .. }) => match &**error {
                 resnet_model::Error::Mismatch(m) if m.missing.is_empty() && m.reshaped.is_empty() => {
-                    "--partial leaves them out"
+                    "--partial omits them"
                 }
                 _ => return None,
             },
-            Error::Unrecognised { .. } => "--arch NAME insists on an architecture",
-            Error::Model(resnet_model::Error::Exists(_)) => "--force replaces it",
+            Error::Unrecognized { .. } => "--arch NAME sets the architecture",
+            Error::Model(resnet_model::Error::Exists(_)) => "--force overwrites it",
             Error::Fault { fault, .. } if fault.code == Code::UnsafeGlobal => {
-                "a checkpoint has no reason to name this function; get the weights from another source"
+                "no checkpoint needs this function; the file may be malicious: get the weights from another source"
             }
             _ => return None,
         })
     }
 
-    /// An error from below, told of the file it is about. A fault that surfaced while a tensor's bytes were read
-    /// names the file read, not the file being written.
+    /// Adds the file to an error of `resnet-model`. A fault in a tensor's bytes names the input, even if it surfaces
+    /// while the output is written.
     pub(crate) fn from_model(error: resnet_model::Error, path: &Path) -> Error {
         let mut error = error;
         let mut at = None;
-        while let resnet_model::Error::At { path, source } = error {
+        while let resnet_model::Error::At { path, error: inner } = error {
             at.get_or_insert(path);
-            error = *source;
+            error = *inner;
         }
         match error {
-            resnet_model::Error::Io(e) => match Fault::of(e) {
+            resnet_model::Error::Io(e) => match Fault::from_io(e) {
                 Ok(fault) => Error::Fault { path: path.to_owned(), fault: Box::new(fault) },
                 Err(e) => resnet_model::Error::from(e).at(&at.unwrap_or_else(|| path.to_owned())).into(),
             },
@@ -133,16 +136,16 @@ impl Error {
     }
 }
 
-/// What is wrong in a file, and where.
+/// Violation of a file format, and its location.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {
-    /// The kind, a stable short name.
+    /// The kind; its name is stable.
     pub code: Code,
-    /// The part of the file, e.g. `archive/data.pkl`.
+    /// The archive entry, e.g. `archive/data.pkl`.
     pub entry: Option<String>,
-    /// The byte in that part (in the file, if no part is named).
+    /// The byte offset in the entry, or in the file without one.
     pub offset: Option<u64>,
-    /// What was found and what was expected; safe to print.
+    /// The message; safe to print.
     pub detail: String,
 }
 
@@ -151,25 +154,25 @@ impl Fault {
         Fault { code, entry: None, offset: None, detail: detail.into() }
     }
 
-    /// The same fault with the part of the file, unless it is known already.
+    /// Sets the entry, unless it is set already.
     pub(crate) fn within(mut self, entry: &str) -> Fault {
         self.entry.get_or_insert_with(|| escape(entry));
         self
     }
 
-    /// The same fault with the byte offset, unless it is known already.
+    /// Sets the byte offset, unless it is set already.
     pub(crate) fn at(mut self, offset: u64) -> Fault {
         self.offset.get_or_insert(offset);
         self
     }
 
-    /// The error that this is for the file at `path`.
-    pub(crate) fn of_file(self, path: &Path) -> Error {
+    /// Converts the fault to the error for the file at `path`.
+    pub(crate) fn in_file(self, path: &Path) -> Error {
         Error::Fault { path: path.to_owned(), fault: Box::new(self) }
     }
 
-    /// The fault that an I/O error carries, or the I/O error itself.
-    pub(crate) fn of(error: std::io::Error) -> Result<Fault, std::io::Error> {
+    /// Returns the fault that an I/O error wraps, or the I/O error itself.
+    pub(crate) fn from_io(error: std::io::Error) -> Result<Fault, std::io::Error> {
         error.downcast::<Fault>()
     }
 }
@@ -182,8 +185,8 @@ impl From<Fault> for std::io::Error {
 
 impl From<std::io::Error> for Fault {
     fn from(error: std::io::Error) -> Self {
-        Fault::of(error).unwrap_or_else(|e| match e.kind() {
-            std::io::ErrorKind::UnexpectedEof => Fault::new(Code::Eof, "the file ends too early"),
+        Fault::from_io(error).unwrap_or_else(|e| match e.kind() {
+            std::io::ErrorKind::UnexpectedEof => Fault::new(Code::Eof, "unexpected end of file"),
             _ => Fault::new(Code::Read, e.to_string()),
         })
     }
@@ -213,7 +216,7 @@ macro_rules! codes {
         }
 
         impl Code {
-            /// The short name, e.g. `zip-overlap`.
+            /// Returns the stable name, e.g. `zip-overlap`.
             pub fn as_str(self) -> &'static str {
                 match self { $(Code::$name => $text,)* }
             }
@@ -222,73 +225,73 @@ macro_rules! codes {
 }
 
 codes! {
-    Format = "format", "None of the formats that are read.";
-    Read = "read", "The operating system failed to read.";
-    Eof = "eof", "The data ends too early.";
-    Trailing = "trailing-data", "Data follows where the format ends.";
-    Empty = "no-tensors", "Nothing in the file is a tensor.";
-    Limit = "limit", "More than the reader's limits allow.";
+    Format = "format", "An unsupported file format.";
+    Read = "read", "A read error of the operating system.";
+    Eof = "eof", "Unexpected end of data.";
+    Trailing = "trailing-data", "Data after the end of the format.";
+    Empty = "no-tensors", "A file without tensors.";
+    Limit = "limit", "A limit of the reader is exceeded.";
     UnsafeGlobal = "unsafe-global", "A pickle names a function that no checkpoint needs.";
-    NotTorch = "not-a-torch-file", "A pickle of another program.";
-    Opcode = "opcode", "A pickle instruction that is unknown or has no use in a checkpoint.";
-    OpcodeCount = "opcode-count", "More pickle instructions than a checkpoint needs.";
+    NotTorch = "not-a-torch-file", "A pickle that PyTorch cannot read.";
+    Opcode = "opcode", "An unknown or unsupported pickle opcode.";
+    OpcodeCount = "opcode-count", "Too many pickle opcodes.";
     Protocol = "protocol", "An unknown pickle protocol.";
     Frame = "frame", "A pickle frame that contradicts its contents.";
-    Stack = "stack", "A pickle instruction lacks its operands.";
-    Memo = "memo-missing", "A pickle fetches what it never stored.";
-    Type = "type", "A value has a type that cannot stand where it does.";
+    Stack = "stack", "A pickle stack underflow or leftover.";
+    Memo = "memo-missing", "A missing pickle memo entry.";
+    Type = "type", "A value of an unexpected type.";
     Arity = "arity", "A key without a value.";
-    Args = "args", "A call with arguments that its function does not take.";
-    Integer = "integer", "A number that is malformed or too large.";
+    Args = "args", "A call with invalid arguments.";
+    Integer = "integer", "An invalid or too large integer.";
     Length = "length", "A length beyond the data.";
     Line = "line-length", "A text line beyond the limit.";
     Text = "text", "Text that is not UTF-8.";
     Depth = "depth", "Nesting beyond the limit.";
     Cycle = "cycle", "A value that contains itself.";
-    Expansion = "expansion", "Values that share parts to become huge.";
+    Expansion = "expansion", "Shared values that expand beyond the limit.";
     Persid = "persid", "A persistent id of an unknown form.";
     Name = "name", "A tensor name that is empty, too long or not printable.";
-    DuplicateName = "duplicate-name", "Two tensors of one name.";
+    DuplicateName = "duplicate-name", "Two tensors with the same name.";
     Dtype = "dtype", "An unknown element type.";
-    Unsupported = "unsupported", "A kind of tensor that is not read: quantised, sparse, without data.";
+    Unsupported = "unsupported", "An unsupported kind of tensor: quantized, sparse, without data.";
     Bounds = "bounds", "A tensor outside its storage.";
     TensorBytes = "tensor-bytes", "Tensors far larger than the file.";
-    StorageSize = "storage-size", "A storage whose size is not the one declared.";
-    StorageMissing = "storage-missing", "A storage that the file lacks.";
+    StorageSize = "storage-size", "A storage whose size differs from the declared one.";
+    StorageMissing = "storage-missing", "A missing storage.";
     StorageConflict = "storage-conflict", "A storage declared with two sizes.";
-    StorageKeys = "storage-keys", "A list of storages that differs from those in use.";
-    Crc = "crc", "Bytes that differ from their checksum.";
+    StorageKeys = "storage-keys", "A storage list that differs from the storages in use.";
+    Crc = "crc", "A checksum mismatch.";
     ZipPrefix = "zip-prefix", "Bytes before a zip archive.";
     ZipTrailing = "zip-trailing", "Bytes after a zip archive.";
     ZipBounds = "zip-bounds", "A zip entry or directory outside the file.";
     ZipMismatch = "zip-mismatch", "A zip entry that differs from its directory.";
-    ZipDuplicate = "zip-duplicate", "Two zip entries of one name.";
-    ZipOverlap = "zip-overlap", "Two zip entries on the same bytes.";
+    ZipDuplicate = "zip-duplicate", "Two zip entries with the same name.";
+    ZipOverlap = "zip-overlap", "Overlapping zip entries.";
     ZipEncrypted = "zip-encrypted", "An encrypted zip entry.";
-    ZipFlags = "zip-flags", "Zip features that are not read.";
-    ZipMethod = "zip-method", "A zip compression that is not read.";
-    ZipRatio = "zip-ratio", "A zip entry compressed beyond belief.";
+    ZipFlags = "zip-flags", "Unsupported zip flags.";
+    ZipMethod = "zip-method", "An unsupported zip compression method.";
+    ZipRatio = "zip-ratio", "A zip compression ratio beyond the limit.";
     ZipEntries = "zip-entries", "Too many zip entries.";
     ZipLayout = "zip-layout", "A zip archive without exactly one checkpoint.";
     ByteOrder = "byteorder", "An unknown byte order.";
-    Version = "version", "A format version that is not known.";
+    Version = "version", "An unknown format version.";
     TorchScriptV1 = "torchscript-v1", "A TorchScript archive of PyTorch 1.0.";
     TarHeader = "tar-header", "A malformed tar header.";
-    TarLink = "tar-link", "A tar member that is no regular file.";
+    TarLink = "tar-link", "A tar member that is not a regular file.";
     TarSize = "tar-size", "A tar member with two sizes.";
     TarLayout = "tar-layout", "A tar archive without the members of a checkpoint.";
     Count = "count", "A count beyond the data.";
     Safetensors = "safetensors", "A malformed safetensors file.";
     Protobuf = "protobuf", "Malformed protobuf in an ONNX model.";
-    Graph = "graph", "An ONNX graph with a node that no network of the zoo has, or with a broken link.";
-    TensorSize = "tensor-size", "A tensor whose bytes are not as many as its shape needs.";
-    Ambiguous = "ambiguous", "A tensor whose elements are given twice.";
+    Graph = "graph", "An ONNX graph with an unsupported node or a broken link.";
+    TensorSize = "tensor-size", "A tensor whose byte count differs from its shape.";
+    Ambiguous = "ambiguous", "A tensor with two sources of data.";
     ExternalPath = "external-path", "An external file outside the model's folder.";
     ExternalBounds = "external-bounds", "A tensor outside its external file.";
-    ExternalKey = "external-key", "An external file described twice.";
+    ExternalKey = "external-key", "A duplicate key in an external data entry.";
     NpyHeader = "npy-header", "A malformed header of a numpy array.";
     Shard = "shard", "Shards that differ from their index.";
-    ShardPath = "shard-path", "An index that names a file elsewhere.";
+    ShardPath = "shard-path", "An index that names a file outside its folder.";
 }
 
 impl fmt::Display for Code {

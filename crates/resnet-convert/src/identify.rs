@@ -1,37 +1,31 @@
-//! Which architecture tensors belong to, from their names and shapes; what those cannot tell, from what the file says
-//! of itself or by a default that is told.
+//! Identification of the architecture from tensor names and shapes. Properties that no tensor shows come from a name hint
+//! or from a default, which is reported.
 
+mod ambiguity;
 mod clip;
 mod inception;
 mod resnet;
 mod resnet_v2;
-mod twins;
 mod vgg;
 
 use std::collections::{BTreeMap, HashMap};
 
 use resnet_model::arch::{Arch, GlobalPool};
 use resnet_model::graph::{Graph, Op};
-use resnet_model::param_specs::ParamSpec;
 use resnet_model::{RawTensor, escape, zoo};
 
-use crate::report::{How, Identified};
+use crate::report::{Identified, IdentifiedBy};
 
-/// More stages or blocks than any network has; a file's names decide how often we look.
+/// Limits on stages and blocks, because a file's names control the loops.
 const MAX_STAGES: usize = 16;
 const MAX_BLOCKS: usize = 1000;
 
-/// The shapes of tensors by the zoo's names.
+/// Tensor shapes by the zoo's names.
 pub(crate) struct Shapes<'a>(HashMap<&'a str, &'a [usize]>);
 
 impl<'a> Shapes<'a> {
-    pub(crate) fn of_tensors(tensors: &'a BTreeMap<String, RawTensor>) -> Shapes<'a> {
+    pub(crate) fn from_tensors(tensors: &'a BTreeMap<String, RawTensor>) -> Shapes<'a> {
         Shapes(tensors.iter().map(|(name, t)| (name.as_str(), t.shape())).collect())
-    }
-
-    #[cfg_attr(not(test), expect(dead_code, reason = "tests have no tensors"))]
-    fn of_params(params: &'a [ParamSpec]) -> Shapes<'a> {
-        Shapes(params.iter().map(|p| (p.name.as_str(), p.shape.as_slice())).collect())
     }
 
     fn has(&self, name: &str) -> bool {
@@ -42,22 +36,22 @@ impl<'a> Shapes<'a> {
         self.0.get(name).copied()
     }
 
-    /// The shape of a convolution's weight: `[out, in / groups, height, width]`.
+    /// Returns the shape of a convolution's weight: `[out, in / groups, height, width]`.
     fn conv(&self, name: &str) -> Option<[usize; 4]> {
         self.get(name)?.try_into().ok()
     }
 
-    /// The shape of a convolution's weight that must be there.
+    /// Returns the shape of a required convolution weight.
     fn need(&self, name: &str) -> Result<[usize; 4], String> {
         match self.get(name) {
             Some(shape) => shape
                 .try_into()
-                .map_err(|_| format!("`{name}` has shape {shape:?}, which is no convolution's")),
-            None => Err(format!("there is no `{name}`")),
+                .map_err(|_| format!("`{name}` has shape {shape:?}, expected four dimensions")),
+            None => Err(format!("missing tensor `{name}`")),
         }
     }
 
-    /// Rows and columns of a fully connected layer's weight, whether it is stored as a matrix or as a convolution.
+    /// Returns `[out, in]` of a linear layer's weight, stored as a matrix or as a 1×1 convolution.
     fn linear(&self, name: &str) -> Result<Option<[usize; 2]>, String> {
         match self.get(name) {
             None => Ok(None),
@@ -67,18 +61,18 @@ impl<'a> Shapes<'a> {
     }
 }
 
-/// A name of the architecture that somebody who should know gives, and where.
+/// Name hint for the architecture, and its source.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Hint {
-    /// The name, maybe with timm's tag: `resnetblur50.bt_in1k`.
+pub(crate) struct NameHint {
+    /// The name, possibly with timm's tag: `resnetblur50.bt_in1k`.
     pub(crate) name: String,
-    /// Where it stands, for the report.
+    /// The source, for the report.
     pub(crate) place: String,
 }
 
 type Identify = fn(&Shapes) -> Result<Arch, String>;
 
-/// Names that prove a family, and who knows its members apart.
+/// Tensor names that identify a family, and the function that identifies its members.
 const FAMILIES: &[(&[&str], Identify)] = &[
     (&["layer1.0.conv1.weight"], resnet::identify),
     (&["stages.0.blocks.0.norm1.weight"], resnet_v2::identify),
@@ -89,51 +83,47 @@ const FAMILIES: &[(&[&str], Identify)] = &[
     (&["features.0.weight", "classifier.0.weight"], vgg::identify),
 ];
 
-/// The architecture of tensors under the zoo's names and how it is known; else why there is none.
-pub(crate) fn identify(shapes: &Shapes, hints: &[Hint]) -> Result<(Arch, Identified), String> {
+/// Identifies the architecture of tensors under the zoo's names. Returns the mismatch as the error.
+pub(crate) fn identify(shapes: &Shapes, hints: &[NameHint]) -> Result<(Arch, Identified), String> {
     let family = FAMILIES.iter().find(|(names, _)| names.iter().all(|n| shapes.has(n)));
-    let (_, identify) = family.ok_or("no family of networks has tensors of these names")?;
+    let (_, identify) = family.ok_or("the tensor names match no known network family")?;
     Ok(choose(identify(shapes)?, hints))
 }
 
-/// Decides between the architectures that have the same tensors as `arch`.
-fn choose(arch: Arch, hints: &[Hint]) -> (Arch, Identified) {
-    let twins = twins::of(&arch);
+/// Chooses among the architectures with the same tensors as `arch`.
+fn choose(arch: Arch, hints: &[NameHint]) -> (Arch, Identified) {
+    let equivalents = ambiguity::equivalents(&arch);
     for hint in hints {
-        // timm's tag tells the training, not the network.
+        // timm's tag names the training recipe, not the architecture.
         let name = hint.name.split('.').next().unwrap_or_default();
-        let named = std::iter::once(&arch).chain(&twins).find(|a| zoo::name_of(a) == Some(name));
+        let named = std::iter::once(&arch).chain(&equivalents).find(|a| zoo::name_of(a) == Some(name));
         if let Some(named) = named {
             let evidence = format!("the shapes and the name `{}` {}", escape(name), hint.place);
             let named = named.clone();
-            return (named, Identified { how: How::Named, evidence, ..Identified::default() });
+            return (named, Identified { by: IdentifiedBy::Named, evidence, ..Identified::default() });
         }
     }
-    // A network that is published is likelier than one that nobody has named.
-    let mut published = twins.iter().filter(|a| zoo::name_of(a).is_some());
+    // A named network is more likely than an unnamed one.
+    let mut published = equivalents.iter().filter(|a| zoo::name_of(a).is_some());
     let arch = match (zoo::name_of(&arch), published.next(), published.next()) {
         (None, Some(only), None) => only.clone(),
         _ => arch,
     };
     let own = zoo::name_of(&arch);
     let mut alternatives: Vec<String> =
-        twins.iter().filter_map(zoo::name_of).filter(|n| Some(*n) != own).map(str::to_owned).collect();
+        equivalents.iter().filter_map(zoo::name_of).filter(|n| Some(*n) != own).map(str::to_owned).collect();
     alternatives.sort();
     alternatives.dedup();
-    let assumed = twins::assumptions(&arch);
-    let how = if assumed.is_empty() { How::Shapes } else { How::Assumed };
+    let assumed = ambiguity::assumptions(&arch);
+    let by = if assumed.is_empty() { IdentifiedBy::Shapes } else { IdentifiedBy::Assumed };
     let mut evidence = "the shapes".to_owned();
     if let Some(hint) = hints.first() {
-        evidence.push_str(&format!(
-            ", which are not those of the `{}` named {}",
-            escape(&hint.name),
-            hint.place
-        ));
+        evidence.push_str(&format!(", which contradict the name `{}` {}", escape(&hint.name), hint.place));
     }
-    (arch, Identified { how, evidence, assumed, alternatives })
+    (arch, Identified { by, evidence, assumed, alternatives })
 }
 
-/// `arch` with the numbers of classes and input channels and the global pool that the file has.
+/// Returns `arch` with the file's numbers of classes and input channels.
 pub(crate) fn adapt(arch: &Arch, shapes: &Shapes) -> Arch {
     let Ok(graph) = arch.clone().with_classes(1).graph() else { return arch.clone() };
     let head = graph.tap("logits").ok().map(|tap| &graph.node(tap.node).name);
@@ -145,13 +135,14 @@ pub(crate) fn adapt(arch: &Arch, shapes: &Shapes) -> Arch {
     }
 }
 
-/// The name of the convolution that sees the image.
+/// Returns the name of the first convolution.
 fn first_conv(graph: &Graph) -> Option<&str> {
     let conv = graph.nodes().iter().find(|n| matches!(n.op, Op::Conv(_) | Op::StdConv(_)))?;
     Some(&conv.name)
 }
 
-/// The classes of the head `name`, and the global pool, which a head for twice the features tells.
+/// Returns the number of classes of the head `name`, and the global pool: a head with twice the features concatenates
+/// average and max pooling.
 fn head(shapes: &Shapes, name: &str, features: usize) -> Result<(usize, GlobalPool), String> {
     Ok(match shapes.linear(name)? {
         None => (0, GlobalPool::Avg),
@@ -162,12 +153,12 @@ fn head(shapes: &Shapes, name: &str, features: usize) -> Result<(usize, GlobalPo
     })
 }
 
-/// How many names in a row there are, from 0 on.
+/// Counts consecutive indices from 0 for which `has` returns `true`.
 fn count(max: usize, has: impl Fn(usize) -> bool) -> usize {
     (0..max).take_while(|&i| has(i)).count()
 }
 
-/// A few names, for the message that nothing was recognised.
+/// Formats the first names and shapes for error messages.
 pub(crate) fn some_names(tensors: &[(String, RawTensor)]) -> String {
     let names: Vec<String> =
         tensors.iter().take(4).map(|(n, t)| format!("`{}` {:?}", escape(n), t.shape())).collect();

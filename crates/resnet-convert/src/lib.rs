@@ -1,37 +1,41 @@
-//! Any ResNet checkpoint in, one that describes itself out; nothing in a file is ever executed.
+//! Reads ResNet checkpoints of any origin, without executing code in them, and writes self-describing ones.
 //!
-//! [`open`] turns a file into a [`Checkpoint`](resnet_model::Checkpoint), [`convert`] writes that as safetensors, ONNX or a
-//! state dict of PyTorch's; [`source::read`] and [`understand`] are the two halves of [`open`]. A file is found out by its
-//! first bytes, never by its name: what `torch.save` has written since PyTorch 0.1 (zip, legacy stream, tar), TorchScript
-//! archives, pickles of numpy arrays, `.npy` and `.npz`, safetensors, ONNX; an index leads to the shards beside it.
+//! [`open`] reads a file into a [`Checkpoint`](resnet_model::Checkpoint); [`convert`] writes it as safetensors, ONNX or a
+//! PyTorch state dict. [`open`] is [`source::read`] followed by [`build_checkpoint`]. The format is detected from magic
+//! bytes, never from the file name: every `torch.save` format since PyTorch 0.1 (zip, legacy stream, tar), TorchScript
+//! archives, pickled numpy arrays, `.npy` and `.npz`, safetensors and ONNX. A JSON index reads the shards in its folder.
 //!
 //! ```no_run
-//! let options = resnet_convert::Options::default();
+//! let options = resnet_convert::ConvertOptions::default();
 //! let (checkpoint, report) = resnet_convert::open("resnet50.pth".as_ref(), &options)?;
 //! println!("{report}");
 //! # Ok::<(), resnet_convert::Error>(())
 //! ```
 //!
-//! For every input, of any content, the result is a typed error or exact tensors: no panic, no guess, no padding; memory
-//! and time are bounded by the bytes present; no file but the one named is opened, or those beside it that an index names.
-// Readers of hostile bytes: nothing may panic on an index or an overflow.
+//! Every input yields a typed error or exact tensors; nothing panics and nothing is padded. Memory and time are bounded by
+//! the size of the file. Only the named file is opened, and files in its folder that it refers to.
+// The readers accept hostile bytes: indexing and overflow must not panic.
 #![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::string_slice))]
 
 mod cast;
+mod checkpoint;
 mod convert;
+mod default_preprocess;
 mod dialect;
 mod error;
-mod fit;
 mod identify;
+mod non_finite;
 mod onnx;
+mod reconcile;
 mod report;
 pub mod source;
-mod watch;
 mod write;
 
 pub use cast::Float;
-pub use convert::{Job, Options, Progress, convert, open, understand};
+pub use convert::{Conversion, ConvertOptions, Progress, build_checkpoint, convert, open};
 pub use error::{Code, Error, Fault, Result};
 pub use onnx::Export;
-pub use report::{Cast, Dropped, How, Identified, NonFinite, Renamed, Report, Reshaped, Synthesised};
-pub use source::{Container, StateDict};
+pub use report::{
+    Cast, Dropped, Identified, IdentifiedBy, NonFinite, Renamed, Report, Reshaped, Synthesized,
+};
+pub use source::{Format, StateDict};

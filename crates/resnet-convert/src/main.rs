@@ -1,4 +1,4 @@
-//! The command `resnet-convert`.
+//! The `resnet-convert` command.
 
 mod cli;
 
@@ -8,7 +8,7 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     let mut out = io::stdout().lock();
     let code = cli::run(std::env::args_os(), &mut out, &mut io::stderr());
-    // A reader that went away is no failure of ours.
+    // A closed pipe is not an error.
     drop(out.flush());
     code
 }

@@ -38,10 +38,10 @@ use self::items::Item;
 use self::net::Net;
 use self::proto::Model;
 pub(crate) use self::simplify::Prelude;
-use crate::convert::Job;
+use crate::convert::Conversion;
 use crate::error::{Code, Error, Fault};
 use crate::report::{Renamed, plural};
-use crate::source::{Container, MAX_NAME, StateDict};
+use crate::source::{Format, MAX_NAME, StateDict};
 
 /// The first operator set whose operators broadcast as today's do.
 const MIN_OPSET: i64 = 7;
@@ -69,7 +69,11 @@ pub(crate) struct Found {
 }
 
 /// Writes `checkpoint` as the ONNX model that `job` asks for.
-pub(crate) fn write(checkpoint: &Checkpoint, job: &Job, progress: &mut dyn FnMut(u64)) -> Result<(), Error> {
+pub(crate) fn write(
+    checkpoint: &Checkpoint,
+    job: &Conversion,
+    progress: &mut dyn FnMut(u64),
+) -> Result<(), Error> {
     export::write(checkpoint, job.output, job.existing, &job.options.onnx, progress)
 }
 
@@ -86,7 +90,7 @@ pub(crate) fn read(bytes: Arc<dyn Bytes>, path: Option<&Path>) -> Result<StateDi
     if model.graph.sparse {
         return Err(Fault::new(Code::Unsupported, "sparse weights"));
     }
-    let mut state = StateDict::new(Container::Onnx);
+    let mut state = StateDict::new(Format::Onnx);
     let mut names = HashSet::new();
     for found in &model.graph.tensors {
         let name = &found.name;

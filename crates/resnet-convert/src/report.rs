@@ -1,4 +1,4 @@
-//! What was read and what became of it.
+//! The conversion report.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,96 +8,96 @@ use resnet_model::{Arch, escape};
 use serde::Serialize;
 
 use crate::cast::Float;
-use crate::source::Container;
+use crate::source::Format;
 
-/// What was read and what became of it. Its `Display` is for people, its serialisation for programs.
+/// Report on a conversion. `Display` is for people, `Serialize` for programs.
 #[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
 pub struct Report {
-    /// The file read.
+    /// The input file.
     pub file: String,
-    /// The file written, if one was.
+    /// The output file, if one was written.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub output: Option<String>,
-    /// The architecture's name, or a description.
+    /// The name of the architecture, or a description.
     pub model: String,
     /// The architecture.
     pub arch: Arch,
-    /// How that is known.
+    /// The basis of the identification.
     pub identified: Identified,
-    /// Trainable parameters.
+    /// Number of trainable parameters.
     pub parameters: u64,
     /// Number of classes; `None` without a head.
     pub classes: Option<usize>,
-    /// The container.
-    pub container: Container,
+    /// The file format.
+    pub container: Format,
     /// The naming scheme.
     pub dialect: String,
-    /// Where in the file the network was, e.g. `state_dict.model.`; empty at the top.
+    /// The prefix of the network's tensor names in the file, e.g. `state_dict.model.`; may be empty.
     pub root: String,
     /// Number of tensors.
     pub tensors: usize,
-    /// Bytes of all tensors.
+    /// Total size of the tensors, in bytes.
     pub bytes: u64,
-    /// Number of tensors by element type.
+    /// Number of tensors by dtype.
     pub dtypes: BTreeMap<String, usize>,
-    /// Tensors that have another name now.
+    /// Renamed tensors.
     pub renamed: Vec<Renamed>,
-    /// Tensors that were left out.
+    /// Omitted tensors.
     pub dropped: Vec<Dropped>,
-    /// Tensors that keep their bytes and have another shape now.
+    /// Reshaped tensors.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub reshaped: Vec<Reshaped>,
-    /// Tensors whose elements lie in PyTorch's order now.
+    /// Tensors transposed to PyTorch's layout.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub transposed: Vec<String>,
-    /// Tensors that the file lacks or has otherwise, and that follow from what it has.
+    /// Tensors computed from others in the file.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub synthesised: Vec<Synthesised>,
-    /// Tensors that the architecture has, the file lacks and no result depends on.
+    pub synthesized: Vec<Synthesized>,
+    /// Optional tensors of the architecture that the file lacks.
     pub unset: Vec<String>,
-    /// Tensors with elements that are no finite numbers, looked for where a file is written.
+    /// Tensors with NaN or infinite elements; only checked when a file is written.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub non_finite: Vec<NonFinite>,
-    /// Tensors that were cast.
+    /// The dtype cast, if one was requested.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cast: Option<Cast>,
-    /// Python classes that the file refers to and that were not looked into.
+    /// Python classes in the file whose contents were skipped.
     pub opaque: Vec<String>,
-    /// What else a user may want to know.
+    /// Notes for the user.
     pub notes: Vec<String>,
 }
 
-/// How an architecture is known.
+/// The basis on which an architecture was identified.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
-pub enum How {
-    /// The file describes itself.
-    Described,
-    /// The user said so.
-    Insisted,
-    /// The file, or who handed it over, names one of the architectures that have tensors of these names and shapes.
+pub enum IdentifiedBy {
+    /// The file's own metadata.
+    Metadata,
+    /// The user's [`ConvertOptions::arch`](crate::ConvertOptions::arch).
+    Specified,
+    /// A name in the file or from the caller that matches an architecture with these tensors.
     Named,
-    /// The graph in the file is that of the architecture, node by node.
+    /// The ONNX graph, matched node by node.
     Graph,
-    /// Names and shapes of the tensors leave no choice.
+    /// Names and shapes of the tensors, without ambiguity.
     #[default]
     Shapes,
-    /// Names and shapes of the tensors leave a choice, and the usual was taken.
+    /// Names and shapes of the tensors, plus assumptions where they are ambiguous.
     Assumed,
-    /// The names say nothing; shapes and order are those of a known network.
+    /// Shapes and order of tensors with unknown names.
     Guessed,
 }
 
-/// How an architecture is known, and how surely.
+/// Identification of an architecture and its confidence.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 pub struct Identified {
-    /// The kind of knowledge.
-    pub how: How,
-    /// What the knowledge rests on, in words.
+    /// The basis.
+    pub by: IdentifiedBy,
+    /// A description of the evidence.
     pub evidence: String,
-    /// What no tensor shows and is taken for granted.
+    /// Properties that no tensor shows and that are assumed.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub assumed: Vec<String>,
     /// Names of other architectures with the same tensors.
@@ -118,43 +118,43 @@ impl fmt::Display for Identified {
     }
 }
 
-/// A tensor that has another name now.
+/// Renamed tensor.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Renamed {
     /// The name in the file.
     pub from: String,
-    /// The name now.
+    /// The new name.
     pub to: String,
 }
 
-/// A tensor that was left out.
+/// Omitted tensor.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Dropped {
     /// The name in the file.
     pub name: String,
-    /// Why.
+    /// The reason.
     pub reason: String,
 }
 
-/// A tensor that keeps its bytes and has another shape now.
+/// Tensor with the same bytes and a new shape.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Reshaped {
-    /// The name now.
+    /// The new name.
     pub name: String,
     /// The shape in the file.
     pub from: Vec<usize>,
-    /// The shape now.
+    /// The new shape.
     pub to: Vec<usize>,
 }
 
-/// A tensor with elements that are no finite numbers.
+/// Tensor with NaN or infinite elements.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct NonFinite {
     /// The name.
     pub name: String,
-    /// How many elements are NaN.
+    /// Number of NaN elements.
     pub nan: usize,
-    /// How many are infinite.
+    /// Number of infinite elements.
     pub infinite: usize,
 }
 
@@ -164,21 +164,21 @@ impl fmt::Display for NonFinite {
     }
 }
 
-/// A tensor that follows from what the file has.
+/// Tensor computed from others in the file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Synthesised {
+pub struct Synthesized {
     /// The name.
     pub name: String,
-    /// From what.
+    /// The source of its values.
     pub reason: String,
 }
 
-/// Tensors that were cast.
+/// Dtype cast of a conversion.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Cast {
-    /// The type that they have now.
+    /// The new dtype.
     pub to: Float,
-    /// How many.
+    /// Number of tensors that were cast.
     pub tensors: usize,
 }
 
@@ -191,7 +191,7 @@ pub(crate) fn plural(n: usize, noun: &str) -> String {
     format!("{} {noun}{ending}", thousands(n as u64))
 }
 
-/// As wide as a line is, and where the text of a field begins.
+/// Line width, and the column at which the text of a field starts.
 const WIDTH: usize = 80;
 const INDENT: usize = 15;
 
@@ -203,10 +203,10 @@ impl fmt::Display for Report {
         }
         let head = match self.classes {
             Some(classes) => plural(classes, "class"),
-            None => "no head: an embedding".into(),
+            None => "no head (feature extractor)".into(),
         };
-        let mut line = |what: &str, text: String| {
-            let mut title = format!("  {what}");
+        let mut line = |label: &str, text: String| {
+            let mut title = format!("  {label}");
             for part in wrap(&text, WIDTH.saturating_sub(INDENT)) {
                 write!(f, "\n{title:<INDENT$}{part}")?;
                 title.clear();
@@ -214,8 +214,8 @@ impl fmt::Display for Report {
             Ok(())
         };
         line("architecture", format!("{}, {} parameters, {head}", self.model, thousands(self.parameters)))?;
-        line("known by", self.identified.to_string())?;
-        line("container", self.container.to_string())?;
+        line("identified", self.identified.to_string())?;
+        line("format", self.container.to_string())?;
         let root =
             if self.root.is_empty() { String::new() } else { format!(", under `{}`", escape(&self.root)) };
         line("names", format!("{}{root}", self.dialect))?;
@@ -247,11 +247,11 @@ impl fmt::Display for Report {
         for text in by_reason(dropped) {
             line("dropped", text)?;
         }
-        for text in by_reason(self.synthesised.iter().map(|s| (&s.name, &s.reason))) {
-            line("made", text)?;
+        for text in by_reason(self.synthesized.iter().map(|s| (&s.name, &s.reason))) {
+            line("synthesized", text)?;
         }
         if !self.unset.is_empty() {
-            line("absent", format!("{} ({})", thousands(self.unset.len() as u64), some_of(&self.unset)))?;
+            line("unset", format!("{} ({})", thousands(self.unset.len() as u64), some_of(&self.unset)))?;
         }
         if let Some(cast) = &self.cast {
             line("cast", format!("{} to {:?}", plural(cast.tensors, "tensor"), cast.to))?;
@@ -263,13 +263,13 @@ impl fmt::Display for Report {
             line("WARNING", format!("{count} with NaN or infinity: {}{more}", shown.join(", ")))?;
         }
         if !self.opaque.is_empty() {
-            line("not read", format!("Python objects: {}", some_of(&self.opaque)))?;
+            line("skipped", format!("Python objects: {}", some_of(&self.opaque)))?;
         }
         self.notes.iter().try_for_each(|note| line("note", note.clone()))
     }
 }
 
-/// Names with equal reasons in one line.
+/// Groups names by reason, one line each.
 fn by_reason<'a>(all: impl Iterator<Item = (&'a String, &'a String)>) -> Vec<String> {
     let mut reasons: BTreeMap<&str, Vec<String>> = BTreeMap::new();
     for (name, reason) in all {

@@ -1,16 +1,16 @@
-//! Foreign files: containers, found by their first bytes, and what they hold.
+//! Readers of foreign files: the format is detected from magic bytes, names and tensors form a [`StateDict`].
 //!
-//! One detector decides; no reader ever hands a file to another one. Limits are fixed, every length is checked against
-//! the bytes present, and tensors are read when they are asked for.
+//! Detection happens once; no reader falls back to another. Limits are fixed, every length is checked against the file
+//! size, and tensors are read lazily.
 
-pub(crate) mod beside;
+pub(crate) mod companion_files;
 pub(crate) mod input;
 pub(crate) mod lazy;
 mod legacy;
 mod npy;
-pub(crate) mod objects;
+mod numpy_pickle;
 pub(crate) mod pickle;
-mod plain;
+pub(crate) mod pickled_tensors;
 mod shards;
 mod tar;
 pub(crate) mod tensors;
@@ -30,16 +30,16 @@ use serde::Serialize;
 use crate::error::{Code, Error, Fault, Result};
 use crate::onnx;
 
-/// The entry of a PyTorch archive in which what a checkpoint says about itself lies, if we wrote it.
+/// Entry of a PyTorch archive that holds the checkpoint's metadata; only written by this crate.
 pub(crate) const META_ENTRY: &str = "resnet.json";
-/// The longest tensor name, in bytes.
+/// Maximum length of a tensor name, in bytes.
 pub(crate) const MAX_NAME: usize = 4096;
 
-/// How a file holds its tensors.
+/// File format, detected from magic bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
-pub enum Container {
+pub enum Format {
     /// `torch.save` since PyTorch 1.6.
     TorchZip,
     /// `torch.save` from 0.1.10 to 1.5, and with `_use_new_zipfile_serialization=False`.
@@ -60,44 +60,44 @@ pub enum Container {
     Npz,
 }
 
-impl fmt::Display for Container {
+impl fmt::Display for Format {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Container::TorchZip => "PyTorch zip",
-            Container::TorchLegacy => "PyTorch legacy stream",
-            Container::TorchTar => "PyTorch tar (before 0.1.10)",
-            Container::TorchScript => "TorchScript archive",
-            Container::Pickle => "pickle of arrays",
-            Container::Safetensors => "safetensors",
-            Container::Onnx => "ONNX",
-            Container::Npy => "numpy array",
-            Container::Npz => "archive of numpy arrays",
+            Format::TorchZip => "PyTorch zip",
+            Format::TorchLegacy => "PyTorch legacy stream",
+            Format::TorchTar => "PyTorch tar (before 0.1.10)",
+            Format::TorchScript => "TorchScript archive",
+            Format::Pickle => "pickle of arrays",
+            Format::Safetensors => "safetensors",
+            Format::Onnx => "ONNX",
+            Format::Npy => "numpy array",
+            Format::Npz => "archive of numpy arrays",
         })
     }
 }
 
-/// Names and tensors read from a file, before they are understood.
+/// Names and tensors of a foreign file.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct StateDict {
-    /// The container.
-    pub container: Container,
-    /// The tensors in the order of the file; names of nested values are joined with dots.
+    /// The file format.
+    pub container: Format,
+    /// The tensors in file order; names of nested values are joined with dots.
     pub tensors: Vec<(String, RawTensor)>,
-    /// Tensors of kinds that are not read, by name: quantised, sparse, without data.
+    /// Unsupported tensors as (name, kind): quantized, sparse, without data.
     pub unsupported: Vec<(String, String)>,
-    /// Python classes and functions that the file refers to and that mean nothing here.
+    /// Python classes and functions in the file whose contents were skipped.
     pub opaque: Vec<String>,
-    /// What a user may want to know about the file.
+    /// Notes for the user.
     pub notes: Vec<String>,
-    /// The strings under `__metadata__` of a safetensors file; what a PyTorch checkpoint calls its architecture.
+    /// `__metadata__` of a safetensors file; the architecture's name in a PyTorch checkpoint.
     pub metadata: HashMap<String, String>,
-    /// What is computed with the tensors, where the container tells.
+    /// The computation graph of an ONNX file.
     pub(crate) graph: Option<Box<onnx::Graph>>,
 }
 
 impl StateDict {
-    pub(crate) fn new(container: Container) -> StateDict {
+    pub(crate) fn new(container: Format) -> StateDict {
         StateDict {
             container,
             tensors: vec![],
@@ -110,25 +110,25 @@ impl StateDict {
     }
 }
 
-/// Reads the file at `path`: finds the container by the first bytes and lists the tensors, whose bytes stay in the file.
+/// Reads the file at `path`. The bytes of the tensors stay in the file until they are needed.
 pub fn read(path: &Path) -> Result<StateDict> {
     let io = |source| Error::Io { path: path.to_owned(), source };
     let file = Arc::new(SharedFile::open(path).map_err(io)?);
-    let of_file = |fault: Fault| fault.of_file(path);
-    match sniff(&*file).map_err(of_file)? {
-        Format::Index => shards::read(path, &*file),
-        format => read_as(format, file, Some(path)).map_err(of_file),
+    let in_file = |fault: Fault| fault.in_file(path);
+    match detect(&*file).map_err(in_file)? {
+        Signature::Index => shards::read(path, &*file),
+        format => read_as(format, file, Some(path)).map_err(in_file),
     }
 }
 
-/// As [`read`], for bytes that are at hand already; nothing lies beside them, so an index of shards is refused.
+/// Reads bytes in memory, like [`read`]. An index of shards is an error, because there is no folder.
 pub fn read_bytes(bytes: Arc<dyn Bytes>) -> Result<StateDict, Fault> {
-    read_as(sniff(&*bytes)?, bytes, None)
+    read_as(detect(&*bytes)?, bytes, None)
 }
 
-fn read_as(format: Format, bytes: Arc<dyn Bytes>, path: Option<&Path>) -> Result<StateDict, Fault> {
+fn read_as(format: Signature, bytes: Arc<dyn Bytes>, path: Option<&Path>) -> Result<StateDict, Fault> {
     match format {
-        Format::Safetensors => {
+        Signature::Safetensors => {
             let contents = resnet_model::safetensors::read(bytes).map_err(|e| match e {
                 resnet_model::Error::Io(e) => Fault::from(e),
                 resnet_model::Error::Safetensors(reason) => Fault::new(Code::Safetensors, reason),
@@ -136,33 +136,34 @@ fn read_as(format: Format, bytes: Arc<dyn Bytes>, path: Option<&Path>) -> Result
             })?;
             let tensors = contents.tensors;
             if tensors.is_empty() {
-                return Err(Fault::new(Code::Empty, "no tensor in it"));
+                return Err(Fault::new(Code::Empty, "the file has no tensors"));
             }
-            Ok(StateDict { tensors, metadata: contents.metadata, ..StateDict::new(Container::Safetensors) })
+            Ok(StateDict { tensors, metadata: contents.metadata, ..StateDict::new(Format::Safetensors) })
         }
-        Format::Zip => {
+        Signature::Zip => {
             let len = bytes.len();
-            let archive = zip::Archive::open(bytes)?;
+            let archive = zip::ZipReader::open(bytes)?;
             match npy::is_archive(&archive) && !torch_zip::is_archive(&archive) {
                 true => npy::read_archive(&archive, len),
                 false => torch_zip::read(&archive, len),
             }
         }
-        Format::Npy => npy::read(bytes),
-        Format::Index => Err(Fault::new(
+        Signature::Npy => npy::read(bytes),
+        Signature::Index => Err(Fault::new(
             Code::Format,
-            "JSON text: an index of shards is read by its path, anything else is no checkpoint",
+            "JSON: an index of shards must be opened by its path, other JSON is not a checkpoint",
         )),
-        Format::Legacy { start } => legacy::read(bytes, start),
-        Format::Tar => tar::read(bytes),
-        Format::Pickle => plain::read(bytes),
-        Format::Onnx => onnx::read(bytes, path),
+        Signature::Legacy { start } => legacy::read(bytes, start),
+        Signature::Tar => tar::read(bytes),
+        Signature::Pickle => numpy_pickle::read(bytes),
+        Signature::Onnx => onnx::read(bytes, path),
     }
 }
 
-enum Format {
+/// Format as far as the first bytes show it.
+enum Signature {
     Zip,
-    /// After the magic number, which ends at `start`.
+    /// `start` is the end of the magic number.
     Legacy {
         start: u64,
     },
@@ -175,8 +176,8 @@ enum Format {
     Index,
 }
 
-/// Decides by the first bytes alone.
-fn sniff(bytes: &dyn Bytes) -> Result<Format, Fault> {
+/// Detects the format from the first bytes.
+fn detect(bytes: &dyn Bytes) -> Result<Signature, Fault> {
     let mut head = [0; 265];
     let n = bytes.len().min(head.len() as u64) as usize;
     let head = head.get_mut(..n).unwrap_or(&mut []);
@@ -184,38 +185,38 @@ fn sniff(bytes: &dyn Bytes) -> Result<Format, Fault> {
     let head = &*head;
     let unknown = |what: &str| Err(Fault::new(Code::Format, what));
     if let Some(start) = legacy::magic(head) {
-        return Ok(Format::Legacy { start });
+        return Ok(Signature::Legacy { start });
     }
     match head {
         [] => unknown("the file is empty"),
-        [b'P', b'K', 3, 4, ..] => Ok(Format::Zip),
-        [b'P', b'K', 5, 6, ..] => unknown("an empty zip archive"),
-        _ if head.get(257..262) == Some(b"ustar") => Ok(Format::Tar),
-        // Before all that begin with few bytes: a header's length may be any number.
-        [_, _, _, _, _, 0, 0, 0, b'{' | b' ', ..] => Ok(Format::Safetensors),
-        [0x80, 0..=5, ..] => Ok(Format::Pickle),
-        _ if onnx::magic(head) => Ok(Format::Onnx),
+        [b'P', b'K', 3, 4, ..] => Ok(Signature::Zip),
+        [b'P', b'K', 5, 6, ..] => unknown("empty zip archive"),
+        _ if head.get(257..262) == Some(b"ustar") => Ok(Signature::Tar),
+        // Before formats with short magic bytes: the header length may have any value.
+        [_, _, _, _, _, 0, 0, 0, b'{' | b' ', ..] => Ok(Signature::Safetensors),
+        [0x80, 0..=5, ..] => Ok(Signature::Pickle),
+        _ if onnx::magic(head) => Ok(Signature::Onnx),
         [0x80, n, ..] => {
-            Err(Fault::new(Code::Protocol, format!("pickle protocol {n}, 5 is the last known")).at(1))
+            Err(Fault::new(Code::Protocol, format!("unsupported pickle protocol {n}, expected 0 to 5")).at(1))
         }
-        _ if plain::is_text_pickle(head) => Ok(Format::Pickle),
-        [0x1f, 0x8b, ..] => unknown("a gzip file; decompress it first"),
-        [0x89, b'P', b'N', b'G', ..] | [0xff, 0xd8, 0xff, ..] => unknown("an image, not a checkpoint"),
-        [0x89, b'H', b'D', b'F', ..] => unknown("an HDF5 file (Keras); save it as safetensors or ONNX first"),
-        [b'<', ..] => unknown("a web page, not a checkpoint: the download went wrong"),
-        _ if npy::is_array(head) => Ok(Format::Npy),
-        [b'{', ..] => Ok(Format::Index),
+        _ if numpy_pickle::is_text_pickle(head) => Ok(Signature::Pickle),
+        [0x1f, 0x8b, ..] => unknown("gzip file; decompress it first"),
+        [0x89, b'P', b'N', b'G', ..] | [0xff, 0xd8, 0xff, ..] => unknown("image, not a checkpoint"),
+        [0x89, b'H', b'D', b'F', ..] => unknown("HDF5 file (Keras); save it as safetensors or ONNX first"),
+        [b'<', ..] => unknown("web page, not a checkpoint; check the download URL"),
+        _ if npy::is_array(head) => Ok(Signature::Npy),
+        [b'{', ..] => Ok(Signature::Index),
         _ if head.starts_with(b"version https://git-lfs") => {
-            unknown("a Git LFS pointer, not the file itself: run `git lfs pull`")
+            unknown("Git LFS pointer, not the file itself; run `git lfs pull`")
         }
-        _ if ends_in_zip(bytes) => Err(Fault::new(Code::ZipPrefix, "data before a zip archive")),
+        _ if ends_in_zip(bytes) => Err(Fault::new(Code::ZipPrefix, "data before the zip archive")),
         _ if head.len() > 8 && head.iter().all(|&b| b.is_ascii_graphic() || b.is_ascii_whitespace()) => {
-            unknown("text, not a checkpoint")
+            unknown("text file, not a checkpoint")
         }
-        // A header too long to be one: let the reader say so.
-        [_, _, _, _, _, _, _, _, b'{', ..] => Ok(Format::Safetensors),
+        // An overlong header: the reader reports it.
+        [_, _, _, _, _, _, _, _, b'{', ..] => Ok(Signature::Safetensors),
         _ => unknown(
-            "no format that is known: PyTorch (zip, legacy, tar), TorchScript, pickle, numpy, safetensors, ONNX",
+            "unknown format, expected PyTorch (zip, legacy, tar), TorchScript, pickle, numpy, safetensors or ONNX",
         ),
     }
 }

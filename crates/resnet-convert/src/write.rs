@@ -1,14 +1,14 @@
-//! Which file is written, and PyTorch's.
+//! Output formats, and the PyTorch writer.
 
 pub(crate) mod torch;
 mod zip;
 
 use std::path::Path;
 
-/// The kind of file that is written.
+/// Output format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Format {
-    /// Safetensors that describe themselves.
+pub(crate) enum OutputFormat {
+    /// Self-describing safetensors.
     Safetensors,
     /// A state dict, as `torch.save` writes it.
     Torch,
@@ -16,14 +16,14 @@ pub(crate) enum Format {
     Onnx,
 }
 
-impl Format {
-    /// What a file of this name is expected to be; `None` for an ending of other files.
-    pub(crate) fn of(path: &Path) -> Option<Format> {
+impl OutputFormat {
+    /// Returns the format that the extension selects; `None` for an unsupported one.
+    pub(crate) fn from_path(path: &Path) -> Option<OutputFormat> {
         let extension = path.extension().unwrap_or_default().to_ascii_lowercase();
         Some(match extension.to_str()? {
-            "pth" | "pt" | "bin" => Format::Torch,
-            "onnx" => Format::Onnx,
-            "safetensors" | "" => Format::Safetensors,
+            "pth" | "pt" | "bin" => OutputFormat::Torch,
+            "onnx" => OutputFormat::Onnx,
+            "safetensors" | "" => OutputFormat::Safetensors,
             _ => return None,
         })
     }

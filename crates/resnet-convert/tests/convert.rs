@@ -1,4 +1,4 @@
-//! Honest files: every container, every dialect, and what is reported of them.
+//! Valid files of every format and dialect, and the reports on them.
 
 mod command;
 pub(crate) mod dialects;
@@ -9,7 +9,7 @@ mod torch;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use resnet_convert::{Container, Error, Float, How, Job, Options, Report};
+use resnet_convert::{Conversion, ConvertOptions, Error, Float, Format, IdentifiedBy, Report};
 use resnet_model::arch::{Arch, Block, ResNet, Shortcut};
 use resnet_model::file::Existing;
 use resnet_model::raw::Dtype;
@@ -46,10 +46,10 @@ impl File {
 }
 
 /// Converts a file and opens the result.
-pub(crate) fn convert(bytes: &[u8], options: &Options) -> Result<(Checkpoint, Report), Error> {
+pub(crate) fn convert(bytes: &[u8], options: &ConvertOptions) -> Result<(Checkpoint, Report), Error> {
     let file = file("in.pth", bytes);
     let output = file.dir().join("out.safetensors");
-    let job = Job { input: &file.path, output: &output, existing: Existing::Keep, options };
+    let job = Conversion { input: &file.path, output: &output, existing: Existing::Keep, options };
     let mut done = 0;
     let report = resnet_convert::convert(job, &mut |p| {
         assert!(p.done > done && p.done <= p.total);
@@ -68,7 +68,8 @@ pub(crate) fn convert(bytes: &[u8], options: &Options) -> Result<(Checkpoint, Re
 /// Converts a file, which must become `expected` of `arch`, bit for bit.
 #[track_caller]
 pub(crate) fn check(what: &str, bytes: &[u8], arch: &Arch, expected: &[Named]) -> Report {
-    let (checkpoint, report) = convert(bytes, &Options::default()).unwrap_or_else(|e| panic!("{what}: {e}"));
+    let (checkpoint, report) =
+        convert(bytes, &ConvertOptions::default()).unwrap_or_else(|e| panic!("{what}: {e}"));
     assert_eq!(&checkpoint.meta().arch, arch, "{what}");
     let found: BTreeMap<_, _> = checkpoint
         .tensors()
@@ -84,15 +85,15 @@ fn every_container_is_lossless() {
     let arch = small(Block::Bottleneck, 5);
     let tensors = tensors(&arch);
     let forms = [
-        (Container::TorchZip, network::zip(&tensors, &[])),
-        (Container::TorchZip, network::module(&tensors)),
-        (Container::TorchLegacy, network::legacy(&tensors, &[])),
-        (Container::TorchTar, network::tar(&tensors)),
-        (Container::TorchScript, network::script(&tensors)),
-        (Container::Pickle, network::arrays(&tensors, &["model"])),
-        (Container::Safetensors, network::safetensors(&tensors)),
-        (Container::Npz, network::npz(&tensors, 0)),
-        (Container::Npz, network::npz(&tensors, 8)),
+        (Format::TorchZip, network::zip(&tensors, &[])),
+        (Format::TorchZip, network::module(&tensors)),
+        (Format::TorchLegacy, network::legacy(&tensors, &[])),
+        (Format::TorchTar, network::tar(&tensors)),
+        (Format::TorchScript, network::script(&tensors)),
+        (Format::Pickle, network::arrays(&tensors, &["model"])),
+        (Format::Safetensors, network::safetensors(&tensors)),
+        (Format::Npz, network::npz(&tensors, 0)),
+        (Format::Npz, network::npz(&tensors, 8)),
     ];
     for (container, bytes) in forms {
         let report = check(&container.to_string(), &bytes, &arch, &tensors);
@@ -115,7 +116,7 @@ fn types_are_kept_unless_a_cast_is_asked_for() {
     assert_eq!(report.dtypes["F16"], halves);
     assert!(report.cast.is_none());
 
-    let options = Options { dtype: Some(Float::F32), ..Options::default() };
+    let options = ConvertOptions { dtype: Some(Float::F32), ..ConvertOptions::default() };
     let (checkpoint, report) = convert(&network::zip(&mixed, &[]), &options).unwrap();
     assert_eq!(report.cast.unwrap().tensors, halves);
     let integers = checkpoint.tensors().values().filter(|t| t.dtype() == Dtype::I64).count();
@@ -128,16 +129,16 @@ fn types_are_kept_unless_a_cast_is_asked_for() {
 }
 
 #[test]
-fn weights_that_are_no_floating_point_numbers_are_refused() {
+fn integer_weights_are_errors() {
     let mut odd = tensors(&small(Block::Basic, 3));
     let weight = odd.iter_mut().find(|t| t.name == "fc.weight").unwrap();
     (weight.class, weight.bytes) = ("LongStorage", vec![0; 3 * 16 * 8]);
-    let error = convert(&network::zip(&odd, &[]), &Options::default()).unwrap_err();
-    assert!(error.to_string().contains("`fc.weight` is of type I64, expected F16, BF16, F32"), "{error}");
+    let error = convert(&network::zip(&odd, &[]), &ConvertOptions::default()).unwrap_err();
+    assert!(error.to_string().contains("`fc.weight` has dtype I64, expected F16, BF16, F32"), "{error}");
 }
 
 #[test]
-fn architectures_come_from_shapes() {
+fn architectures_are_identified_from_shapes() {
     let resnet = |change: fn(&mut ResNet)| {
         let mut net = match small(Block::Bottleneck, 4) {
             Arch::ResNet(net) => net,
@@ -168,33 +169,45 @@ fn architectures_come_from_shapes() {
 }
 
 #[test]
-fn what_shapes_cannot_tell_must_be_told() {
+fn assumptions_are_reported_and_names_override_them() {
     let plain = zoo::arch("plain18").unwrap().with_classes(2);
     let bytes = network::zip(&tensors(&plain), &[]);
     let report = check("plain18", &bytes, &plain, &tensors(&plain));
-    assert_eq!(report.identified.how, How::Assumed);
-    assert_eq!(report.identified.assumed, ["no shortcuts", "no anti-aliasing"]);
-    assert!(report.to_string().contains("known by     the shapes; assumed: no shortcuts"), "{report}");
+    assert_eq!(report.identified.by, IdentifiedBy::Assumed);
+    assert_eq!(
+        report.identified.assumed,
+        [
+            "no shortcuts",
+            "no anti-aliasing",
+            "max pooling in the stem",
+            "global average pooling",
+            "ReLU",
+            "symmetric padding",
+            "no dilation",
+            "norm epsilon 1e-5"
+        ]
+    );
+    assert!(report.to_string().contains("identified   the shapes; assumed: no shortcuts"), "{report}");
 
     // A name decides between networks of equal tensors, wherever it comes from.
     let blur = zoo::arch("resnetblur18").unwrap().with_classes(2);
     let bytes = network::zip(&tensors(&blur), &["state_dict"]);
     let report = check("unnamed", &bytes, &zoo::arch("resnet18").unwrap().with_classes(2), &tensors(&blur));
     assert_eq!(report.identified.alternatives, ["resnetblur18"]);
-    let named = Options { name: Some("resnetblur18.ra_in1k".into()), ..Options::default() };
+    let named = ConvertOptions { name: Some("resnetblur18.ra_in1k".into()), ..ConvertOptions::default() };
     let (checkpoint, report) = convert(&bytes, &named).unwrap();
-    assert_eq!((&checkpoint.meta().arch, report.identified.how), (&blur, How::Named));
-    let told = network::zip_named(&tensors(&blur), "resnetblur18");
-    let report = check("named by the file", &told, &blur, &tensors(&blur));
+    assert_eq!((&checkpoint.meta().arch, report.identified.by), (&blur, IdentifiedBy::Named));
+    let named = network::zip_named(&tensors(&blur), "resnetblur18");
+    let report = check("named by the file", &named, &blur, &tensors(&blur));
     assert_eq!(report.identified.evidence, "the shapes and the name `resnetblur18` under `arch` in the file");
 
     let bytes = network::zip(&tensors(&plain), &[]);
-    let options = Options { arch: Some(zoo::arch("plain18").unwrap()), ..Options::default() };
+    let options = ConvertOptions { arch: Some(zoo::arch("plain18").unwrap()), ..ConvertOptions::default() };
     assert_eq!(convert(&bytes, &options).unwrap().0.meta().arch, plain);
 
-    let wrong = Options { arch: Some(zoo::arch("resnet34").unwrap()), ..Options::default() };
+    let wrong = ConvertOptions { arch: Some(zoo::arch("resnet34").unwrap()), ..ConvertOptions::default() };
     let error = convert(&network::zip(&tensors(&zoo::arch("resnet18").unwrap()), &[]), &wrong).unwrap_err();
-    assert!(error.to_string().contains("not those of resnet34: 80 tensors missing"), "{error}");
+    assert!(error.to_string().contains("do not match resnet34: 80 tensors missing"), "{error}");
 }
 
 #[test]
@@ -202,16 +215,19 @@ fn labels_must_fit() {
     let arch = small(Block::Basic, 3);
     let bytes = network::zip(&tensors(&arch), &[]);
     let names = |names: &[&str]| Some(Labels::Names(names.iter().map(|n| (*n).into()).collect()));
-    let options = Options { labels: names(&["a", "b", "c"]), ..Options::default() };
+    let options = ConvertOptions { labels: names(&["a", "b", "c"]), ..ConvertOptions::default() };
     assert_eq!(convert(&bytes, &options).unwrap().0.meta().labels.len(), Some(3));
-    let options = Options { labels: names(&["a"]), ..Options::default() };
+    let options = ConvertOptions { labels: names(&["a"]), ..ConvertOptions::default() };
     assert_eq!(
         convert(&bytes, &options).unwrap_err().to_string(),
         "labels: 1 label for a network with 3 classes"
     );
     let imagenet = small(Block::Basic, 1000);
-    let meta =
-        convert(&network::zip(&tensors(&imagenet), &[]), &Options::default()).unwrap().0.meta().clone();
+    let meta = convert(&network::zip(&tensors(&imagenet), &[]), &ConvertOptions::default())
+        .unwrap()
+        .0
+        .meta()
+        .clone();
     assert_eq!(meta.labels, Labels::ImageNet1k);
     assert_eq!(meta.origin.file.as_deref(), Some("in.pth"));
 }
@@ -219,11 +235,11 @@ fn labels_must_fit() {
 #[test]
 fn a_converted_file_converts_to_itself() {
     let arch = small(Block::Basic, 3);
-    let (first, _) = convert(&network::zip(&tensors(&arch), &[]), &Options::default()).unwrap();
+    let (first, _) = convert(&network::zip(&tensors(&arch), &[]), &ConvertOptions::default()).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a.safetensors");
     first.save(&path, Existing::Keep, &mut |_| {}).unwrap();
-    let (second, report) = resnet_convert::open(&path, &Options::default()).unwrap();
+    let (second, report) = resnet_convert::open(&path, &ConvertOptions::default()).unwrap();
     assert_eq!(second.meta(), first.meta());
     assert_eq!(report.dialect, "resnet");
     let again = dir.path().join("b.safetensors");
@@ -237,22 +253,25 @@ fn a_wrong_checksum_found_while_writing_leaves_nothing() {
     let bytes = network::zip(&tensors, &[]);
     let last = &tensors[tensors.len() - 2].bytes;
     let broken = crate::build::patch(&bytes, last, &[&[!last[0]], &last[1..]].concat());
-    let error = convert(&broken, &Options::default()).unwrap_err();
+    let error = convert(&broken, &ConvertOptions::default()).unwrap_err();
     assert_eq!(error.code().unwrap().as_str(), "crc");
     assert!(error.to_string().contains("in.pth`: archive/data/"), "{error}");
     let moved = set_central(&bytes, "archive/version", 42, &[0xff, 0xff, 0xff, 0x7f]);
-    assert_eq!(convert(&moved, &Options::default()).unwrap_err().code().unwrap().as_str(), "zip-bounds");
+    assert_eq!(
+        convert(&moved, &ConvertOptions::default()).unwrap_err().code().unwrap().as_str(),
+        "zip-bounds"
+    );
 }
 
 #[test]
-fn files_without_a_network_say_what_they_hold() {
+fn errors_list_the_tensors_of_unknown_networks() {
     let odd = [Named::f32("encoder.weight", &[3, 3], 0), Named::f32("decoder.weight\u{1b}", &[2], 1)];
-    let error = convert(&network::zip(&odd, &[]), &Options::default()).unwrap_err().to_string();
-    assert!(error.contains("2 tensors, but no ResNet among them: `encoder.weight` [3, 3]"), "{error}");
+    let error = convert(&network::zip(&odd, &[]), &ConvertOptions::default()).unwrap_err().to_string();
+    assert!(error.contains("2 tensors that match no known network: `encoder.weight` [3, 3]"), "{error}");
     assert!(error.contains("decoder.weight\\u{1b}"), "{error}");
 }
 
-/// The output is no copy of the input's name: a link to the input is the input.
+/// Another path to the input is the input.
 #[test]
 fn the_input_is_never_overwritten() {
     let bytes = network::safetensors(&tensors(&small(Block::Basic, 3)));
@@ -261,10 +280,29 @@ fn the_input_is_never_overwritten() {
         file.path.clone(),
         file.dir().join("../").join(file.dir().file_name().unwrap()).join("net.safetensors"),
     ] {
-        let options = Options::default();
-        let job = Job { input: &file.path, output: &output, existing: Existing::Replace, options: &options };
+        let options = ConvertOptions::default();
+        let job =
+            Conversion { input: &file.path, output: &output, existing: Existing::Replace, options: &options };
         let error = resnet_convert::convert(job, &mut |_| {}).unwrap_err();
         assert!(matches!(error, Error::SameFile(_)), "{error}");
     }
     assert_eq!(std::fs::read(&file.path).unwrap(), bytes);
+}
+
+#[test]
+fn a_canceled_conversion_leaves_nothing() {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    let file = file("in.pth", &network::zip(&tensors(&small(Block::Basic, 3)), &[]));
+    for name in ["out.safetensors", "out.pth", "out.onnx"] {
+        let cancel = Arc::new(AtomicBool::new(false));
+        let options = ConvertOptions { cancel: Some(cancel.clone()), ..ConvertOptions::default() };
+        let output = file.dir().join(name);
+        let conversion =
+            Conversion { input: &file.path, output: &output, existing: Existing::Keep, options: &options };
+        let result = resnet_convert::convert(conversion, &mut |_| cancel.store(true, Ordering::Relaxed));
+        assert!(matches!(result, Err(Error::Canceled(_))), "{name}: {result:?}");
+        assert_eq!(file.folder(), ["in.pth"], "{name}");
+    }
 }

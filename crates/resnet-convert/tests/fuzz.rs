@@ -120,7 +120,7 @@ fn safetensors(data: &[u8]) {
     });
     let file = framed.as_deref().unwrap_or(data);
     let Ok((state, tensors)) = read(file) else { return };
-    if state.container != resnet_convert::Container::Safetensors {
+    if state.container != resnet_convert::Format::Safetensors {
         return;
     }
     let theirs = safetensors::SafeTensors::deserialize(file).expect("the crate refuses what we read");
@@ -145,13 +145,16 @@ fn npy_npz(data: &[u8]) {
 /// A model, and what its graph is found to be: twice the same, within the time of any file.
 fn onnx(data: &[u8]) {
     let Ok((state, _)) = read(data) else { return };
-    if state.container != resnet_convert::Container::Onnx {
+    if state.container != resnet_convert::Format::Onnx {
         return;
     }
     let understand = |state: StateDict| {
         let start = Instant::now();
-        let result =
-            resnet_convert::understand(state, "model.onnx".as_ref(), &resnet_convert::Options::default());
+        let result = resnet_convert::build_checkpoint(
+            state,
+            "model.onnx".as_ref(),
+            &resnet_convert::ConvertOptions::default(),
+        );
         let result = result.map(|(checkpoint, report)| {
             let tensors = checkpoint.tensors().iter();
             let tensors =
@@ -177,10 +180,10 @@ fn onnx(data: &[u8]) {
 
 /// An image, decoded and made ready for a network.
 fn image(data: &[u8]) {
-    let preprocess = resnet_model::Preprocess::torchvision(40, 32);
+    let preprocess = resnet_image::Preprocess::torchvision(40, 32);
     let once = || {
         let start = Instant::now();
-        let result = resnet_model::decode::decode(data).and_then(|image| {
+        let result = resnet_image::decode::decode(data).and_then(|image| {
             let tensor = preprocess.apply(&image)?;
             assert_eq!(tensor.len(), 3 * 32 * 32);
             assert!(tensor.iter().all(|v| v.is_finite()));

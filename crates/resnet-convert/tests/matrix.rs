@@ -2,7 +2,7 @@
 
 mod cases;
 
-use resnet_convert::{Options, Report};
+use resnet_convert::{ConvertOptions, Report};
 use resnet_model::Checkpoint;
 use resnet_model::arch::Arch;
 
@@ -21,7 +21,7 @@ pub(crate) struct Case {
 }
 
 fn prove(case: &Case, bytes: &[u8]) {
-    let (checkpoint, report) = convert(bytes, &Options::default()).unwrap_or_else(|e| panic!("{e}"));
+    let (checkpoint, report) = convert(bytes, &ConvertOptions::default()).unwrap_or_else(|e| panic!("{e}"));
     agree(case, &checkpoint, &report);
     assert_eq!(checkpoint.meta().origin.dialect.as_deref(), Some(case.dialect));
 }
@@ -39,7 +39,7 @@ fn prove_shards(case: &Case, save: impl Fn(&[Named]) -> Vec<u8>) {
     let (first, second) = case.file.split_at(case.file.len() / 2);
     let at = shards::write(&[first, second], save);
     let (checkpoint, report) =
-        resnet_convert::open(&at.path, &Options::default()).unwrap_or_else(|e| panic!("{e}"));
+        resnet_convert::open(&at.path, &ConvertOptions::default()).unwrap_or_else(|e| panic!("{e}"));
     agree(case, &checkpoint, &report);
 }
 

@@ -4,8 +4,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use resnet_convert::{Options, Report, source};
-use resnet_model::param_specs::{self, Role};
+use resnet_convert::{ConvertOptions, Report, source};
+use resnet_model::param_specs::Role;
 use resnet_model::zoo;
 
 use crate::build::safetensors::{st, tensor};
@@ -29,7 +29,7 @@ fn file(shapes: &Shapes) -> Sparse {
 }
 
 fn shapes(name: &str) -> Shapes {
-    let params = param_specs::list(&zoo::arch(name).unwrap().graph().unwrap());
+    let params = zoo::arch(name).unwrap().graph().unwrap().param_specs();
     let dtype = |role| if role == Role::BatchesTracked { "I64" } else { "F32" };
     params.into_iter().map(|p| (p.name, p.shape, dtype(p.role))).collect()
 }
@@ -38,7 +38,8 @@ fn shapes(name: &str) -> Shapes {
 #[track_caller]
 fn check(name: &str, shapes: &Shapes) -> Report {
     let state = source::read_bytes(Arc::new(file(shapes))).unwrap();
-    let found = resnet_convert::understand(state, Path::new("x.safetensors"), &Options::default());
+    let found =
+        resnet_convert::build_checkpoint(state, Path::new("x.safetensors"), &ConvertOptions::default());
     let (_, report) = found.unwrap_or_else(|e| panic!("{name}: {e}"));
     let others = &report.identified.alternatives;
     assert!(report.model == name || others.iter().any(|o| o == name), "{name}: {report}");

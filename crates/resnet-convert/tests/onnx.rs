@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use crate::build::onnx as build;
-use resnet_convert::{Container, Export, Float, How, Job, Options, Report};
+use resnet_convert::{Conversion, ConvertOptions, Export, Float, Format, IdentifiedBy, Report};
 use resnet_model::arch::{Arch, Attention, Block, Norm, Padding, ResNet, ResNetV2};
 use resnet_model::engine::{self, Engine};
 use resnet_model::file::Existing;
@@ -37,12 +37,12 @@ fn exports_of_every_kind_become_the_network_they_were() {
     let mut count = 0;
     for line in index.lines().skip(1) {
         let [file, network, _] = line.split('\t').collect::<Vec<_>>()[..] else { panic!("{line}") };
-        let opened = resnet_convert::open(&golden().join(file), &Options::default());
+        let opened = resnet_convert::open(&golden().join(file), &ConvertOptions::default());
         let (checkpoint, report) = opened.unwrap_or_else(|e| panic!("{file}: {e}"));
         let arch: Arch =
             serde_json::from_str(&contents.metadata[network.split('-').next().unwrap()]).unwrap();
         assert_eq!(checkpoint.meta().arch, arch, "{file}");
-        assert_eq!((report.container, report.identified.how), (Container::Onnx, How::Graph), "{file}");
+        assert_eq!((report.container, report.identified.by), (Format::Onnx, IdentifiedBy::Graph), "{file}");
         assert!(report.dropped.is_empty(), "{file}: {:?}", report.dropped);
         // VGG's head sees images of one size only, Inception needs large ones.
         let dims = match network {
@@ -63,7 +63,7 @@ fn exports_of_every_kind_become_the_network_they_were() {
 #[test]
 fn weights_keep_their_bits() {
     // Norms kept, names kept: what PyTorch had, and 16 bits where the file has them.
-    let open = |file: &str| resnet_convert::open(&golden().join(file), &Options::default()).unwrap().0;
+    let open = |file: &str| resnet_convert::open(&golden().join(file), &ConvertOptions::default()).unwrap().0;
     let kept = open("torchscript-norms.onnx");
     let external = open("dynamo-external.onnx");
     for name in ["layer1.0.conv1.weight", "fc.weight", "fc.bias"] {
@@ -80,7 +80,7 @@ fn weights_keep_their_bits() {
 #[test]
 fn preparation_in_the_graph_becomes_the_files() {
     let (checkpoint, report) =
-        resnet_convert::open(&golden().join("prepared.onnx"), &Options::default()).unwrap();
+        resnet_convert::open(&golden().join("prepared.onnx"), &ConvertOptions::default()).unwrap();
     let preprocess = &checkpoint.meta().preprocess;
     let near =
         |found: &[f32], expected: [f32; 3]| found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6);
@@ -101,7 +101,7 @@ fn what_is_left_out_is_told() {
         ("tensorflow-auto.onnx", "padding of the kind SAME"),
         ("torchscript-17.onnx", "batch norms had been folded"),
     ] {
-        let (_, report) = resnet_convert::open(&golden().join(file), &Options::default()).unwrap();
+        let (_, report) = resnet_convert::open(&golden().join(file), &ConvertOptions::default()).unwrap();
         assert!(report.notes.iter().any(|n| n.contains(note)), "{file}: {:?}", report.notes);
     }
 }
@@ -119,7 +119,7 @@ fn pools_that_no_network_has_are_refused_with_their_node() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("pool.onnx");
         std::fs::write(&path, build::model(&graph.concat())).unwrap();
-        resnet_convert::open(&path, &Options::default()).unwrap_err().to_string()
+        resnet_convert::open(&path, &ConvertOptions::default()).unwrap_err().to_string()
     };
     let (three, two) = (build::ints("kernel_shape", &[3, 3]), build::ints("strides", &[2, 2]));
     let one_sided = [three.clone(), two.clone(), build::ints("pads", &[0, 0, 1, 1])];
@@ -147,14 +147,14 @@ fn attention_is_refused_by_its_name() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("attention.onnx");
     std::fs::write(&path, build::model(&nodes.concat())).unwrap();
-    let error = resnet_convert::open(&path, &Options::default()).unwrap_err().to_string();
+    let error = resnet_convert::open(&path, &ConvertOptions::default()).unwrap_err().to_string();
     assert!(error.contains("y (MatMul): attention, as in the image towers of CLIP"), "{error}");
 }
 
 #[test]
 fn an_insisted_architecture_is_compared_node_by_node() {
     let open = |arch: &str| {
-        let options = Options { arch: Some(zoo::arch(arch).unwrap()), ..Options::default() };
+        let options = ConvertOptions { arch: Some(zoo::arch(arch).unwrap()), ..ConvertOptions::default() };
         resnet_convert::open(&golden().join("torchscript-17.onnx"), &options).unwrap_err().to_string()
     };
     let error = open("resnet18");
@@ -165,13 +165,13 @@ fn an_insisted_architecture_is_compared_node_by_node() {
 }
 
 /// Writes a checkpoint as ONNX and reads it again.
-fn there_and_back(checkpoint: &Checkpoint, options: &Options) -> (Checkpoint, Report) {
+fn there_and_back(checkpoint: &Checkpoint, options: &ConvertOptions) -> (Checkpoint, Report) {
     let dir = tempfile::tempdir().unwrap();
     let (first, second) = (dir.path().join("a.safetensors"), dir.path().join("b.onnx"));
     checkpoint.save(&first, Existing::Keep, &mut |_| {}).unwrap();
-    let job = Job { input: &first, output: &second, existing: Existing::Keep, options };
+    let job = Conversion { input: &first, output: &second, existing: Existing::Keep, options };
     resnet_convert::convert(job, &mut |p| assert!(p.done <= p.total)).unwrap();
-    let (back, report) = resnet_convert::open(&second, &Options::default()).unwrap();
+    let (back, report) = resnet_convert::open(&second, &ConvertOptions::default()).unwrap();
     // Read all of it before the folder goes.
     let tensors = back.tensors().iter().map(|(name, t)| {
         let bytes = std::sync::Arc::new(t.read().unwrap());
@@ -243,9 +243,10 @@ fn what_is_written_is_read_again() {
         let expected = logits(&checkpoint, &x, dims);
         for keep_norms in [false, true] {
             let onnx = Export { keep_norms, batch: None };
-            let (back, report) = there_and_back(&checkpoint, &Options { onnx, ..Options::default() });
+            let (back, report) =
+                there_and_back(&checkpoint, &ConvertOptions { onnx, ..ConvertOptions::default() });
             assert_eq!(back.meta(), checkpoint.meta(), "{name}");
-            assert_eq!(report.identified.how, How::Described, "{name}");
+            assert_eq!(report.identified.by, IdentifiedBy::Metadata, "{name}");
             let apart = difference(&logits(&back, &x, dims), &expected);
             assert!(apart < 1e-5, "{name}, norms kept: {keep_norms}: {apart}");
         }
@@ -257,7 +258,7 @@ fn what_is_written_is_read_again() {
 fn half_precision_is_written_as_such() {
     let arch = narrow(zoo::arch("resnet50").unwrap()).unwrap();
     let checkpoint = synthetic::checkpoint(&arch).unwrap();
-    let options = Options { dtype: Some(Float::F16), ..Options::default() };
+    let options = ConvertOptions { dtype: Some(Float::F16), ..ConvertOptions::default() };
     let (back, _) = there_and_back(&checkpoint, &options);
     let dims = [2, 3, 64, 64];
     let x = synthetic::input(dims.iter().product());
@@ -271,12 +272,12 @@ fn a_failed_write_leaves_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let (input, output) = (golden().join("mxnet.onnx"), dir.path().join("out.onnx"));
     std::fs::write(&output, b"mine").unwrap();
-    let options = Options::default();
-    let job = Job { input: &input, output: &output, existing: Existing::Keep, options: &options };
+    let options = ConvertOptions::default();
+    let job = Conversion { input: &input, output: &output, existing: Existing::Keep, options: &options };
     assert!(resnet_convert::convert(job, &mut |_| {}).unwrap_err().to_string().contains("exists"));
     assert_eq!(std::fs::read(&output).unwrap(), b"mine");
-    let job = Job { existing: Existing::Replace, ..job };
+    let job = Conversion { existing: Existing::Replace, ..job };
     resnet_convert::convert(job, &mut |_| {}).unwrap();
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
-    assert_eq!(resnet_convert::open(&output, &options).unwrap().1.container, Container::Onnx);
+    assert_eq!(resnet_convert::open(&output, &options).unwrap().1.container, Format::Onnx);
 }

@@ -53,7 +53,7 @@ fn told<'a>(source: &'a str, mark: &'a str) -> impl Iterator<Item = &'a str> {
 fn every_container_and_dialect_is_in_the_table() {
     let readme = text("README.md");
     let (sources, tables) = (text("src/source.rs"), text("src/dialect/tables.rs"));
-    let containers: Vec<&str> = told(&sources, "            Container::").collect();
+    let containers: Vec<&str> = told(&sources, "            Format::").collect();
     assert_eq!(containers.len(), 9, "{containers:?}");
     let dialects: Vec<&str> = told(&tables, "name: ").collect();
     assert!(dialects.len() > 15, "{dialects:?}");

@@ -1,4 +1,4 @@
-//! Which network: plain data that can be compared, stored and printed.
+//! Architectures: plain data that can be compared, stored and printed.
 
 use std::fmt;
 
@@ -30,7 +30,7 @@ pub use vgg::{Vgg, VggNorm, VggStage};
 #[serde(tag = "family", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Arch {
-    /// Residual networks and the plain networks that they are compared with (He et al. 2015, arXiv 1512.03385).
+    /// Residual networks and their plain counterparts (He et al. 2015, arXiv 1512.03385).
     #[serde(rename = "resnet")]
     ResNet(ResNet),
     /// Pre-activation residual networks (He et al. 2016, arXiv 1603.05027) and BiT.
@@ -45,11 +45,11 @@ pub enum Arch {
     /// Inception-ResNet-v2 (arXiv 1602.07261).
     #[serde(rename = "inception_resnet_v2")]
     InceptionResNetV2(Inception),
-    /// The image towers of CLIP that are residual networks (arXiv 2103.00020).
+    /// The residual image encoders of CLIP (arXiv 2103.00020).
     Clip(Clip),
 }
 
-/// The settings that a family has; `None` for those it has not.
+/// The options of an architecture; `None` if the family does not have the option.
 struct Settings<'a> {
     num_classes: &'a mut usize,
     in_channels: &'a mut usize,
@@ -58,7 +58,11 @@ struct Settings<'a> {
 }
 
 impl Arch {
-    /// The operations of this architecture. Fails on sizes that no network has.
+    /// Builds the graph of this architecture.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error for sizes out of range and for unsupported combinations of options.
     pub fn graph(&self) -> Result<Graph> {
         let graph = match self {
             Arch::ResNet(net) => families::resnet::graph(net),
@@ -69,16 +73,17 @@ impl Arch {
             Arch::InceptionResNetV2(net) => families::inception::resnet_v2::graph(net),
             Arch::Clip(net) => families::clip::graph(net),
         }?;
-        let odd = |node: &&Node| match &node.op {
-            Op::GroupNorm(GroupNorm { groups, .. }) | Op::EvoNorm(EvoNorm { groups, .. }) => {
-                !node.channels.is_multiple_of(*groups)
+        let indivisible = |node: &Node| match &node.op {
+            Op::GroupNorm(GroupNorm { groups, .. }) | Op::EvoNorm(EvoNorm { groups, .. })
+                if !node.channels.is_multiple_of(*groups) =>
+            {
+                let (layer, channels) = (format!("`{}`", node.name), node.channels);
+                Some(Error::Indivisible { layer, channels, divisor: *groups })
             }
-            _ => false,
+            _ => None,
         };
-        match graph.nodes().iter().find(odd) {
-            Some(Node { name, channels, .. }) => {
-                Err(Error::Arch(format!("the {channels} channels of `{name}` do not make equal groups")))
-            }
+        match graph.nodes().iter().find_map(indivisible) {
+            Some(error) => Err(error),
             None => Ok(graph),
         }
     }
@@ -121,7 +126,7 @@ impl Arch {
         }
     }
 
-    /// What the networks of its kind are called together.
+    /// Returns the name of the family.
     pub fn family(&self) -> &'static str {
         match self {
             Arch::ResNet(_) => "ResNet",
@@ -135,7 +140,7 @@ impl Arch {
         }
     }
 
-    /// Number of classes `K`; `None` without a classification head.
+    /// Returns the number of classes `K`; `None` without a classification head.
     pub fn classes(&self) -> Option<usize> {
         let classes = match self {
             Arch::ResNet(net) => net.num_classes,
@@ -147,7 +152,7 @@ impl Arch {
         (classes > 0).then_some(classes)
     }
 
-    /// Channels of the input.
+    /// Returns the number of input channels.
     pub fn in_channels(&self) -> usize {
         match self {
             Arch::ResNet(net) => net.in_channels,
@@ -158,22 +163,26 @@ impl Arch {
         }
     }
 
-    /// The same architecture for another number of classes; 0 removes the head.
+    /// Returns the architecture with another number of classes; 0 removes the head.
     pub fn with_classes(mut self, classes: usize) -> Arch {
         *self.settings().num_classes = classes;
         self
     }
 
-    /// The same architecture for another number of input channels.
+    /// Returns the architecture with another number of input channels.
     pub fn with_in_channels(mut self, channels: usize) -> Arch {
         *self.settings().in_channels = channels;
         self
     }
 
-    /// The same architecture with other settings. Fails if the family has no such setting.
+    /// Returns the architecture with other options.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::NoSuchOption`] if the family does not have the option.
     pub fn with(mut self, options: ArchOptions) -> Result<Arch> {
         let family = self.family();
-        let missing = |what| Err(Error::Arch(format!("{family} has no {what}")));
+        let missing = |option| Err(Error::NoSuchOption { family, option });
         let settings = self.settings();
         if let Some(classes) = options.num_classes {
             *settings.num_classes = classes;
@@ -184,22 +193,22 @@ impl Arch {
         if let Some(pool) = options.pool {
             match settings.pool {
                 Some(setting) => *setting = pool,
-                None => return missing("global pool to choose"),
+                None => return missing("global pooling"),
             }
         }
         if let Some(stride) = options.output_stride {
             match settings.output_stride {
                 Some(setting) => *setting = Some(stride),
-                None => return missing("output stride to choose"),
+                None => return missing("output stride"),
             }
         }
         Ok(self)
     }
 
-    /// The architecture with 3 input channels, no head and default settings: what variants of equal weights share.
-    pub(crate) fn bare(&self) -> Arch {
-        let mut bare = self.clone();
-        let settings = bare.settings();
+    /// Returns the architecture with 3 input channels, no head and default options, which identifies the variant.
+    pub(crate) fn without_options(&self) -> Arch {
+        let mut arch = self.clone();
+        let settings = arch.settings();
         (*settings.num_classes, *settings.in_channels) = (0, 3);
         if let Some(pool) = settings.pool {
             *pool = GlobalPool::default();
@@ -207,27 +216,29 @@ impl Arch {
         if let Some(stride) = settings.output_stride {
             *stride = None;
         }
-        bare
+        arch
     }
 }
 
-/// The zoo's name where there is one, else a short description.
+/// The name in the zoo if there is one, otherwise a short description.
 impl fmt::Display for Arch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (zoo::name_of(self), self) {
             (Some(name), _) => f.write_str(name),
             (None, Arch::ResNet(net)) => {
-                // The paper's own networks differ from those with a name in nothing else.
-                let usual = ResNet {
+                // The original networks differ from the named ones only in these options.
+                let named = ResNet {
                     stride_in: StrideIn::Conv3x3,
                     padding: Padding::Symmetric,
                     norm_eps: options::EPS,
                     ..net.clone()
                 };
                 let strides = (net.stride_in == StrideIn::Conv1x1).then_some("strides in the first 1×1");
-                let odd: Vec<&str> = strides.into_iter().chain(net.padding.described()).collect();
-                match zoo::name_of(&Arch::ResNet(usual)) {
-                    Some(name) if !odd.is_empty() => write!(f, "{name} with {}", odd.join(" and ")),
+                let differences: Vec<&str> = strides.into_iter().chain(net.padding.described()).collect();
+                match zoo::name_of(&Arch::ResNet(named)) {
+                    Some(name) if !differences.is_empty() => {
+                        write!(f, "{name} with {}", differences.join(" and "))
+                    }
                     _ => net.describe(f),
                 }
             }

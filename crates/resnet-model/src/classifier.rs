@@ -1,16 +1,17 @@
-//! A checkpoint made runnable: images in, named classes out.
+//! Image classification with a checkpoint.
 
 use candle_core::Device;
-use image::RgbImage;
+use resnet_image::RgbImage;
 
 use crate::engine::EngineOptions;
 use crate::{Checkpoint, Error, Labels, Meta, Preprocess, Result, Runtime};
 
-/// Preprocessing, network and labels of a checkpoint.
+/// An image classifier: the preprocessing, network and labels of a checkpoint.
 ///
 /// ```no_run
 /// use candle_core::Device;
-/// use resnet_model::{Checkpoint, Classifier, decode};
+/// use resnet_model::image::decode;
+/// use resnet_model::{Checkpoint, Classifier};
 ///
 /// let checkpoint = Checkpoint::open("resnet50.safetensors".as_ref())?;
 /// let classifier = Classifier::new(&checkpoint, &Device::Cpu)?;
@@ -26,37 +27,44 @@ pub struct Classifier {
     runtime: Runtime,
 }
 
-/// One class that an image may show.
+/// A class with its score.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Prediction {
-    /// The class, from 0.
+    /// The index of the class.
     pub index: usize,
-    /// Its name, if the checkpoint knows it.
+    /// Its label, if the checkpoint has labels.
     pub label: Option<String>,
     /// Its WordNet synset, for ImageNet classes.
     pub synset: Option<String>,
-    /// Probability from 0 to 1, or logit.
+    /// The probability from 0 to 1, or the logit.
     pub score: f32,
 }
 
-/// What a score is.
+/// The kind of score of a [`Prediction`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Score {
-    /// Softmax over all classes.
+    /// The softmax over all classes.
     #[default]
     Probability,
-    /// What the network gives.
+    /// The logit.
     Logit,
 }
 
 impl Classifier {
-    /// Makes `checkpoint` runnable on `device`: by the engine with all cores on the CPU, by candle elsewhere. Its
-    /// architecture must have a head.
+    /// Creates a classifier that runs on `device`: with the engine on all cores of the CPU, with candle on other devices.
+    ///
+    /// # Errors
+    ///
+    /// An error if the architecture has no classification head, or does not match the preprocessing or the device.
     pub fn new(checkpoint: &Checkpoint, device: &Device) -> Result<Classifier> {
         Classifier::with_options(checkpoint, device, EngineOptions::default())
     }
 
-    /// As [`Classifier::new`], with the engine's options.
+    /// Like [`Classifier::new`], with options of the engine.
+    ///
+    /// # Errors
+    ///
+    /// As [`Classifier::new`].
     pub fn with_options(
         checkpoint: &Checkpoint,
         device: &Device,
@@ -64,34 +72,37 @@ impl Classifier {
     ) -> Result<Classifier> {
         let meta = checkpoint.meta().clone();
         if meta.arch.classes().is_none() {
-            return Err(Error::Arch(format!(
-                "{} has no classification head: it gives features, not classes",
-                meta.arch
-            )));
+            return Err(Error::NoHead);
         }
         if meta.preprocess.mean.len() != meta.arch.in_channels() {
-            return Err(Error::Preprocess(format!(
-                "an image has {} channels after preprocessing, the network takes {}",
-                meta.preprocess.mean.len(),
-                meta.arch.in_channels()
-            )));
+            return Err(Error::InputChannels {
+                preprocess: meta.preprocess.mean.len(),
+                network: meta.arch.in_channels(),
+            });
         }
         Ok(Classifier { meta, runtime: Runtime::new(checkpoint, device, options)? })
     }
 
-    /// What the checkpoint says about itself.
+    /// Returns the metadata of the checkpoint.
     pub fn meta(&self) -> &Meta {
         &self.meta
     }
 
-    /// How an image becomes the network's input.
+    /// Returns the evaluation transform.
     pub fn preprocess(&self) -> &Preprocess {
         &self.meta.preprocess
     }
 
-    /// The `k` best classes of each image by probability, best first.
+    /// Returns the `k` most probable classes of each image, best first.
+    ///
+    /// # Errors
+    ///
+    /// An error of [`Preprocess::apply`] or [`Classifier::logits`].
     pub fn classify(&self, images: &[RgbImage], k: usize) -> Result<Vec<Vec<Prediction>>> {
-        let inputs = images.iter().map(|image| self.preprocess().apply(image)).collect::<Result<Vec<_>>>()?;
+        let inputs = images
+            .iter()
+            .map(|image| self.preprocess().apply(image))
+            .collect::<Result<Vec<_>, resnet_image::Error>>()?;
         Ok(self
             .logits(&inputs)?
             .iter()
@@ -99,27 +110,36 @@ impl Classifier {
             .collect())
     }
 
-    /// The logits `[K]` of each input, a `[C, H, W]` image as [`Preprocess::apply`] gives it.
+    /// Returns the logits `[K]` of each input, a preprocessed image `[C, H, W]` as returned by [`Preprocess::apply`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Nan`] if a logit is NaN, or an error of the network.
     pub fn logits(&self, inputs: &[Vec<f32>]) -> Result<Vec<Vec<f32>>> {
         if inputs.is_empty() {
             return Ok(vec![]);
         }
         let [height, width] = self.meta.preprocess.crop;
-        self.runtime.rows(inputs.concat(), [inputs.len(), self.meta.arch.in_channels(), height, width])
+        let dims = [inputs.len(), self.meta.arch.in_channels(), height, width];
+        let rows = self.runtime.rows(inputs.concat(), dims)?;
+        match rows.iter().position(|logits| logits.iter().any(|x| x.is_nan())) {
+            Some(image) => Err(Error::Nan { image }),
+            None => Ok(rows),
+        }
     }
 
-    /// The network.
+    /// Returns the network.
     pub fn runtime(&self) -> &Runtime {
         &self.runtime
     }
 
-    /// The `k` best classes of one image's logits, best first; of equal scores the lower class first.
+    /// Returns the `k` classes with the highest logits of one image, best first; of equal logits, the lower index first.
     pub fn top_k(&self, logits: &[f32], k: usize, score: Score) -> Vec<Prediction> {
         top_k(logits, k, score, &self.meta.labels)
     }
 }
 
-/// Probabilities of one image's logits, in f64.
+/// Returns the probabilities of one image's logits, computed in f64.
 pub fn softmax(logits: &[f32]) -> Vec<f64> {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let exps: Vec<f64> = logits.iter().map(|&x| (f64::from(x) - f64::from(max)).exp()).collect();
@@ -150,15 +170,31 @@ fn top_k(logits: &[f32], k: usize, score: Score, labels: &Labels) -> Vec<Predict
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{RawTensor, synthetic, zoo};
 
     #[test]
-    fn best_classes_come_first() {
+    fn top_k_is_sorted() {
         let labels = Labels::Names(["a", "b", "c", "d"].map(String::from).to_vec());
         let top = top_k(&[1.0, 3.0, 3.0, -1e30], 3, Score::Probability, &labels);
         assert_eq!(top.iter().map(|p| p.index).collect::<Vec<_>>(), [1, 2, 0]);
         assert_eq!(top[0].label.as_deref(), Some("b"));
         assert!((top[0].score - 0.46831053).abs() < 1e-6, "{}", top[0].score);
         assert_eq!(top_k(&[1.0, 3.0], 9, Score::Logit, &Labels::None)[0].score, 3.0);
+    }
+
+    #[test]
+    fn nan_logits_are_an_error() {
+        let checkpoint = synthetic::checkpoint(&zoo::arch("resnet20_cifar").unwrap()).unwrap();
+        let mut tensors = checkpoint.tensors().clone();
+        tensors.insert("fc.bias".into(), RawTensor::from_f32(vec![10], &[f32::NAN; 10]).unwrap());
+        let broken = Checkpoint::new(checkpoint.meta().clone(), tensors).unwrap();
+        let input = synthetic::input(checkpoint.meta().preprocess.shape().iter().product());
+        let logits = |checkpoint| {
+            Classifier::new(checkpoint, &Device::Cpu).unwrap().logits(std::slice::from_ref(&input))
+        };
+        assert_eq!(logits(&checkpoint).unwrap()[0].len(), 10);
+        let error = logits(&broken).unwrap_err().to_string();
+        assert!(error.contains("returned NaN for image 0"), "{error}");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! What can go wrong in this crate.
+//! Errors of this crate.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -8,78 +8,137 @@ use crate::text::{escape, some_of, suggestions};
 /// A result with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What went wrong, with the file, tensor or field it is about, what was found and what was expected.
+/// An error of this crate. The message includes the cause, which [`source`](std::error::Error::source) therefore does not
+/// return.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// Something went wrong with the file at `path`.
-    #[error("`{}`: {source}", path.display())]
+    /// An error in the file at `path`.
+    #[error("`{}`: {error}", path.display())]
     At {
         /// The file.
         path: PathBuf,
-        /// What was wrong with it.
-        #[source]
-        source: Box<Error>,
+        /// The error.
+        error: Box<Error>,
     },
-    /// The operating system refused to read or write.
-    #[error("{0}")]
+    /// A failure to read or write.
+    #[error(transparent)]
     Io(#[from] std::io::Error),
-    /// The bytes are no valid safetensors file.
-    #[error("not a valid safetensors file: {0}")]
+    /// An invalid safetensors file.
+    #[error("invalid safetensors file: {0}")]
     Safetensors(String),
-    /// A safetensors file without our metadata: it does not say what it is.
-    #[error("the safetensors file does not describe itself (no `resnet` entry in its metadata)")]
+    /// A safetensors file without the metadata of this crate.
+    #[error(
+        "safetensors file without a `resnet` entry in its metadata; convert it with resnet-convert first"
+    )]
     NoMeta,
-    /// The metadata of a checkpoint is not what this version can read.
-    #[error("the checkpoint's metadata: {0}")]
+    /// Invalid or unsupported checkpoint metadata.
+    #[error("invalid checkpoint metadata: {0}")]
     Meta(String),
-    /// An architecture that cannot be built.
-    #[error("architecture: {0}")]
-    Arch(String),
+    /// An option outside its valid range.
+    #[error("invalid {option}: expected {expected}, found {found}")]
+    InvalidOption {
+        /// The option, e.g. `norm_eps`.
+        option: &'static str,
+        /// The value.
+        found: String,
+        /// The valid values.
+        expected: String,
+    },
+    /// An option that the family of the architecture does not have.
+    #[error("{family} has no {option} option")]
+    NoSuchOption {
+        /// The family, e.g. `VGG`.
+        family: &'static str,
+        /// The option.
+        option: &'static str,
+    },
+    /// Two properties of an architecture that exclude each other.
+    #[error("{feature} cannot be combined with {other}")]
+    UnsupportedCombination {
+        /// The first property.
+        feature: &'static str,
+        /// The second property.
+        other: &'static str,
+    },
+    /// Channels that do not divide into equal parts.
+    #[error("the {channels} channels of {layer} are not divisible by {divisor}")]
+    Indivisible {
+        /// The layer or stage.
+        layer: String,
+        /// Number of channels.
+        channels: usize,
+        /// Number of groups, or channels per part.
+        divisor: usize,
+    },
+    /// A network without a classification head, where logits are needed.
+    #[error("the network has no classification head: it outputs features, not class scores")]
+    NoHead,
+    /// An option for layers that the network does not have.
+    #[error("{option} is {value}, but the network has no {layers}")]
+    NotApplicable {
+        /// The option, e.g. `drop_path`.
+        option: &'static str,
+        /// Its value.
+        value: f64,
+        /// The layers that it applies to.
+        layers: &'static str,
+    },
+    /// Synchronized batch norm on a device or with a dtype that does not support it.
+    #[error("synchronized batch norm is supported in f32 on the CPU only")]
+    UnsupportedSyncBatchNorm,
+    /// An inconsistency in a compiled engine: a bug in this crate.
+    #[error("internal error in the engine at `{layer}`: {problem}; please report it")]
+    Engine {
+        /// The operation.
+        layer: String,
+        /// The inconsistency.
+        problem: &'static str,
+    },
     /// A model name that the zoo does not know.
     #[error("unknown model `{name}`{}", suggestions(nearest))]
     UnknownModel {
-        /// The name that was asked for.
+        /// The requested name.
         name: String,
-        /// Known names that look like it, best first.
+        /// Similar names, best first.
         nearest: Vec<&'static str>,
     },
-    /// The tensors of a checkpoint are not those of its architecture.
+    /// The tensors of a checkpoint do not match its architecture.
     #[error("{0}")]
     Mismatch(Mismatch),
-    /// A tensor has another shape than the one needed.
+    /// A tensor with an unexpected shape.
     #[error("tensor `{name}` has shape {found:?}, expected {expected:?}")]
     Shape {
         /// The tensor.
         name: String,
         /// Its shape.
         found: Vec<usize>,
-        /// The shape needed.
+        /// The expected shape.
         expected: Vec<usize>,
     },
-    /// A tensor is missing.
-    #[error("tensor `{0}` is missing")]
+    /// A missing tensor.
+    #[error("missing tensor `{0}`")]
     Missing(String),
-    /// A tensor's element type cannot be used where it stands.
-    #[error("tensor `{name}` has element type {dtype}, which cannot be used as {wanted}")]
+    /// A tensor with an unsupported dtype.
+    #[error("tensor `{name}` has dtype {dtype}, which cannot be converted to {expected}")]
     Dtype {
         /// The tensor.
         name: String,
-        /// Its element type.
+        /// Its dtype.
         dtype: String,
-        /// What was needed.
-        wanted: &'static str,
+        /// The dtype needed.
+        expected: &'static str,
     },
-    /// An input that the network cannot take.
+    /// A network input with an unexpected shape.
     #[error("input has shape {found:?}, expected {expected}")]
     Input {
-        /// The shape given.
+        /// The input's shape.
         found: Vec<usize>,
-        /// The shape needed, in words.
+        /// A description of the expected shape.
         expected: String,
     },
-    /// An input so small that a layer would have no output.
-    #[error("input of {height}×{width} pixels is too small: `{layer}` would have no output")]
+    /// An input so small that the output of a layer would be empty.
+    #[error("input of {height}×{width} pixels is too small: the output of `{layer}` would be empty")]
     TooSmall {
         /// The first layer that cannot be computed.
         layer: String,
@@ -88,15 +147,15 @@ pub enum Error {
         /// Input width in pixels.
         width: usize,
     },
-    /// An input of a size at which two branches of the network differ, as they would in PyTorch.
+    /// An input of a size at which two branches of the network have different shapes, as in PyTorch.
     #[error(
-        "input of {height}×{width} pixels does not suit this network: `{layer}` would be given {shapes:?}; \
-         try multiples of 32"
+        "unsupported input size of {height}×{width} pixels: the inputs of `{layer}` would have the shapes {shapes:?}; \
+         use multiples of 32"
     )]
     Misfit {
         /// The first layer that cannot be computed.
         layer: String,
-        /// The shapes of its inputs, without the batch.
+        /// The shapes of its inputs, without the batch dimension.
         shapes: Vec<Vec<usize>>,
         /// Input height in pixels.
         height: usize,
@@ -104,59 +163,74 @@ pub enum Error {
         width: usize,
     },
     /// A batch norm in training mode with a single value per channel, whose variance is 0.
-    #[error("`{name}` is given {found:?}: training needs more than one value per channel")]
+    #[error(
+        "input of `{name}` has shape {found:?}: batch norm needs more than one value per channel in training"
+    )]
     OneValue {
         /// The norm.
         name: String,
         /// The shape of its input.
         found: Vec<usize>,
     },
-    /// Other workers of a training cannot be reached.
-    #[error("worker {rank} of {count} lost the others: {why}")]
+    /// Another rank of a distributed training run cannot be reached.
+    #[error("rank {rank} of {world_size}: lost connection to the process group: {why}")]
     ProcessGroup {
-        /// Which worker says so, counted from 0.
+        /// Rank that reports the error, from 0.
         rank: usize,
-        /// How many there are.
-        count: usize,
-        /// What happened.
+        /// Number of processes.
+        world_size: usize,
+        /// Cause.
         why: String,
     },
-    /// A tap that the network does not have.
-    #[error("no tap `{name}`; this network has {known}")]
+    /// A tap that is not in the network.
+    #[error("unknown tap `{name}`; this network has {known}")]
     UnknownTap {
-        /// The name that was asked for.
+        /// The requested name.
         name: String,
-        /// The names that exist.
+        /// The existing names.
         known: String,
     },
-    /// An image that cannot be decoded.
-    #[error("{0}")]
-    Image(String),
-    /// A preprocessing description that cannot be used.
-    #[error("preprocessing: {0}")]
-    Preprocess(String),
-    /// A kernel refused its arguments.
-    #[error("{0}")]
+    /// An image that cannot be decoded or preprocessed, or invalid preprocessing.
+    #[error(transparent)]
+    Image(#[from] resnet_image::Error),
+    /// A network output that contains NaN.
+    #[error(
+        "the network returned NaN for image {image} of the batch; check the weights and the preprocessing"
+    )]
+    Nan {
+        /// The index of the image in its batch.
+        image: usize,
+    },
+    /// A checkpoint whose preprocessing returns another number of channels than its network takes.
+    #[error("preprocessing returns {preprocess} channels, the network takes {network}")]
+    InputChannels {
+        /// Channels after preprocessing.
+        preprocess: usize,
+        /// Input channels of the network.
+        network: usize,
+    },
+    /// A kernel error.
+    #[error(transparent)]
     Kernel(#[from] resnet_kernels::Error),
-    /// candle reported an error.
-    #[error("{0}")]
-    Candle(#[source] candle_core::Error),
-    /// The file to be written exists already.
-    #[error("`{}` exists already", .0.display())]
+    /// A candle error.
+    #[error(transparent)]
+    Candle(candle_core::Error),
+    /// The file to be written already exists.
+    #[error("`{}` already exists", .0.display())]
     Exists(PathBuf),
 }
 
 impl Error {
-    /// The same error, told of the file it is about.
+    /// Adds the path of the file that the error is about.
     pub fn at(self, path: &Path) -> Error {
         match self {
             Error::At { .. } | Error::Exists(_) => self,
-            source => Error::At { path: path.to_owned(), source: Box::new(source) },
+            error => Error::At { path: path.to_owned(), error: Box::new(error) },
         }
     }
 }
 
-/// Without candle's stack traces, which it writes into the message when `RUST_BACKTRACE` is set.
+/// Removes candle's stack traces, which are part of the message if `RUST_BACKTRACE` is set.
 impl From<candle_core::Error> for Error {
     fn from(error: candle_core::Error) -> Self {
         match error {
@@ -173,32 +247,32 @@ impl From<Mismatch> for Error {
     }
 }
 
-/// All differences between the tensors that an architecture needs and those that a file holds.
+/// All differences between the tensors of an architecture and those of a file.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Mismatch {
-    /// The architecture, in words.
+    /// A description of the architecture.
     pub arch: String,
-    /// Names that the architecture has and the file lacks.
+    /// Tensors of the architecture that are not in the file.
     pub missing: Vec<String>,
-    /// Names that the file has and the architecture lacks.
+    /// Tensors in the file that are not in the architecture.
     pub unexpected: Vec<String>,
-    /// Tensors with another shape than the architecture's.
+    /// Tensors with unexpected shapes.
     pub reshaped: Vec<Reshaped>,
 }
 
-/// A tensor whose shape differs.
+/// A tensor with an unexpected shape.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reshaped {
     /// The tensor.
     pub name: String,
-    /// The file's shape.
+    /// Its shape in the file.
     pub found: Vec<usize>,
-    /// The architecture's shape.
+    /// Its shape in the architecture.
     pub expected: Vec<usize>,
 }
 
 impl Mismatch {
-    /// Whether nothing differs.
+    /// Returns `true` if there are no differences.
     pub fn is_empty(&self) -> bool {
         self.missing.is_empty() && self.unexpected.is_empty() && self.reshaped.is_empty()
     }
@@ -208,11 +282,11 @@ impl std::error::Error for Mismatch {}
 
 impl fmt::Display for Mismatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the tensors are not those of {}", self.arch)?;
+        write!(f, "the tensors do not match {}", self.arch)?;
         let mut separator = ": ";
-        for (names, what) in [(&self.missing, "missing"), (&self.unexpected, "unexpected")] {
+        for (names, label) in [(&self.missing, "missing"), (&self.unexpected, "unexpected")] {
             if !names.is_empty() {
-                write!(f, "{separator}{} {what} ({})", plural(names.len(), "tensor"), some_of(names))?;
+                write!(f, "{separator}{} {label} ({})", plural(names.len(), "tensor"), some_of(names))?;
                 separator = ", ";
             }
         }
@@ -242,7 +316,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn mismatch_tells_everything_at_once() {
+    fn mismatch_lists_all_differences() {
         let m = Mismatch {
             arch: "resnet50".into(),
             missing: vec!["fc.weight".into(), "fc.bias".into()],
@@ -255,7 +329,7 @@ mod tests {
         };
         assert_eq!(
             m.to_string(),
-            "the tensors are not those of resnet50: 2 tensors missing (fc.weight, fc.bias), \
+            "the tensors do not match resnet50: 2 tensors missing (fc.weight, fc.bias), \
              1 tensor unexpected (head\\u{1b}[2J), `conv1.weight` has shape [64, 1, 7, 7], expected [64, 3, 7, 7]"
         );
     }

@@ -1,4 +1,4 @@
-//! Reading a file at offsets from several threads, and writing one whole or not at all.
+//! Reading of files at offsets and atomic writing.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
@@ -6,10 +6,10 @@ use std::path::Path;
 
 use crate::{Error, Result, escape};
 
-/// An open regular file, read at offsets.
+/// An open regular file, read at offsets from any thread.
 ///
-/// Reading, not memory mapping: a mapped file that another process cuts ends the program with a bus error, and its
-/// pages count as memory in use. A read of cached bytes costs one copy.
+/// The file is not memory-mapped: if another process truncated a mapped file, the program would end with a bus error, and
+/// mapped pages count as memory in use. Reading cached bytes costs one copy.
 #[derive(Debug)]
 pub struct SharedFile {
     file: File,
@@ -19,11 +19,15 @@ pub struct SharedFile {
 }
 
 impl SharedFile {
-    /// Opens the regular file at `path`; pipes, devices and folders are refused before they are opened.
+    /// Opens the regular file at `path`.
+    ///
+    /// # Errors
+    ///
+    /// An error if `path` is a directory, a pipe or a device, which is not opened, or if it cannot be read.
     pub fn open(path: &Path) -> io::Result<SharedFile> {
         let kind = std::fs::metadata(path)?;
         if kind.is_dir() {
-            return Err(io::Error::new(io::ErrorKind::IsADirectory, "is a folder, not a file"));
+            return Err(io::Error::new(io::ErrorKind::IsADirectory, "is a directory, not a file"));
         }
         if !kind.is_file() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
@@ -38,17 +42,21 @@ impl SharedFile {
         })
     }
 
-    /// The file's length in bytes when it was opened.
+    /// Returns the length in bytes when the file was opened.
     pub fn len(&self) -> u64 {
         self.len
     }
 
-    /// Whether the file holds no byte.
+    /// Returns `true` if the file was empty when opened.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Fills `out` with the bytes from `offset` on. A file that has become shorter is an error.
+    /// Fills `out` with the bytes from `offset`.
+    ///
+    /// # Errors
+    ///
+    /// `UnexpectedEof` if the file is shorter, or another error of the operating system.
     pub fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
         #[cfg(unix)]
         {
@@ -65,28 +73,32 @@ impl SharedFile {
     }
 }
 
-/// What to do when the file to be written exists.
+/// The behavior if the file to be written exists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Existing {
-    /// Leave it and report [`Error::Exists`].
+    /// Keep it and return [`Error::Exists`].
     Keep,
-    /// Replace it, in one step.
+    /// Replace it atomically.
     Replace,
 }
 
 impl Existing {
-    /// [`Existing::Replace`] if the user insists, else [`Existing::Keep`].
-    pub fn replace_if(insists: bool) -> Existing {
-        if insists { Existing::Replace } else { Existing::Keep }
+    /// Returns [`Existing::Replace`] if `force` is set, otherwise [`Existing::Keep`].
+    pub fn replace_if(force: bool) -> Existing {
+        if force { Existing::Replace } else { Existing::Keep }
     }
 }
 
-/// Writes the file at `path` through `write`: to a temporary sibling, then renamed, so that a reader sees the
-/// old file or the new one and a failure leaves nothing behind.
+/// Writes the file at `path` with `write`, to a temporary sibling that is then renamed. Readers see the old file or the new
+/// one, and a failure leaves no file.
 ///
-/// Where a file is replaced, the new one is on the disk before the old one goes: a power failure leaves one of them. A
-/// file that is new is left to the system, as by `cp`: what it was made from is still there, readers refuse it if its
-/// end is missing, and a conversion that waits for the disk takes 1.6 to 1.9 times as long (2.4 times a `cp`, else 1.4).
+/// If a file is replaced, the new one is synced to disk first, so that one of them survives a power failure. A new file is
+/// not synced, like `cp`: its source still exists, readers reject it if it is truncated, and syncing makes a conversion 1.6 to
+/// 1.9 times as slow (2.4 times the time of `cp`, otherwise 1.4).
+///
+/// # Errors
+///
+/// [`Error::Exists`], or [`Error::At`] with an error of the operating system or of `write`.
 pub fn write_atomically(
     path: &Path,
     existing: Existing,
@@ -101,10 +113,10 @@ pub fn write_atomically(
     }
     let mut options = tempfile::Builder::new();
     options.prefix(".resnet-");
-    // Temporary files are private by default; the file that a user asked for is an ordinary one.
+    // Temporary files are private by default; this one becomes an ordinary file.
     #[cfg(unix)]
     options.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let mut temporary = options.tempfile_in(parent).map_err(|e| in_folder(&e, parent).at(path))?;
+    let mut temporary = options.tempfile_in(parent).map_err(|e| in_directory(&e, parent).at(path))?;
     let mut writer = BufWriter::with_capacity(1 << 20, temporary.as_file_mut());
     write(&mut writer).map_err(|e| e.at(path))?;
     writer.flush().map_err(|e| Error::from(e).at(path))?;
@@ -123,15 +135,15 @@ pub fn write_atomically(
     }
 }
 
-/// Why no file can be made in `folder`; the system's error names the temporary file, which nobody has heard of.
-fn in_folder(error: &io::Error, folder: &Path) -> Error {
-    let what = match error.kind() {
-        io::ErrorKind::NotFound => "there is no folder",
-        io::ErrorKind::PermissionDenied => "no permission to write in",
-        io::ErrorKind::NotADirectory => "no folder but a file:",
-        _ => "no file can be made in",
+/// The error of creating a file in `directory`; the original error names the temporary file, which the user does not know.
+fn in_directory(error: &io::Error, directory: &Path) -> Error {
+    let reason = match error.kind() {
+        io::ErrorKind::NotFound => "no such directory:",
+        io::ErrorKind::PermissionDenied => "permission denied in directory",
+        io::ErrorKind::NotADirectory => "not a directory:",
+        _ => "cannot create a file in",
     };
-    io::Error::new(error.kind(), format!("{what} `{}`", escape(&folder.display().to_string()))).into()
+    io::Error::new(error.kind(), format!("{reason} `{}`", escape(&directory.display().to_string()))).into()
 }
 
 #[cfg(test)]
@@ -139,7 +151,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failed_write_leaves_nothing() {
+    fn a_failed_write_leaves_no_file() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("out.bin");
         let failed = write_atomically(&path, Existing::Keep, |w| {
@@ -151,34 +163,34 @@ mod tests {
     }
 
     #[test]
-    fn an_existing_file_is_kept_unless_told() {
+    fn an_existing_file_is_replaced_only_on_request() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("out.bin");
         let put = |existing, bytes: &'static [u8]| {
             write_atomically(&path, existing, |w| Ok(w.write_all(bytes)?)).map_err(|e| e.to_string())
         };
         put(Existing::Keep, b"one").unwrap();
-        assert!(put(Existing::Keep, b"two").unwrap_err().contains("exists already"));
+        assert!(put(Existing::Keep, b"two").unwrap_err().contains("already exists"));
         assert_eq!(std::fs::read(&path).unwrap(), b"one");
         put(Existing::Replace, b"three").unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"three");
     }
 
     #[test]
-    fn a_folder_that_is_not_there_is_named() {
+    fn a_missing_directory_is_named() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("nowhere/out.bin");
         let error = write_atomically(&path, Existing::Keep, |_| Ok(())).unwrap_err().to_string();
-        assert!(error.contains("there is no folder `") && !error.contains(".resnet-"), "{error}");
+        assert!(error.contains("no such directory: `") && !error.contains(".resnet-"), "{error}");
         std::fs::write(dir.path().join("nowhere"), b"").unwrap();
         let error = write_atomically(&path, Existing::Keep, |_| Ok(())).unwrap_err().to_string();
-        assert!(error.contains("no folder but a file: `"), "{error}");
+        assert!(error.contains("not a directory: `"), "{error}");
     }
 
     #[test]
     fn only_regular_files_are_opened() {
         let error = SharedFile::open(Path::new("/dev/null")).unwrap_err();
         assert!(error.to_string().contains("not a regular file"), "{error}");
-        assert!(SharedFile::open(&std::env::temp_dir()).unwrap_err().to_string().contains("folder"));
+        assert!(SharedFile::open(&std::env::temp_dir()).unwrap_err().to_string().contains("directory"));
     }
 }

@@ -1,34 +1,34 @@
-//! Batch norm folded into the convolution before it: the same function with fewer operations, for inference.
+//! Batch norm folded into the preceding convolution, for inference.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::graph::{Graph, Node, NodeId, Op};
 use crate::{Checkpoint, Result};
 
-/// A graph whose batch norms have moved into convolutions where that is possible, and how their weights follow.
+/// A graph whose batch norms are folded into convolutions where possible, and the resulting weights.
 #[derive(Debug, Clone)]
 pub struct Folded {
     graph: Graph,
-    changes: BTreeMap<String, Change>,
+    changes: BTreeMap<String, ConvChange>,
 }
 
-/// What becomes of a convolution's weights.
+/// The change to the weight and bias of a convolution.
 #[derive(Debug, Clone, Default)]
-struct Change {
-    /// Weight standardisation, by its epsilon.
+struct ConvChange {
+    /// Epsilon of the weight standardization.
     standardize: Option<f64>,
-    /// Whatever followed the convolution, in order.
-    after: Vec<After>,
+    /// The folded operations, in order.
+    folded: Vec<FoldedOp>,
 }
 
-/// An operation that a convolution has taken in.
+/// An operation folded into a convolution.
 #[derive(Debug, Clone)]
-enum After {
+enum FoldedOp {
     Norm { name: String, eps: f64 },
     Factor(f64),
 }
 
-/// A convolution's weight `[out, in / groups, height, width]` and bias `[out]`, in row-major order.
+/// Weight `[out, in / groups, height, width]` and bias `[out]` of a convolution, in row-major order.
 #[derive(Debug, Clone)]
 pub struct ConvValues {
     /// The weight.
@@ -37,18 +37,18 @@ pub struct ConvValues {
     pub bias: Vec<f32>,
 }
 
-/// Folds every batch norm and every multiplication by a constant that is the only user of a convolution into it, and
-/// standardises the weights that are to be. Others stay, e.g. the norms before the convolutions of pre-activation
-/// networks.
+/// Folds every batch norm and every multiplication by a constant into the preceding convolution if nothing else reads its
+/// result, and replaces convolutions with standardized weights. Other norms stay, e.g. those before the convolutions of
+/// pre-activation networks.
 pub fn fold(graph: &Graph) -> Folded {
-    let uses = graph.uses();
-    let mut changes: BTreeMap<NodeId, Change> = BTreeMap::new();
-    // Which convolution computes a node, alone or together with what follows it.
+    let only_readers = graph.only_readers();
+    let mut changes: BTreeMap<NodeId, ConvChange> = BTreeMap::new();
+    // By node: the convolution that computes it, including folded operations.
     let mut owner: BTreeMap<NodeId, NodeId> = BTreeMap::new();
-    let mut taken: BTreeSet<NodeId> = BTreeSet::new();
+    let mut removed: BTreeSet<NodeId> = BTreeSet::new();
     for id in graph.ids() {
         let node = graph.node(id);
-        let after = match &node.op {
+        let op = match &node.op {
             Op::Conv(_) => {
                 owner.insert(id, id);
                 continue;
@@ -58,27 +58,26 @@ pub fn fold(graph: &Graph) -> Folded {
                 changes.entry(id).or_default().standardize = Some(std.eps);
                 continue;
             }
-            Op::BatchNorm(norm) => After::Norm { name: node.name.clone(), eps: norm.eps },
-            Op::Multiply(m) => After::Factor(m.factor),
+            Op::BatchNorm(norm) => FoldedOp::Norm { name: node.name.clone(), eps: norm.eps },
+            Op::Multiply(m) => FoldedOp::Factor(m.factor),
             _ => continue,
         };
         let before = node.inputs[0];
-        let alone = uses[before.index()] == 1 && graph.taps().iter().all(|t| t.node != before);
-        if let (true, Some(&conv)) = (alone, owner.get(&before)) {
+        if let (Some(_), Some(&conv)) = (only_readers[before.index()], owner.get(&before)) {
             owner.insert(id, conv);
-            changes.entry(conv).or_default().after.push(after);
-            taken.insert(id);
+            changes.entry(conv).or_default().folded.push(op);
+            removed.insert(id);
         }
     }
     let mut by_name = BTreeMap::new();
     let folded = graph.without(
-        |id| taken.contains(&id),
+        |id| removed.contains(&id),
         |id, node| {
             let Some(change) = changes.get(&id) else { return };
             if let Op::StdConv(std) = &node.op {
                 node.op = Op::Conv(std.conv);
             }
-            if let (Op::Conv(conv), true) = (&mut node.op, change.after.iter().any(After::adds)) {
+            if let (Op::Conv(conv), true) = (&mut node.op, change.folded.iter().any(FoldedOp::adds_bias)) {
                 conv.bias = true;
             }
             by_name.insert(node.name.clone(), change.clone());
@@ -87,30 +86,29 @@ pub fn fold(graph: &Graph) -> Folded {
     Folded { graph: folded, changes: by_name }
 }
 
-impl After {
-    /// Whether it gives the convolution a bias.
-    fn adds(&self) -> bool {
-        matches!(self, After::Norm { .. })
+impl FoldedOp {
+    fn adds_bias(&self) -> bool {
+        matches!(self, FoldedOp::Norm { .. })
     }
 }
 
 impl Folded {
-    /// The graph without the folded norms; convolutions that took one in have a bias.
+    /// Returns the graph without the folded operations; convolutions with a folded norm have a bias.
     pub fn graph(&self) -> &Graph {
         &self.graph
     }
 
-    /// The weight and bias of a convolution of [`Folded::graph`], computed in f64 from the tensors of the original: for
-    /// a batch norm `w · s` and `(b − mean) · s + shift` with `s = scale / √(var + eps)`. A convolution without bias gets
-    /// zeros. The weight lies in `memory`, whose contents are lost.
-    pub fn conv(&self, node: &Node, checkpoint: &Checkpoint, memory: Vec<f32>) -> Result<ConvValues> {
-        let mut weight = memory;
+    /// Returns the weight and bias of a convolution of [`Folded::graph`], computed in f64: for a batch norm `w · s` and
+    /// `(b − mean) · s + shift` with `s = scale / √(var + eps)`. The bias is zeros if there is none. The weight reuses the
+    /// allocation of `buffer`.
+    pub fn conv(&self, node: &Node, checkpoint: &Checkpoint, buffer: Vec<f32>) -> Result<ConvValues> {
+        let mut weight = buffer;
         let name = format!("{}.weight", node.name);
         checkpoint.tensor(&name)?.read_f32(&name, &mut weight)?;
         let (factor, bias) = self.channels(node, checkpoint)?;
         let bias = bias.into_iter().map(|b| b as f32).collect();
         let Some(change) = self.changes.get(&node.name) else { return Ok(ConvValues { weight, bias }) };
-        // Per output channel: the weight's mean, and what is left is multiplied by.
+        // Per output channel: the mean to subtract from the weight, and the scale.
         let per_channel = (weight.len() / node.channels).max(1);
         let mut scale = vec![1.0f64; node.channels];
         let mut mean = vec![0.0f64; node.channels];
@@ -129,17 +127,17 @@ impl Folded {
         Ok(ConvValues { weight, bias })
     }
 
-    /// Whether the weight of a convolution of [`Folded::graph`] is standardised.
+    /// Returns `true` if the weight of a convolution of [`Folded::graph`] is standardized.
     pub(crate) fn standardizes(&self, node: &Node) -> bool {
         self.changes.get(&node.name).is_some_and(|change| change.standardize.is_some())
     }
 
-    /// The bias alone, without reading the weight.
+    /// Returns the bias without reading the weight.
     pub(crate) fn bias(&self, node: &Node, checkpoint: &Checkpoint) -> Result<Vec<f32>> {
         Ok(self.channels(node, checkpoint)?.1.into_iter().map(|b| b as f32).collect())
     }
 
-    /// What followed a convolution, per output channel: the factor of its results and the bias.
+    /// Returns the scale and the bias of each output channel after the folded operations.
     fn channels(&self, node: &Node, checkpoint: &Checkpoint) -> Result<(Vec<f64>, Vec<f64>)> {
         let own_bias = format!("{}.bias", node.name);
         let mut factor = vec![1.0f64; node.channels];
@@ -147,16 +145,16 @@ impl Folded {
             true => checkpoint.values(&own_bias)?.into_iter().map(f64::from).collect(),
             false => vec![0.0; node.channels],
         };
-        for after in self.changes.get(&node.name).iter().flat_map(|change| &change.after) {
-            match after {
-                After::Factor(by) => {
+        for op in self.changes.get(&node.name).iter().flat_map(|change| &change.folded) {
+            match op {
+                FoldedOp::Factor(by) => {
                     factor.iter_mut().for_each(|f| *f *= by);
                     bias.iter_mut().for_each(|b| *b *= by);
                 }
-                After::Norm { name, eps } => {
-                    let part = |suffix| checkpoint.values(&format!("{name}.{suffix}"));
-                    let (scale, shift) = (part("weight")?, part("bias")?);
-                    let (mean, var) = (part("running_mean")?, part("running_var")?);
+                FoldedOp::Norm { name, eps } => {
+                    let tensor = |suffix| checkpoint.values(&format!("{name}.{suffix}"));
+                    let (scale, shift) = (tensor("weight")?, tensor("bias")?);
+                    let (mean, var) = (tensor("running_mean")?, tensor("running_var")?);
                     for c in 0..node.channels {
                         let s = f64::from(scale[c]) / (f64::from(var[c]) + eps).sqrt();
                         factor[c] *= s;

@@ -1,24 +1,26 @@
-//! Operations in execution order, each with the name that PyTorch gives its module.
+//! Operations in execution order, named as the modules of PyTorch.
 
 use std::collections::BTreeMap;
 
 use crate::{Error, Result};
 
 mod builder;
+mod facts;
 mod op;
 
 pub(crate) use builder::Builder;
+pub(crate) use facts::ShapeError;
 pub use op::*;
 
 /// A network as a list of operations; every operation comes after its inputs.
 ///
-/// Names are those of PyTorch's modules (`layer1.0.conv2`), so that the names of parameters follow from the graph
-/// alone, in the order of PyTorch's `state_dict()` ([`Graph::registered`]).
+/// Names are those of PyTorch's modules (`layer1.0.conv2`), so that the graph determines the names of the parameters, in
+/// the order of PyTorch's `state_dict()` ([`Graph::registered`]).
 #[derive(Debug, Clone, PartialEq)]
 pub struct Graph {
     nodes: Vec<Node>,
     taps: Vec<Tap>,
-    /// All nodes in the order in which PyTorch's modules are registered.
+    /// All nodes in the registration order of PyTorch's modules.
     registered: Vec<NodeId>,
 }
 
@@ -27,7 +29,7 @@ pub struct Graph {
 pub struct NodeId(usize);
 
 impl NodeId {
-    /// The position in [`Graph::nodes`].
+    /// Returns the position in [`Graph::nodes`].
     pub fn index(self) -> usize {
         self.0
     }
@@ -36,65 +38,65 @@ impl NodeId {
 /// One operation.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Node {
-    /// The module's path, e.g. `layer1.0.conv2`. Unique in the graph.
+    /// The path of the module, e.g. `layer1.0.conv2`; unique in the graph.
     pub name: String,
-    /// What is computed.
+    /// The operation.
     pub op: Op,
-    /// Whose results it is computed from.
+    /// The nodes whose results it reads.
     pub inputs: Vec<NodeId>,
-    /// Channels of the result.
+    /// Output channels.
     pub channels: usize,
 }
 
-/// A result with a name that users can ask for, e.g. `layer3`.
+/// A named result that users can request, e.g. `layer3`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tap {
     /// The name.
     pub name: String,
-    /// The operation whose result it is.
+    /// The node that computes it.
     pub node: NodeId,
-    /// Input pixels per pixel of the result along each axis; 0 where the result has no pixels.
+    /// Stride in input pixels along each axis; 0 for a result without pixels.
     pub stride: usize,
 }
 
 impl Graph {
-    /// The operations in execution order; the first is the input.
+    /// Returns the operations in execution order; the first is the input.
     pub fn nodes(&self) -> &[Node] {
         &self.nodes
     }
 
-    /// The positions of all operations, in execution order.
+    /// Returns the positions of all operations, in execution order.
     pub fn ids(&self) -> impl Iterator<Item = NodeId> + use<> {
         (0..self.nodes.len()).map(NodeId)
     }
 
-    /// The operation at `id`.
+    /// Returns the operation at `id`.
     pub fn node(&self, id: NodeId) -> &Node {
         &self.nodes[id.0]
     }
 
-    /// The operations in the order in which PyTorch's modules are registered, which is that of `state_dict()`. It
-    /// differs from the order of execution where a module is made before those whose results it takes.
+    /// Returns the operations in the registration order of PyTorch's modules, which is that of `state_dict()`. It differs
+    /// from the execution order where a module is registered before the ones that it reads from.
     pub fn registered(&self) -> impl Iterator<Item = &Node> {
         self.registered.iter().map(|id| &self.nodes[id.0])
     }
 
-    /// The operation whose result is the network's.
+    /// Returns the operation that computes the output of the network.
     pub fn output(&self) -> NodeId {
         NodeId(self.nodes.len() - 1)
     }
 
-    /// Channels of the input.
+    /// Returns the number of input channels.
     pub fn in_channels(&self) -> usize {
         self.nodes[0].channels
     }
 
-    /// The named results, in execution order.
+    /// Returns the named results, in execution order.
     pub fn taps(&self) -> &[Tap] {
         &self.taps
     }
 
-    /// The tap of this name.
+    /// Returns the tap with this name.
     pub fn tap(&self, name: &str) -> Result<&Tap> {
         self.taps.iter().find(|t| t.name == name).ok_or_else(|| Error::UnknownTap {
             name: name.to_owned(),
@@ -102,14 +104,14 @@ impl Graph {
         })
     }
 
-    /// The operations behind the taps of these names, in the order asked for.
+    /// Returns the nodes of the taps with these names, in the given order.
     pub(crate) fn tapped(&self, names: &[&str]) -> Result<Vec<NodeId>> {
         names.iter().map(|&name| Ok(self.tap(name)?.node)).collect()
     }
 
-    /// The sums of a residual branch, their first input, and a shortcut, in execution order: one per block.
-    pub fn residual_sums(&self) -> impl Iterator<Item = NodeId> + '_ {
-        // Heads add a mean and a maximum of all pixels; everything else that is added is a branch.
+    /// Returns the residual adds in execution order, one per block; the first input is the branch, the second the shortcut.
+    pub fn residual_adds(&self) -> impl Iterator<Item = NodeId> + '_ {
+        // The AvgMax head adds mean and maximum; every other add is a residual add.
         let pooled = |id: &NodeId| matches!(self.node(*id).op, Op::GlobalAvgPool | Op::GlobalMaxPool);
         self.ids().filter(move |id| {
             let node = self.node(*id);
@@ -117,20 +119,25 @@ impl Graph {
         })
     }
 
-    /// How many operations take each result, the network's own output counted as one more.
-    pub fn uses(&self) -> Vec<usize> {
-        let mut uses = vec![0; self.nodes.len()];
-        for node in &self.nodes {
-            for input in &node.inputs {
-                uses[input.0] += 1;
+    /// Returns, for each node, the only operation that reads its result. `None` if several operations read it, or if it is
+    /// a tap or the output: then it cannot be fused with the operation that follows.
+    pub fn only_readers(&self) -> Vec<Option<NodeId>> {
+        let mut readers: Vec<Vec<NodeId>> = vec![vec![]; self.nodes.len()];
+        for id in self.ids() {
+            for input in &self.node(id).inputs {
+                readers[input.0].push(id);
             }
         }
-        uses[self.output().0] += 1;
-        uses
+        let mut only: Vec<Option<NodeId>> = readers
+            .iter()
+            .map(|readers| if let [reader] = readers[..] { Some(reader) } else { None })
+            .collect();
+        self.taps.iter().for_each(|tap| only[tap.node.0] = None);
+        only
     }
 
-    /// The graph without the nodes for which `remove` holds: whoever used such a node uses its first input instead.
-    /// Nodes that stay are first handed to `change`.
+    /// Returns the graph without the nodes for which `remove` returns `true`: their readers read their first input
+    /// instead. `change` is applied to the other nodes.
     pub(crate) fn without(
         &self,
         remove: impl Fn(NodeId) -> bool,

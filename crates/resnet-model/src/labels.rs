@@ -1,26 +1,26 @@
-//! What a network's outputs mean.
+//! Class labels.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// The 1000 classes of ImageNet-1k in the order that PyTorch's models use: WordNet synset, tab, label.
+/// The classes of ImageNet-1k in the order of PyTorch models: WordNet synset, tab, label.
 static IMAGENET: &str = include_str!("../data/imagenet1k.txt");
 
-/// Names of classes.
+/// The labels of a network's classes.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Labels {
-    /// Unknown; classes have numbers only.
+    /// No labels; classes have indices only.
     #[default]
     None,
-    /// ImageNet-1k, in the usual order of synsets.
+    /// ImageNet-1k, in the order of PyTorch models (sorted by synset).
     #[serde(rename = "imagenet-1k")]
     ImageNet1k,
     /// One name per class.
     Names(Vec<String>),
 }
 
-/// One class.
+/// The label of one class.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Label<'a> {
     /// The WordNet synset, e.g. `n02123045`, for ImageNet classes.
@@ -30,16 +30,16 @@ pub struct Label<'a> {
 }
 
 impl Labels {
-    /// The labels in a Hub repository's `config.json`: `label_names` (timm; with `label_descriptions` the text of
-    /// each name), `labels` (older timm) or `id2label` (transformers), a list or an object by index, at the top or in
-    /// `pretrained_cfg`. `None` if there are none, if indices are missing, or if they are mere placeholders; most of
-    /// timm's ImageNet repositories have none.
+    /// Returns the labels in a Hub repository's `config.json`: `label_names` (timm, mapped to `label_descriptions` if present),
+    /// `labels` (older timm) or `id2label` (transformers), a list or an object by index, at the top level or in
+    /// `pretrained_cfg`. Returns `None` if there are none, as in most of timm's ImageNet repositories, if indices are missing,
+    /// or if the labels are placeholders.
     pub fn from_hub_config(config: &Value) -> Option<Labels> {
-        let homes = [Some(config), config.get("pretrained_cfg")];
-        let (home, names) = homes.into_iter().flatten().find_map(|home| {
+        let objects = [Some(config), config.get("pretrained_cfg")];
+        let (object, names) = objects.into_iter().flatten().find_map(|object| {
             let names =
-                ["label_names", "labels", "id2label"].iter().find_map(|key| by_index(home.get(key)?))?;
-            Some((home, names))
+                ["label_names", "labels", "id2label"].iter().find_map(|key| by_index(object.get(key)?))?;
+            Some((object, names))
         })?;
         if names.len() == 1000
             && (0..).zip(&names).all(|(i, n)| imagenet(i).is_some_and(|(synset, _)| synset == n))
@@ -49,7 +49,7 @@ impl Labels {
         if names.iter().enumerate().all(|(i, name)| *name == format!("LABEL_{i}")) {
             return None;
         }
-        let descriptions = home.get("label_descriptions");
+        let descriptions = object.get("label_descriptions");
         let described = |name: String| match descriptions.and_then(|d| d.get(&name)?.as_str()) {
             Some(text) => text.to_owned(),
             None => name,
@@ -57,12 +57,12 @@ impl Labels {
         Some(Labels::Names(names.into_iter().map(described).collect()))
     }
 
-    /// Whether nothing is known.
+    /// Returns `true` for [`Labels::None`].
     pub fn is_none(&self) -> bool {
         *self == Labels::None
     }
 
-    /// Number of classes; `None` if unknown.
+    /// Returns the number of labels, or `None` for [`Labels::None`].
     pub fn len(&self) -> Option<usize> {
         match self {
             Labels::None => None,
@@ -71,12 +71,12 @@ impl Labels {
         }
     }
 
-    /// Whether there are labels, but for no class.
+    /// Returns `true` for an empty list of labels.
     pub fn is_empty(&self) -> bool {
         self.len() == Some(0)
     }
 
-    /// The class of this index; `None` if its name is unknown.
+    /// Returns the label of a class, or `None` if it has none.
     pub fn get(&self, index: usize) -> Option<Label<'_>> {
         match self {
             Labels::None => None,
@@ -89,12 +89,12 @@ impl Labels {
     }
 }
 
-/// Synset and label of an ImageNet class.
+/// Returns the synset and label of an ImageNet class.
 fn imagenet(index: usize) -> Option<(&'static str, &'static str)> {
     IMAGENET.lines().nth(index)?.split_once('\t')
 }
 
-/// A list of names, or an object from "0", "1", … to names.
+/// Parses a list of names, or an object that maps "0", "1", … to names.
 fn by_index(value: &Value) -> Option<Vec<String>> {
     let names: Option<Vec<String>> = match value {
         Value::Array(names) => names.iter().map(|n| n.as_str().map(str::to_owned)).collect(),
@@ -113,7 +113,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hub_configs_give_labels_in_every_form() {
+    fn labels_of_hub_configs_are_parsed() {
         let check = |config: Value, expected: Option<&[&str]>| {
             let expected = expected.map(|names| Labels::Names(names.iter().map(|n| n.to_string()).collect()));
             assert_eq!(Labels::from_hub_config(&config), expected, "{config}");
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn imagenet_has_its_classes_in_order() {
+    fn imagenet_classes_are_in_order() {
         let label = |i| Labels::ImageNet1k.get(i).map(|l| (l.synset.unwrap(), l.name));
         assert_eq!(label(0), Some(("n01440764", "tench")));
         assert_eq!(label(281), Some(("n02123045", "tabby")));
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn labels_are_stored_briefly() {
+    fn labels_serialize_compactly() {
         let json = |labels: &Labels| serde_json::to_string(labels).unwrap();
         assert_eq!(json(&Labels::ImageNet1k), r#""imagenet-1k""#);
         assert_eq!(json(&Labels::Names(vec!["a".into()])), r#"{"names":["a"]}"#);

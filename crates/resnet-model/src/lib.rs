@@ -1,22 +1,50 @@
-//! Every ResNet as data, and what can be done with one: run it, inspect it, load it, fine-tune it.
+//! ResNets as data: architectures, weights, inference, fine-tuning and inspection, on [candle](candle_core).
 //!
-//! The one idea: a network is data and everything else interprets it. An [`Arch`] describes which network, its
-//! [`Graph`] lists the operations with the names that PyTorch gives their parameters, and the interpreters are
-//! [`param_specs`](mod@param_specs) (every tensor's name and shape), [`cost`](mod@cost) (output shapes and multiply-adds), [`Network`]
-//! (a differentiable candle network) and [`fold`](mod@fold) (batch norm folded into the convolutions).
+//! An [`Arch`] describes a network. Its [`Graph`] lists the operations with the tensor names of torchvision or timm, and
+//! everything else interprets the graph. A [`Checkpoint`] is a set of tensors with [`Meta`]data: architecture, preprocessing
+//! and labels.
 //!
 //! ```
-//! use resnet_model::{param_specs, zoo};
+//! use candle_core::{DType, Device, Tensor};
+//! use resnet_model::{Network, synthetic, zoo};
 //!
-//! let arch = zoo::arch("resnet50")?;
-//! assert_eq!(param_specs::count(&arch.graph()?), 25_557_032);
+//! let arch = zoo::arch("resnet18")?;
+//! let graph = arch.graph()?;
+//! assert_eq!(graph.param_count(), 11_689_512);
+//!
+//! // Real weights: `Checkpoint::open("resnet18.safetensors".as_ref())?`.
+//! let checkpoint = synthetic::checkpoint(&arch)?;
+//! let network = Network::load(&checkpoint, DType::F32, &Device::Cpu)?;
+//! let images = Tensor::zeros((1, 3, 64, 64), DType::F32, &Device::Cpu)?;
+//! assert_eq!(network.forward(&images)?.dims(), [1, 1000]);
 //! # Ok::<(), resnet_model::Error>(())
 //! ```
 //!
-//! Weights come as a [`Checkpoint`]: tensors and [`Meta`], which says what they are: architecture, preprocessing,
-//! labels, origin. [`Classifier`] makes a checkpoint runnable.
+//! | task | API |
+//! |---|---|
+//! | find an architecture by name | [`zoo::arch`] |
+//! | define an architecture | [`arch`] |
+//! | list tensors and count parameters | [`param_specs`](mod@param_specs) |
+//! | compute output shapes and multiply-adds | [`cost`](mod@cost) |
+//! | open and save weights | [`Checkpoint`], [`safetensors`] |
+//! | decode and preprocess images | [`image`], [`Preprocess`] |
+//! | classify images | [`Classifier`] |
+//! | run fast on a CPU | [`engine`] |
+//! | run on any device, extract features | [`Runtime`], [`Network`] |
+//! | fine-tune | [`Parameters`] |
+//! | fold batch norms into convolutions | [`fold`](mod@fold) |
 //!
 //! Shapes are written `[N, C, H, W]`: `N` images, `C` channels, `H` × `W` pixels; `K` is the number of classes.
+//!
+//! # Features
+//!
+//! All are off by default and passed through to candle.
+//!
+//! | feature | effect |
+//! |---|---|
+//! | `cuda`, `cudnn` | NVIDIA GPUs |
+//! | `metal` | Apple GPUs |
+//! | `accelerate`, `mkl` | BLAS of Apple or Intel for candle on the CPU; [`engine`] does not need them |
 
 pub mod arch;
 mod families;
@@ -34,27 +62,40 @@ pub mod runtime;
 
 pub mod checkpoint;
 pub mod classifier;
-pub mod decode;
 mod error;
-pub mod file;
 pub mod labels;
 pub mod meta;
-pub mod preprocess;
 pub mod raw;
 pub mod safetensors;
+
+// Shared with the other crates of the workspace.
+#[doc(hidden)]
+pub mod file;
+#[doc(hidden)]
+pub mod random;
+#[doc(hidden)]
 pub mod synthetic;
+#[doc(hidden)]
 pub mod text;
 
 pub use arch::Arch;
 pub use checkpoint::Checkpoint;
 pub use classifier::{Classifier, Prediction};
 pub use error::{Error, Mismatch, Reshaped, Result};
+#[doc(inline)]
+pub use file::Existing;
 pub use graph::Graph;
 pub use labels::Labels;
 pub use meta::Meta;
 pub use network::Network;
 pub use parameters::Parameters;
-pub use preprocess::Preprocess;
 pub use raw::RawTensor;
+pub use resnet_image as image;
+pub use resnet_image::Preprocess;
 pub use runtime::Runtime;
+#[doc(hidden)]
 pub use text::escape;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -1,53 +1,55 @@
-//! The operations of a graph on candle tensors, `[N, C, H, W]`, with the gradients that candle lacks.
+//! The operations of a graph on candle tensors `[N, C, H, W]`, differentiable by candle.
 //!
-//! On the CPU they are operations of their own (`f32` by `resnet-kernels`, `f64` by plain loops); elsewhere they are
-//! composed of candle's.
+//! Convolution, batch norm, max pooling and ReLU in `f32` on the CPU are candle custom operations; everything else, and
+//! every other dtype and device, is composed of candle's operations.
+//!
+//! HEADER
 
 use candle_core::{DType, Result, Tensor};
 
 use crate::graph::{ChannelConv, Pad, PadChannels, Subsample};
 
-mod activated;
 mod attention;
 mod conv;
+mod cpu;
 mod kernels;
 mod norm;
+mod norm_act;
 mod pool;
-mod real;
 mod relu;
 
-pub(crate) use activated::{evo_norm, filter_response_norm};
 pub(crate) use attention::{AttentionWeights, Projection, attention_pool};
 pub(crate) use conv::{conv, isa, std_conv, threads};
-pub(crate) use kernels::{average_of, shape_of, window_of};
+pub(crate) use cpu::{is_cpu_f32, values};
+pub(crate) use kernels::{avg_pool_spec, conv_shape, pool_spec};
 pub(crate) use norm::{Affine, Moments, normalize};
+pub(crate) use norm_act::{evo_norm, filter_response_norm};
 pub(crate) use pool::{adaptive_avg_pool, avg_pool, blur, max_pool};
-pub(crate) use real::{is_ours, values};
 pub(crate) use relu::relu;
 
-/// The weight `[out, in / groups, height, width]` shifted and scaled to mean 0 and variance 1 per output channel; on the
-/// CPU in f64, since BiT's networks multiply every error.
+/// Returns the weight `[out, in / groups, height, width]` shifted and scaled to mean 0 and variance 1 per output channel.
+/// Computes in f64 on the CPU, because BiT's networks amplify every rounding error.
 pub(crate) fn standardize(weight: &Tensor, eps: f64) -> Result<Tensor> {
     if weight.device().is_cpu() && weight.dtype() == DType::F32 {
         return standardize(&weight.to_dtype(DType::F64)?, eps)?.to_dtype(DType::F32);
     }
     let flat = weight.flatten_from(1)?;
-    let centred = flat.broadcast_sub(&flat.mean_keepdim(1)?)?;
-    let deviation = (centred.sqr()?.mean_keepdim(1)? + eps)?.sqrt()?;
-    centred.broadcast_div(&deviation)?.reshape(weight.shape())
+    let centered = flat.broadcast_sub(&flat.mean_keepdim(1)?)?;
+    let std = (centered.sqr()?.mean_keepdim(1)? + eps)?.sqrt()?;
+    centered.broadcast_div(&std)?.reshape(weight.shape())
 }
 
-/// Every `stride`-th pixel along both axes.
+/// Returns every `stride`-th pixel along both axes.
 pub(crate) fn subsample(x: &Tensor, subsample: &Subsample) -> Result<Tensor> {
     every(&every(x, 2, subsample.stride)?, 3, subsample.stride)
 }
 
-/// Zero channels before and after.
+/// Pads with channels of zeros.
 pub(crate) fn pad_channels(x: &Tensor, pad: &PadChannels) -> Result<Tensor> {
     x.pad_with_zeros(1, pad.before, pad.after)
 }
 
-/// Zero pixels around.
+/// Pads with pixels of zeros.
 pub(crate) fn pad(x: &Tensor, pad: &Pad) -> Result<Tensor> {
     x.pad_with_zeros(2, pad.before[0], pad.after[0])?.pad_with_zeros(3, pad.before[1], pad.after[1])
 }
@@ -57,12 +59,12 @@ pub(crate) fn channel_conv(x: &Tensor, weight: &Tensor, conv: &ChannelConv) -> R
     x.unsqueeze(1)?.conv1d(weight, conv.kernel / 2, 1, 1, 1)?.squeeze(1)
 }
 
-/// `x` `[N, C, H, W]`, each channel multiplied by its number in `gate` `[N, C]`.
+/// Multiplies each channel of `x` `[N, C, H, W]` by its value in `gate` `[N, C]`.
 pub(crate) fn scale(x: &Tensor, gate: &Tensor) -> Result<Tensor> {
     x.broadcast_mul(&gate.unsqueeze(2)?.unsqueeze(3)?)
 }
 
-/// Every `step`-th slice along `dim`, from the first.
+/// Returns every `step`-th slice along `dim`, starting with the first.
 fn every(x: &Tensor, dim: usize, step: usize) -> Result<Tensor> {
     if step == 1 {
         return Ok(x.clone());

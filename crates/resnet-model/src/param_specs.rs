@@ -1,6 +1,6 @@
-//! Every parameter's name, shape and role, in the order of PyTorch's `state_dict()`.
+//! Names, shapes and roles of all parameters, in the order of PyTorch's `state_dict()`.
 
-use crate::graph::{Graph, Op, StdConv};
+use crate::graph::Graph;
 
 /// One tensor that a network needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -9,122 +9,66 @@ pub struct ParamSpec {
     pub name: String,
     /// The shape; empty for a scalar.
     pub shape: Vec<usize>,
-    /// What it is for.
+    /// The purpose of the tensor.
     pub role: Role,
 }
 
-/// What a tensor is for.
+/// The purpose of a tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Role {
-    /// A convolution's weight, `[out, in / groups, height, width]`, or `[1, 1, kernel]` over channels.
+    /// The weight of a convolution, `[out, in / groups, height, width]`, or `[1, 1, kernel]` over channels.
     ConvWeight,
-    /// A convolution's bias, `[out]`.
+    /// The bias of a convolution, `[out]`.
     ConvBias,
-    /// A normalisation's factor, of its result or (EvoNorm's `v`) inside its activation, `[C]`.
+    /// The weight of a normalization layer, or EvoNorm's `v`, `[C]`.
     NormScale,
-    /// A normalisation's addend or threshold (`tau`), `[C]`.
+    /// The bias of a normalization layer, or the threshold `tau`, `[C]`.
     NormShift,
     /// The running mean of a batch norm, `[C]`.
     RunningMean,
     /// The running variance of a batch norm, `[C]`.
     RunningVar,
-    /// How many batches the running statistics have seen, an i64 scalar.
+    /// The number of batches in the running statistics, an i64 scalar.
     BatchesTracked,
-    /// A fully connected layer's weight, `[K, C]` or `[K, C, 1, 1]`.
+    /// The weight of a fully connected layer, `[K, C]` or `[K, C, 1, 1]`.
     LinearWeight,
-    /// A fully connected layer's bias, `[K]`.
+    /// The bias of a fully connected layer, `[K]`.
     LinearBias,
     /// A position embedding, `[positions, C]`.
     Position,
 }
 
 impl Role {
-    /// Whether training changes it by gradients; statistics are not parameters.
+    /// Returns `true` if gradients update the tensor; running statistics are buffers, not parameters.
     pub fn is_trainable(self) -> bool {
         !matches!(self, Role::RunningMean | Role::RunningVar | Role::BatchesTracked)
     }
 
-    /// Whether a network can do without: files older than PyTorch 0.4.1 have no `num_batches_tracked`.
+    /// Returns `true` if a checkpoint may lack the tensor: PyTorch before 0.4.1 wrote no `num_batches_tracked`.
     pub fn is_optional(self) -> bool {
         self == Role::BatchesTracked
     }
 }
 
-/// All tensors of a graph, in the order of `state_dict()`.
-pub fn list(graph: &Graph) -> Vec<ParamSpec> {
-    let mut params = Vec::new();
-    for node in graph.registered() {
-        let mut push = |suffix: &str, shape: &[usize], role| {
-            params.push(ParamSpec { name: format!("{}.{suffix}", node.name), shape: shape.to_vec(), role });
-        };
-        let channels = [node.channels];
-        match &node.op {
-            Op::Conv(conv) | Op::StdConv(StdConv { conv, .. }) => {
-                push("weight", &conv.weight_shape(), Role::ConvWeight);
-                if conv.bias {
-                    push("bias", &channels, Role::ConvBias);
-                }
-            }
-            Op::BatchNorm(_) => {
-                push("weight", &channels, Role::NormScale);
-                push("bias", &channels, Role::NormShift);
-                push("running_mean", &channels, Role::RunningMean);
-                push("running_var", &channels, Role::RunningVar);
-                push("num_batches_tracked", &[], Role::BatchesTracked);
-            }
-            Op::GroupNorm(_) => {
-                push("weight", &channels, Role::NormScale);
-                push("bias", &channels, Role::NormShift);
-            }
-            Op::EvoNorm(_) => {
-                push("weight", &channels, Role::NormScale);
-                push("bias", &channels, Role::NormShift);
-                push("v", &channels, Role::NormScale);
-            }
-            Op::FilterResponseNorm(_) => {
-                push("weight", &channels, Role::NormScale);
-                push("bias", &channels, Role::NormShift);
-                push("tau", &channels, Role::NormShift);
-            }
-            Op::Linear(linear) => {
-                push("weight", &linear.weight_shape(), Role::LinearWeight);
-                push("bias", &channels, Role::LinearBias);
-            }
-            Op::AttentionPool(pool) => {
-                push("pos_embed", &pool.position_shape(node.channels), Role::Position);
-                for part in ["q", "k", "v"] {
-                    push(&format!("{part}.weight"), &[node.channels; 2], Role::LinearWeight);
-                    push(&format!("{part}.bias"), &channels, Role::LinearBias);
-                }
-            }
-            Op::ChannelConv(conv) => push("weight", &[1, 1, conv.kernel], Role::ConvWeight),
-            Op::Input
-            | Op::Relu
-            | Op::Sigmoid
-            | Op::MaxPool(_)
-            | Op::AvgPool(_)
-            | Op::AdaptiveAvgPool(_)
-            | Op::Blur(_)
-            | Op::GlobalAvgPool
-            | Op::GlobalMaxPool
-            | Op::Add
-            | Op::Concat
-            | Op::Scale
-            | Op::Multiply(_)
-            | Op::Subsample(_)
-            | Op::PadChannels(_)
-            | Op::Pad(_)
-            | Op::Flatten(_) => {}
-        }
+impl Graph {
+    /// All tensors of the network, in the order of PyTorch's `state_dict()`.
+    pub fn param_specs(&self) -> Vec<ParamSpec> {
+        let specs = self.registered().flat_map(|node| {
+            node.op.params(node.channels).into_iter().map(|(suffix, shape, role)| ParamSpec {
+                name: format!("{}.{suffix}", node.name),
+                shape,
+                role,
+            })
+        });
+        specs.collect()
     }
-    params
-}
 
-/// Number of trainable parameters, as torchvision's and timm's tables count them.
-pub fn count(graph: &Graph) -> u64 {
-    let trainable = list(graph).into_iter().filter(|p| p.role.is_trainable());
-    trainable.map(|p| p.shape.iter().map(|&d| d as u64).product::<u64>()).sum()
+    /// The number of trainable parameters, as in the tables of torchvision and timm.
+    pub fn param_count(&self) -> u64 {
+        let trainable = self.param_specs().into_iter().filter(|p| p.role.is_trainable());
+        trainable.map(|p| p.shape.iter().map(|&d| d as u64).product::<u64>()).sum()
+    }
 }
 
 #[cfg(test)]
@@ -132,7 +76,7 @@ mod tests {
     use crate::zoo;
 
     #[test]
-    fn counts_are_those_of_torchvisions_weight_tables() {
+    fn param_counts_match_torchvision_weight_tables() {
         for (name, expected) in [
             ("resnet18", 11_689_512),
             ("resnet34", 21_797_672),
@@ -145,13 +89,13 @@ mod tests {
             ("wide_resnet50_2", 68_883_240),
             ("wide_resnet101_2", 126_886_696),
         ] {
-            assert_eq!(super::count(&zoo::arch(name).unwrap().graph().unwrap()), expected, "{name}");
+            assert_eq!(zoo::arch(name).unwrap().graph().unwrap().param_count(), expected, "{name}");
         }
     }
 
-    /// The paper's table 6 gives these in millions: 0.27, 0.46, 0.66, 0.85, 1.7 and 19.4.
+    /// In millions, from table 6 of the paper: 0.27, 0.46, 0.66, 0.85, 1.7 and 19.4.
     #[test]
-    fn counts_of_the_cifar_networks_are_the_papers() {
+    fn cifar_param_counts_match_the_paper() {
         for (name, expected) in [
             ("resnet20_cifar", 0.27),
             ("resnet32_cifar", 0.46),
@@ -160,7 +104,7 @@ mod tests {
             ("resnet110_cifar", 1.7),
             ("resnet1202_cifar", 19.4),
         ] {
-            let millions = super::count(&zoo::arch(name).unwrap().graph().unwrap()) as f64 / 1e6;
+            let millions = zoo::arch(name).unwrap().graph().unwrap().param_count() as f64 / 1e6;
             assert!((millions - expected).abs() < 0.05, "{name}: {millions}");
         }
     }

@@ -1,4 +1,4 @@
-//! The tensors of a network that is trained: made, taken from a checkpoint, frozen, given back.
+//! Trainable variables of a network: initialization, transfer from a checkpoint, freezing.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,31 +8,31 @@ use candle_nn::{Init, VarBuilder};
 
 use crate::graph::{Graph, Node, NodeId, Op};
 use crate::network::Statistics;
-use crate::param_specs::{self, ParamSpec, Role};
-use crate::{Arch, Checkpoint, Error, Meta, Network, RawTensor, Result, synthetic};
+use crate::param_specs::{ParamSpec, Role};
+use crate::{Arch, Checkpoint, Error, Meta, Network, RawTensor, Result, random};
 
-/// Which part of a network is trained; the rest keeps its parameters and running statistics.
+/// The part of a network that is trained; the rest keeps its parameters and running statistics.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Trained {
-    /// The fully connected layer that gives the logits.
+pub enum Trainable {
+    /// The fully connected layer that computes the logits.
     Head,
-    /// Everything behind the tap before this one: `From("layer3")` trains `layer3`, `layer4` and the head.
+    /// Everything from this tap on: `From("layer3")` trains `layer3`, `layer4` and the head.
     From(String),
     /// Everything.
     All,
 }
 
-impl Trained {
-    /// Whether each node of `graph` is trained. Errors: no head, an unknown tap.
+impl Trainable {
+    /// Returns for each node of `graph` whether it is trained, or an error if there is no head or no such tap.
     fn nodes(&self, graph: &Graph) -> Result<Vec<bool>> {
         let first = match self {
-            Trained::All => 0,
-            Trained::Head => {
+            Trainable::All => 0,
+            Trainable::Head => {
                 let is_linear = |id: &NodeId| matches!(graph.node(*id).op, Op::Linear(_));
                 let head = graph.ids().filter(is_linear).last();
-                head.ok_or_else(|| Error::Arch("the network has no head to train".into()))?.index()
+                head.ok_or_else(|| Error::NoHead)?.index()
             }
-            Trained::From(tap) => {
+            Trainable::From(tap) => {
                 let node = graph.tap(tap)?.node;
                 let before = graph.taps().iter().map(|tap| tap.node).filter(|other| *other < node).max();
                 before.map_or(0, |before| before.index() + 1)
@@ -42,26 +42,28 @@ impl Trained {
     }
 }
 
-/// How a network begins.
+/// The initialization of a network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Initialization {
-    /// Chooses the random numbers; they depend on nothing else but the tensors' names.
+    /// Seed of the random numbers, which depend on the seed and the tensors' names only.
     pub seed: u64,
-    /// Whether the last norm of each residual branch begins with factors of 0, so that a block begins as its shortcut
+    /// Initializes the scale of the last norm in each residual branch to 0, so that a block starts as its shortcut
     /// (torchvision's `zero_init_residual`).
     pub zero_last_norms: bool,
 }
 
-/// What a network did not get from the checkpoint that it was made from.
+/// The differences between a network and the checkpoint that its parameters were transferred from.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Partial {
-    /// Tensors that the checkpoint lacks or has in another shape; they begin anew.
-    pub initialised: Vec<String>,
-    /// The checkpoint's tensors that the network does not use.
+pub struct TransferReport {
+    /// Tensors that are missing in the checkpoint or have another shape there, and are initialized.
+    pub initialized: Vec<String>,
+    /// Tensors of the checkpoint that are not used.
     pub unused: Vec<String>,
 }
 
-/// The parameters and running statistics of a network, by PyTorch's names, as variables that can be changed.
+/// The parameters and running statistics of a network as variables, by their PyTorch names.
+///
+/// Like candle's `VarMap`, but bound to an architecture, in a fixed order, and able to freeze a part of the network.
 #[derive(Debug, Clone)]
 pub struct Parameters {
     arch: Arch,
@@ -72,22 +74,28 @@ pub struct Parameters {
 }
 
 impl Parameters {
-    /// Parameters as torchvision begins: convolutions normal by fan-out (Kaiming), norms 1 and 0, the head uniform in
-    /// ±1/√C.
-    pub fn new(arch: &Arch, start: Initialization, device: &Device) -> Result<Parameters> {
+    /// Initializes parameters like torchvision: Kaiming normal (fan-out) convolutions, norms with scale 1 and shift 0, and a
+    /// head uniform in ±1/√C.
+    ///
+    /// # Errors
+    ///
+    /// An error if `arch` is invalid, or a candle error.
+    pub fn new(arch: &Arch, initialization: Initialization, device: &Device) -> Result<Parameters> {
         let graph = arch.graph()?;
-        let zero: BTreeSet<String> = match start.zero_last_norms {
+        let zero: BTreeSet<String> = match initialization.zero_last_norms {
             true => last_norms(&graph).map(|node| format!("{}.weight", node.name)).collect(),
             false => BTreeSet::new(),
         };
-        let params = param_specs::list(&graph);
+        let params = graph.param_specs();
         let vars = params
             .iter()
             .map(|param| {
                 let tensor = match (param.role, zero.contains(&param.name)) {
                     (Role::BatchesTracked, _) => Tensor::zeros((), DType::I64, device)?,
                     (_, true) => Tensor::zeros(param.shape.as_slice(), DType::F32, device)?,
-                    _ => Tensor::from_vec(initial(param, start.seed), param.shape.as_slice(), device)?,
+                    _ => {
+                        Tensor::from_vec(initial(param, initialization.seed), param.shape.as_slice(), device)?
+                    }
                 };
                 Ok((param.name.clone(), Var::from_tensor(&tensor)?))
             })
@@ -95,39 +103,51 @@ impl Parameters {
         Ok(Parameters { arch: arch.clone(), graph, params, vars, device: device.clone() })
     }
 
-    /// The parameters of a checkpoint, in `f32`.
-    pub fn of(checkpoint: &Checkpoint, device: &Device) -> Result<Parameters> {
+    /// Copies the parameters of a checkpoint, in f32.
+    ///
+    /// # Errors
+    ///
+    /// An error if the tensors cannot be read, or a candle error.
+    pub fn from_checkpoint(checkpoint: &Checkpoint, device: &Device) -> Result<Parameters> {
         let classes = checkpoint.meta().arch.classes().unwrap_or(0);
         Ok(Parameters::transfer(checkpoint, classes, Initialization::default(), device)?.0)
     }
 
-    /// The parameters of a checkpoint, in `f32`, for another number of classes; 0 removes the head. Tensors of equal shape
-    /// are taken, the others begin anew.
+    /// Copies the parameters of a checkpoint, in f32, for another number of classes; 0 removes the head. Tensors of other
+    /// shapes are initialized.
+    ///
+    /// # Errors
+    ///
+    /// As [`Parameters::from_checkpoint`].
     pub fn transfer(
         checkpoint: &Checkpoint,
         classes: usize,
-        start: Initialization,
+        initialization: Initialization,
         device: &Device,
-    ) -> Result<(Parameters, Partial)> {
+    ) -> Result<(Parameters, TransferReport)> {
         let arch = checkpoint.meta().arch.clone().with_classes(classes);
-        let parameters = Parameters::new(&arch, start, device)?;
-        let mut partial = Partial::default();
+        let parameters = Parameters::new(&arch, initialization, device)?;
+        let mut report = TransferReport::default();
         for param in &parameters.params {
             match checkpoint.tensors().get(&param.name) {
                 Some(tensor) if tensor.shape() == param.shape => parameters.set(&param.name, tensor)?,
                 None if param.role.is_optional() => {}
-                _ => partial.initialised.push(param.name.clone()),
+                _ => report.initialized.push(param.name.clone()),
             }
         }
         let unused = |name: &&String| {
             let known = parameters.vars.contains_key(*name);
-            !known || partial.initialised.contains(*name)
+            !known || report.initialized.contains(*name)
         };
-        partial.unused = checkpoint.tensors().keys().filter(unused).cloned().collect();
-        Ok((parameters, partial))
+        report.unused = checkpoint.tensors().keys().filter(unused).cloned().collect();
+        Ok((parameters, report))
     }
 
-    /// Writes `tensor` over the parameter `name`. Errors: an unknown name, another shape.
+    /// Sets the value of a parameter.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Missing`] for an unknown name, [`Error::Shape`] for an unexpected shape.
     pub fn set(&self, name: &str, tensor: &RawTensor) -> Result<()> {
         let var = self.var(name)?;
         if tensor.shape() != var.dims() {
@@ -144,42 +164,54 @@ impl Parameters {
         Ok(var.set(&value)?)
     }
 
-    /// The architecture.
+    /// Returns the architecture.
     pub fn arch(&self) -> &Arch {
         &self.arch
     }
 
-    /// The architecture's graph.
+    /// Returns the architecture's graph.
     pub fn graph(&self) -> &Graph {
         &self.graph
     }
 
-    /// The device of the tensors.
+    /// Returns the device of the tensors.
     pub fn device(&self) -> &Device {
         &self.device
     }
 
-    /// All tensors in PyTorch's order, running statistics included.
+    /// Returns the specifications of all tensors in PyTorch's order, including running statistics.
     pub fn list(&self) -> &[ParamSpec] {
         &self.params
     }
 
-    /// The variable of this name.
+    /// Returns the variable `name`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Missing`].
     pub fn var(&self, name: &str) -> Result<&Var> {
         self.vars.get(name).ok_or_else(|| Error::Missing(name.to_owned()))
     }
 
-    /// The trained parameters in PyTorch's order, running statistics left out.
-    pub fn trained(&self, trained: &Trained) -> Result<Vec<(&ParamSpec, &Var)>> {
+    /// Returns the trained parameters in PyTorch's order, without running statistics.
+    ///
+    /// # Errors
+    ///
+    /// An error if the network has no head or no such tap.
+    pub fn trained(&self, trained: &Trainable) -> Result<Vec<(&ParamSpec, &Var)>> {
         let modules = self.modules(trained)?;
         let is_trained =
             |param: &&ParamSpec| param.role.is_trainable() && modules.contains(module(&param.name));
         self.params.iter().filter(is_trained).map(|param| Ok((param, self.var(&param.name)?))).collect()
     }
 
-    /// The network over these variables: changing one changes the network. Only what is trained has gradients; batch
-    /// norms that are not trained use their running statistics, the others `statistics`.
-    pub fn network(&self, trained: &Trained, statistics: Statistics) -> Result<Network> {
+    /// Creates a network over these variables: changing a variable changes the network. Only trained parameters have
+    /// gradients; frozen batch norms use their running statistics, the others `statistics`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Parameters::trained`].
+    pub fn network(&self, trained: &Trainable, statistics: Statistics) -> Result<Network> {
         let modules = self.modules(trained)?;
         let frozen: BTreeSet<String> = self
             .params
@@ -197,7 +229,11 @@ impl Parameters {
         Ok(network)
     }
 
-    /// A copy that shares no memory.
+    /// Returns a deep copy.
+    ///
+    /// # Errors
+    ///
+    /// A candle error.
     pub fn copy(&self) -> Result<Parameters> {
         let copy = |(name, var): (&String, &Var)| {
             Ok((name.clone(), Var::from_tensor(&var.as_detached_tensor().copy()?)?))
@@ -206,7 +242,11 @@ impl Parameters {
         Ok(Parameters { vars, ..self.clone() })
     }
 
-    /// A checkpoint of the present values. Error: `meta` is of another architecture.
+    /// Returns a checkpoint of the current values.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Mismatch`] if `meta` is for another architecture.
     pub fn checkpoint(&self, meta: Meta) -> Result<Checkpoint> {
         let raw = |(name, var): (&String, &Var)| {
             let tensor = var.as_detached_tensor().to_device(&Device::Cpu)?;
@@ -215,20 +255,20 @@ impl Parameters {
         Checkpoint::new(meta, self.vars.iter().map(raw).collect::<Result<_>>()?)
     }
 
-    /// The names of the trained modules.
-    fn modules(&self, trained: &Trained) -> Result<BTreeSet<String>> {
+    /// Returns the names of the trained modules.
+    fn modules(&self, trained: &Trainable) -> Result<BTreeSet<String>> {
         let nodes = trained.nodes(&self.graph)?;
         let names = self.graph.nodes().iter().zip(nodes).filter(|(_, trained)| *trained);
         Ok(names.map(|(node, _)| node.name.clone()).collect())
     }
 }
 
-/// The module that a parameter belongs to.
+/// Returns the module of a parameter.
 fn module(name: &str) -> &str {
     name.rsplit_once('.').map_or(name, |(module, _)| module)
 }
 
-/// The norms whose results are added to a shortcut. Builders put the branch first; attention may lie between.
+/// Returns the norms whose outputs are added to a shortcut. The branch is the first input; attention may follow the norm.
 fn last_norms(graph: &Graph) -> impl Iterator<Item = &Node> {
     graph.nodes().iter().filter(|node| node.op == Op::Add).filter_map(|node| {
         let mut before = graph.node(*node.inputs.first()?);
@@ -239,30 +279,30 @@ fn last_norms(graph: &Graph) -> impl Iterator<Item = &Node> {
     })
 }
 
-/// First values of a parameter.
+/// Returns the initial values of a parameter.
 fn initial(param: &ParamSpec, seed: u64) -> Vec<f32> {
     let elements: usize = param.shape.iter().product();
-    let random = synthetic::sequence(&format!("{seed}/{}", param.name));
+    let random = random::sequence(&format!("{seed}/{}", param.name));
     let receptive: usize = param.shape.iter().skip(2).product();
     match param.role {
         Role::NormScale | Role::RunningVar => vec![1.0; elements],
         Role::NormShift | Role::RunningMean | Role::BatchesTracked | Role::ConvBias => vec![0.0; elements],
-        // Over channels, `[1, 1, kernel]`: PyTorch's default, uniform in ±1/√kernel.
+        // A convolution over channels, `[1, 1, kernel]`: PyTorch's default, uniform in ±1/√kernel.
         Role::ConvWeight if param.shape.len() == 3 => {
             let bound = 1.0 / (receptive as f64).sqrt();
             (0..elements).map(|i| ((2.0 * random(i) - 1.0) * bound) as f32).collect()
         }
         Role::ConvWeight => {
-            let deviation = (2.0 / (param.shape[0] * receptive) as f64).sqrt();
-            // Box and Muller; uniform numbers are multiples of 2⁻²⁴, moved off 0.
+            let std = (2.0 / (param.shape[0] * receptive) as f64).sqrt();
+            // Box–Muller; the uniform numbers are multiples of 2⁻²⁴, shifted to exclude 0.
             let normal = |i: usize| {
                 let (a, b) = (random(2 * i) + f64::powi(2.0, -25), random(2 * i + 1));
                 (-2.0 * a.ln()).sqrt() * (std::f64::consts::TAU * b).cos()
             };
-            (0..elements).map(|i| (normal(i) * deviation) as f32).collect()
+            (0..elements).map(|i| (normal(i) * std) as f32).collect()
         }
         Role::LinearWeight | Role::LinearBias | Role::Position => {
-            // A bias does not know its layer's inputs; it begins at 0, well inside PyTorch's ±1/√C.
+            // The number of inputs is not in the shape of a bias, so it is 0, where PyTorch has uniform in ±1/√C.
             let bound = match param.shape.get(1) {
                 Some(&features) => 1.0 / (features as f64).sqrt(),
                 None => 0.0,
@@ -272,7 +312,7 @@ fn initial(param: &ParamSpec, seed: u64) -> Vec<f32> {
     }
 }
 
-/// Hands the variables to a network.
+/// A `VarBuilder` backend over variables; frozen ones are detached.
 struct Backend {
     vars: BTreeMap<String, Var>,
     frozen: BTreeSet<String>,
@@ -291,7 +331,7 @@ impl SimpleBackend for Backend {
         match self.vars.get(name) {
             Some(var) if self.frozen.contains(name) => Ok(var.as_detached_tensor()),
             Some(var) => Ok(var.as_tensor().clone()),
-            None => candle_core::bail!("tensor `{name}` is missing"),
+            None => candle_core::bail!("missing tensor `{name}`"),
         }
     }
 
@@ -303,24 +343,25 @@ impl SimpleBackend for Backend {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::zoo;
+    use crate::{synthetic, zoo};
+    use candle_core::ModuleT;
 
     fn small() -> Arch {
         zoo::arch("resnet20_cifar").unwrap()
     }
 
-    fn start(seed: u64) -> Initialization {
+    fn seeded(seed: u64) -> Initialization {
         Initialization { seed, ..Initialization::default() }
     }
 
     #[test]
-    fn only_what_is_trained_has_gradients() {
-        let parameters = Parameters::new(&small(), start(1), &Device::Cpu).unwrap();
+    fn only_trained_parameters_have_gradients() {
+        let parameters = Parameters::new(&small(), seeded(1), &Device::Cpu).unwrap();
         let x = Tensor::from_vec(synthetic::input(2 * 3 * 16 * 16), (2, 3, 16, 16), &Device::Cpu).unwrap();
-        let check = |trained: Trained, count: usize, first: &str| {
+        let check = |trained: Trainable, count: usize, first: &str| {
             let before = parameters.copy().unwrap();
             let network = before.network(&trained, Statistics::default()).unwrap();
-            let loss = network.forward_train(&x).unwrap().sqr().unwrap().sum_all().unwrap();
+            let loss = network.forward_t(&x, true).unwrap().sqr().unwrap().sum_all().unwrap();
             let gradients = loss.backward().unwrap();
             let with: Vec<&str> = before
                 .list()
@@ -344,45 +385,43 @@ mod tests {
                 );
             }
         };
-        check(Trained::All, 59, "conv1.weight");
-        check(Trained::From("layer3".into()), 20, "layer3.0.conv1.weight");
-        check(Trained::Head, 2, "fc.weight");
-        let error = parameters.network(&Trained::From("layer9".into()), Statistics::Running).unwrap_err();
-        assert!(error.to_string().contains("no tap `layer9`"), "{error}");
+        check(Trainable::All, 59, "conv1.weight");
+        check(Trainable::From("layer3".into()), 20, "layer3.0.conv1.weight");
+        check(Trainable::Head, 2, "fc.weight");
+        let error = parameters.network(&Trainable::From("layer9".into()), Statistics::Running).unwrap_err();
+        assert!(error.to_string().contains("unknown tap `layer9`"), "{error}");
     }
 
     #[test]
-    fn another_head_begins_anew_and_the_rest_is_kept() {
+    fn transfer_keeps_all_but_a_new_head() {
         let checkpoint = synthetic::checkpoint(&small()).unwrap();
-        let (parameters, partial) = Parameters::transfer(&checkpoint, 3, start(1), &Device::Cpu).unwrap();
+        let (parameters, report) = Parameters::transfer(&checkpoint, 3, seeded(1), &Device::Cpu).unwrap();
         let names = ["fc.weight".to_owned(), "fc.bias".to_owned()];
-        assert_eq!(partial.initialised, names);
-        assert_eq!(partial.unused, ["fc.bias", "fc.weight"]);
+        assert_eq!(report.initialized, names);
+        assert_eq!(report.unused, ["fc.bias", "fc.weight"]);
         let meta = Meta::new(small().with_classes(3), checkpoint.meta().preprocess.clone());
         let back = parameters.checkpoint(meta).unwrap();
         for name in checkpoint.tensors().keys().filter(|name| !names.contains(name)) {
             assert_eq!(back.values(name).unwrap(), checkpoint.values(name).unwrap(), "{name}");
         }
-        let same = Parameters::of(&checkpoint, &Device::Cpu).unwrap();
+        let same = Parameters::from_checkpoint(&checkpoint, &Device::Cpu).unwrap();
         assert!(same.checkpoint(checkpoint.meta().clone()).is_ok());
     }
 
     #[test]
-    fn networks_begin_as_torchvisions() {
-        let values = |start: Initialization, name: &str| -> Vec<f32> {
-            let parameters = Parameters::new(&zoo::arch("resnet18").unwrap(), start, &Device::Cpu).unwrap();
+    fn initialization_matches_torchvision() {
+        let values = |initialization: Initialization, name: &str| -> Vec<f32> {
+            let parameters =
+                Parameters::new(&zoo::arch("resnet18").unwrap(), initialization, &Device::Cpu).unwrap();
             parameters.var(name).unwrap().flatten_all().unwrap().to_vec1().unwrap()
         };
-        let conv = values(start(1), "layer2.0.conv1.weight");
+        let conv = values(seeded(1), "layer2.0.conv1.weight");
         let mean = conv.iter().sum::<f32>() / conv.len() as f32;
-        let deviation = (conv.iter().map(|v| v * v).sum::<f32>() / conv.len() as f32).sqrt();
+        let std = (conv.iter().map(|v| v * v).sum::<f32>() / conv.len() as f32).sqrt();
         let expected = (2.0f32 / (128.0 * 9.0)).sqrt();
-        assert!(
-            mean.abs() < 0.01 * expected && (deviation / expected - 1.0).abs() < 0.01,
-            "{mean} {deviation}"
-        );
-        assert_ne!(values(start(2), "layer2.0.conv1.weight"), conv);
-        let zero = Initialization { zero_last_norms: true, ..start(1) };
+        assert!(mean.abs() < 0.01 * expected && (std / expected - 1.0).abs() < 0.01, "{mean} {std}");
+        assert_ne!(values(seeded(2), "layer2.0.conv1.weight"), conv);
+        let zero = Initialization { zero_last_norms: true, ..seeded(1) };
         for (name, expected) in [
             ("layer2.0.bn2.weight", 0.0),
             ("layer2.0.bn1.weight", 1.0),

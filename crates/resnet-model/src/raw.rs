@@ -1,4 +1,4 @@
-//! Tensors as they lie in a file: element type, shape and where the bytes are, read when they are asked for.
+//! Tensors in a file: dtype, shape and a source of bytes that are read on demand.
 
 use std::fmt;
 use std::io;
@@ -11,17 +11,21 @@ pub use safetensors::Dtype;
 use crate::file::SharedFile;
 use crate::{Error, Result};
 
-/// Bytes that can be read at offsets: a part of a file, a vector, a view that gathers its elements.
+/// A source of bytes that are read at offsets: a range of a file, a vector, a view that gathers its elements.
 pub trait Bytes: Send + Sync + fmt::Debug {
-    /// How many bytes there are.
+    /// Returns the number of bytes.
     fn len(&self) -> u64;
 
-    /// Whether there is no byte.
+    /// Returns `true` if there are no bytes.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Fills `out` with the bytes from `offset` on; reading past the end is an error.
+    /// Fills `out` with the bytes from `offset`.
+    ///
+    /// # Errors
+    ///
+    /// `UnexpectedEof` if `out` extends past the end, or an error of the source.
     fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()>;
 }
 
@@ -31,11 +35,11 @@ impl Bytes for Vec<u8> {
     }
 
     fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        let part = usize::try_from(offset)
+        let range = usize::try_from(offset)
             .ok()
             .and_then(|start| self.get(start..start.checked_add(out.len())?))
             .ok_or(io::ErrorKind::UnexpectedEof)?;
-        out.copy_from_slice(part);
+        out.copy_from_slice(range);
         Ok(())
     }
 }
@@ -50,22 +54,22 @@ impl Bytes for SharedFile {
     }
 }
 
-/// `len` bytes of others from `offset` on.
+/// A range of another byte source.
 #[derive(Debug, Clone)]
-pub struct Part {
+pub struct ByteRange {
     bytes: Arc<dyn Bytes>,
     offset: u64,
     len: u64,
 }
 
-impl Part {
-    /// The part; `None` if `bytes` are too few.
-    pub fn new(bytes: Arc<dyn Bytes>, offset: u64, len: u64) -> Option<Part> {
-        (offset.checked_add(len)? <= bytes.len()).then_some(Part { bytes, offset, len })
+impl ByteRange {
+    /// Returns the range of `len` bytes from `offset`, or `None` if it exceeds `bytes`.
+    pub fn new(bytes: Arc<dyn Bytes>, offset: u64, len: u64) -> Option<ByteRange> {
+        (offset.checked_add(len)? <= bytes.len()).then_some(ByteRange { bytes, offset, len })
     }
 }
 
-impl Bytes for Part {
+impl Bytes for ByteRange {
     fn len(&self) -> u64 {
         self.len
     }
@@ -78,7 +82,7 @@ impl Bytes for Part {
     }
 }
 
-/// A tensor in row-major order, little-endian, wherever it lies.
+/// A tensor in row-major order and little-endian, in memory or in a file.
 #[derive(Debug, Clone)]
 pub struct RawTensor {
     dtype: Dtype,
@@ -86,30 +90,30 @@ pub struct RawTensor {
     bytes: Arc<dyn Bytes>,
 }
 
-/// How many bytes a tensor of this type and shape takes; `None` if that overflows or the elements do not fill whole bytes.
+/// Returns the size in bytes of a tensor, or `None` if it overflows or is not a whole number of bytes.
 pub fn byte_len(dtype: Dtype, shape: &[usize]) -> Option<u64> {
     let bits = shape.iter().try_fold(dtype.bitsize() as u64, |n, &d| n.checked_mul(d as u64))?;
     (bits % 8 == 0).then_some(bits / 8)
 }
 
 impl RawTensor {
-    /// A tensor over `bytes`, which must be exactly as many as type and shape need; else `None`.
+    /// Creates a tensor over `bytes`, or returns `None` if their number does not match dtype and shape.
     pub fn new(dtype: Dtype, shape: Vec<usize>, bytes: Arc<dyn Bytes>) -> Option<RawTensor> {
         (byte_len(dtype, &shape)? == bytes.len()).then_some(RawTensor { dtype, shape, bytes })
     }
 
-    /// An f32 tensor in memory; `None` if `values` are not as many as `shape` needs.
+    /// Creates an f32 tensor in memory, or returns `None` if the number of `values` does not match `shape`.
     pub fn from_f32(shape: Vec<usize>, values: &[f32]) -> Option<RawTensor> {
         let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
         RawTensor::new(Dtype::F32, shape, Arc::new(bytes))
     }
 
-    /// An i64 scalar in memory, as PyTorch keeps `num_batches_tracked`.
+    /// Creates an i64 scalar in memory, the form of PyTorch's `num_batches_tracked`.
     pub fn scalar_i64(value: i64) -> RawTensor {
         RawTensor { dtype: Dtype::I64, shape: vec![], bytes: Arc::new(value.to_le_bytes().to_vec()) }
     }
 
-    /// The value of an i64 scalar; `None` for any other tensor, or if its bytes cannot be read.
+    /// Returns the value of an i64 scalar, or `None` for any other tensor or if its bytes cannot be read.
     pub fn scalar(&self) -> Option<i64> {
         match (self.dtype, self.shape.as_slice(), self.read()) {
             (Dtype::I64, [], Ok(bytes)) => Some(i64::from_le_bytes(bytes.try_into().ok()?)),
@@ -117,77 +121,88 @@ impl RawTensor {
         }
     }
 
-    /// The values of a candle tensor, copied to memory. Its type must be one that safetensors files know.
+    /// Copies a candle tensor to memory.
+    ///
+    /// # Errors
+    ///
+    /// A candle error if the tensor cannot be read.
     pub fn from_candle(tensor: &Tensor) -> Result<RawTensor> {
         let dtype = Dtype::from(tensor.dtype());
         let mut bytes = Vec::new();
         tensor.write_bytes(&mut bytes)?;
         RawTensor::new(dtype, tensor.dims().to_vec(), Arc::new(bytes)).ok_or_else(|| {
-            Error::Candle(candle_core::Error::Msg("tensor and its bytes differ in size".into()))
+            Error::Candle(candle_core::Error::Msg("the number of bytes does not match the tensor".into()))
         })
     }
 
-    /// The element type.
+    /// Returns the dtype.
     pub fn dtype(&self) -> Dtype {
         self.dtype
     }
 
-    /// The shape; empty for a scalar.
+    /// Returns the shape, empty for a scalar.
     pub fn shape(&self) -> &[usize] {
         &self.shape
     }
 
-    /// The number of elements.
+    /// Returns the number of elements.
     pub fn elements(&self) -> usize {
         self.shape.iter().product()
     }
 
-    /// The number of bytes.
+    /// Returns the number of bytes.
     pub fn byte_len(&self) -> u64 {
         self.bytes.len()
     }
 
-    /// Where the bytes are.
+    /// Returns the source of the bytes.
     pub fn bytes(&self) -> &Arc<dyn Bytes> {
         &self.bytes
     }
 
-    /// The same elements in another shape; `None` if it holds another number of elements.
+    /// Returns the same elements in another shape, or `None` if the number of elements differs.
     pub fn reshape(&self, shape: Vec<usize>) -> Option<RawTensor> {
         RawTensor::new(self.dtype, shape, self.bytes.clone())
     }
 
-    /// All bytes, little-endian.
+    /// Reads all bytes, little-endian.
     pub fn read(&self) -> io::Result<Vec<u8>> {
         let mut out = vec![0; usize::try_from(self.bytes.len()).map_err(|_| io::ErrorKind::OutOfMemory)?];
         self.bytes.read_at(0, &mut out)?;
         Ok(out)
     }
 
-    /// Hands all bytes to `each` in pieces of at most 1 MiB, so that the size of a tensor is not the size of a buffer.
-    /// Pieces hold whole elements.
+    /// Reads all bytes in chunks of at most 1 MiB and calls `each` with them. Chunks hold whole elements.
     pub fn for_each_chunk(&self, mut each: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
         const CHUNK: u64 = 1 << 20;
         let mut buffer = vec![0; self.bytes.len().min(CHUNK) as usize];
         let mut offset = 0;
         while offset < self.bytes.len() {
             let n = (self.bytes.len() - offset).min(CHUNK);
-            let piece = &mut buffer[..n as usize];
-            self.bytes.read_at(offset, piece)?;
-            each(piece)?;
+            let chunk = &mut buffer[..n as usize];
+            self.bytes.read_at(offset, chunk)?;
+            each(chunk)?;
             offset += n;
         }
         Ok(())
     }
 
-    /// All values as f32, widened or rounded to nearest; `name` is for the error. Booleans and exotic types are refused.
+    /// Returns all values as f32, rounded to nearest.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Dtype`] with `name` if the tensor holds booleans or another unsupported dtype.
     pub fn to_f32(&self, name: &str) -> Result<Vec<f32>> {
         let mut out = Vec::new();
         self.read_f32(name, &mut out)?;
         Ok(out)
     }
 
-    /// As [`RawTensor::to_f32`], in memory that the caller uses again; what it held is gone.
+    /// Replaces the contents of `out` with all values as f32, as [`RawTensor::to_f32`].
+    ///
+    /// # Errors
+    ///
+    /// As [`RawTensor::to_f32`].
     pub fn read_f32(&self, name: &str, out: &mut Vec<f32>) -> Result<()> {
         let widen = self.widener(name)?;
         out.clear();
@@ -198,7 +213,11 @@ impl RawTensor {
         })
     }
 
-    /// As [`RawTensor::to_f32`], in pieces.
+    /// Calls `each` with all values as f32 in chunks.
+    ///
+    /// # Errors
+    ///
+    /// As [`RawTensor::to_f32`], or an error of `each`.
     pub fn for_each_f32(&self, name: &str, mut each: impl FnMut(&[f32]) -> Result<()>) -> Result<()> {
         let widen = self.widener(name)?;
         let mut values = Vec::new();
@@ -212,12 +231,16 @@ impl RawTensor {
     fn widener(&self, name: &str) -> Result<Widen> {
         widener(self.dtype).ok_or_else(|| Error::Dtype {
             name: name.to_owned(),
-            dtype: format!("{:?}", self.dtype),
-            wanted: "f32",
+            dtype: self.dtype.to_string(),
+            expected: "f32",
         })
     }
 
-    /// The values as a candle tensor of type `dtype` on `device`; `name` is for the error.
+    /// Returns the values as a candle tensor of `dtype` on `device`.
+    ///
+    /// # Errors
+    ///
+    /// As [`RawTensor::to_f32`].
     pub fn to_candle(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
         Ok(Tensor::from_vec(self.to_f32(name)?, self.shape.clone(), device)?.to_dtype(dtype)?)
     }
@@ -226,7 +249,7 @@ impl RawTensor {
 /// Appends the f32 values of little-endian elements.
 type Widen = fn(&[u8], &mut Vec<f32>);
 
-/// How elements of this type become f32.
+/// Returns the conversion of a dtype to f32.
 fn widener(dtype: Dtype) -> Option<Widen> {
     fn each<const N: usize>(bytes: &[u8], out: &mut Vec<f32>, value: impl Fn([u8; N]) -> f32) {
         out.extend(bytes.as_chunks::<N>().0.iter().map(|&b| value(b)));
@@ -250,7 +273,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn types_widen_to_f32() {
+    fn dtypes_convert_to_f32() {
         let check = |dtype, bytes: Vec<u8>, expected: &[f32]| {
             let t = RawTensor::new(dtype, vec![expected.len()], Arc::new(bytes)).unwrap();
             assert_eq!(t.to_f32("t").unwrap(), expected, "{dtype:?}");
@@ -262,11 +285,11 @@ mod tests {
         check(Dtype::I64, (-7i64).to_le_bytes().to_vec(), &[-7.0]);
         check(Dtype::U8, vec![255], &[255.0]);
         let t = RawTensor::new(Dtype::BOOL, vec![1], Arc::new(vec![1])).unwrap();
-        assert!(t.to_f32("mask").unwrap_err().to_string().contains("`mask` has element type BOOL"));
+        assert!(t.to_f32("mask").unwrap_err().to_string().contains("`mask` has dtype BOOL"));
     }
 
     #[test]
-    fn sizes_must_agree() {
+    fn the_size_must_match_dtype_and_shape() {
         assert!(RawTensor::new(Dtype::F32, vec![2, 3], Arc::new(vec![0; 24])).is_some());
         assert!(RawTensor::new(Dtype::F32, vec![2, 3], Arc::new(vec![0; 23])).is_none());
         assert!(RawTensor::new(Dtype::F32, vec![usize::MAX, 2], Arc::new(vec![])).is_none());

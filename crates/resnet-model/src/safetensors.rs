@@ -1,8 +1,8 @@
-//! Reading and writing safetensors files, strictly.
+//! Reading and writing of safetensors files.
 //!
-//! The checks are those of the `safetensors` crate (offsets contiguous, sizes right, no hole; a fuzz target compares the
-//! two), which keeps several copies of a header in memory and wants the file in one buffer. Added are what it leaves
-//! open: duplicate names, names that cannot be printed, and byte-reproducible output.
+//! The `safetensors` crate keeps several copies of the header in memory and needs the file in one buffer. This reader makes
+//! the same checks (contiguous offsets, matching sizes; a fuzz target compares the two), and rejects duplicate and
+//! unprintable names as well. The output is reproducible byte for byte.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -16,92 +16,101 @@ use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 
 use crate::file::{Existing, SharedFile, write_atomically};
-use crate::raw::{Bytes, Part, RawTensor};
+use crate::raw::{ByteRange, Bytes, RawTensor};
 use crate::{Error, Result};
 
-/// The longest header that is read, in bytes; the reference implementation's limit.
+/// Maximum length of a header in bytes, as in the reference implementation.
 pub const MAX_HEADER: u64 = 100_000_000;
-/// The longest tensor name, in bytes.
+/// Maximum length of a tensor name in bytes.
 const MAX_NAME: usize = 4096;
-/// The most tensors in a file, and the most strings under `__metadata__`.
+/// Maximum number of tensors, and of strings under `__metadata__`.
 const MAX_TENSORS: usize = 100_000;
-/// The most bytes of names and metadata. A header may be larger, but what is kept of it stays small.
+/// Maximum number of bytes of names and metadata, the part of a header that is kept in memory.
 const MAX_TEXT: usize = 8 << 20;
-/// The most dimensions of a tensor.
+/// Maximum number of dimensions of a tensor.
 const MAX_DIMS: usize = 16;
 const LEN_BYTES: u64 = 8;
 
-/// What a safetensors file holds.
+/// The contents of a safetensors file.
 #[derive(Debug)]
 pub struct Contents {
     /// The strings under `__metadata__`.
     pub metadata: HashMap<String, String>,
-    /// The tensors in the order of their bytes.
+    /// The tensors in the order of their offsets.
     pub tensors: Vec<(String, RawTensor)>,
 }
 
-/// Reads the header of the safetensors file at `path`; the tensors are read when they are asked for.
+/// Reads the header of the safetensors file at `path`; tensors are read on demand.
+///
+/// # Errors
+///
+/// [`Error::At`] with [`Error::Io`] or [`Error::Safetensors`].
 pub fn open(path: &Path) -> Result<Contents> {
     SharedFile::open(path).map_err(Error::from).and_then(|file| read(Arc::new(file))).map_err(|e| e.at(path))
 }
 
-/// As [`open`], for bytes that are at hand already.
+/// Like [`open`], for an open file or bytes in memory.
+///
+/// # Errors
+///
+/// [`Error::Io`] or [`Error::Safetensors`].
 pub fn read(file: Arc<dyn Bytes>) -> Result<Contents> {
     if file.len() < LEN_BYTES {
-        return Err(invalid(format!("{} bytes are too few for a header length", file.len())));
+        return Err(invalid(format!("file of {} bytes is too short for the header length", file.len())));
     }
     let mut len = [0; LEN_BYTES as usize];
     file.read_at(0, &mut len)?;
     let len = u64::from_le_bytes(len);
     if len > MAX_HEADER || len > file.len() - LEN_BYTES {
-        return Err(invalid(format!("header of {len} bytes in a file of {}", file.len())));
+        return Err(invalid(format!("header of {len} bytes in a file of {} bytes", file.len())));
     }
     let start = LEN_BYTES + len;
     let header = Header::parse(&*file, start)?;
     header.check_names()?;
     let Header { metadata, mut tensors } = header;
-    // Tensors without elements may begin where others do; they keep their order.
+    // Stable: tensors without elements share their offset with the next.
     tensors.sort_by_key(|(_, info)| info.data_offsets);
     let mut end = 0;
     let mut place = |name: String, info: Info| {
         let (begin, stop) = info.data_offsets;
         if begin != end || stop < begin {
             return Err(invalid(format!(
-                "`{name}` lies at {begin}..{stop}, expected it to begin at {end}, where the one before ends"
+                "`{name}` has the offsets {begin}..{stop}, expected them to start at {end}, the end of the previous tensor"
             )));
         }
         end = stop;
-        let tensor = Part::new(file.clone(), start + begin as u64, (stop - begin) as u64)
-            .and_then(|part| RawTensor::new(info.dtype, info.shape.0, Arc::new(part)));
+        let tensor = ByteRange::new(file.clone(), start + begin as u64, (stop - begin) as u64)
+            .and_then(|range| RawTensor::new(info.dtype, info.shape.0, Arc::new(range)));
         match tensor {
             Some(tensor) => Ok((name, tensor)),
-            None if stop as u64 > file.len() - start => {
-                Err(invalid(format!("the header tells of {stop} bytes, the file has {}", file.len() - start)))
-            }
-            None => Err(invalid(format!("`{name}` differs in size from its type and shape"))),
+            None if stop as u64 > file.len() - start => Err(invalid(format!(
+                "header declares {stop} bytes of tensors, the file has {}",
+                file.len() - start
+            ))),
+            None => Err(invalid(format!("the size of `{name}` does not match its dtype and shape"))),
         }
     };
     let tensors = tensors.into_iter().map(|(name, info)| place(name, info)).collect::<Result<_>>()?;
     match file.len() - start {
         present if present == end as u64 => Ok(Contents { metadata, tensors }),
-        present => Err(invalid(format!("the header tells of {end} bytes, the file has {present}"))),
+        present => Err(invalid(format!("header declares {end} bytes of tensors, the file has {present}"))),
     }
 }
 
-/// An error whose message may quote the file.
-fn invalid(what: String) -> Error {
-    Error::Safetensors(crate::escape(&what))
+/// Creates an error whose reason may quote the file.
+fn invalid(reason: String) -> Error {
+    Error::Safetensors(crate::escape(&reason))
 }
 
-/// What a header says, in its order.
+/// A parsed header, in the order of the file.
 struct Header {
     metadata: HashMap<String, String>,
     tensors: Vec<(String, Info)>,
 }
 
-/// What a header says of a tensor.
+/// The header entry of a tensor.
 #[derive(Deserialize)]
-#[serde(expecting = "a tensor's type, shape and offsets")]
+#[serde(expecting = "a tensor's dtype, shape and data_offsets")]
 struct Info {
     dtype: Dtype,
     shape: Shape,
@@ -117,7 +126,7 @@ impl<'de> Deserialize<'de> for Shape {
             type Value = Shape;
 
             fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-                f.write_str("a list of sizes")
+                f.write_str("a list of dimensions")
             }
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Shape, A::Error> {
@@ -136,10 +145,15 @@ impl<'de> Deserialize<'de> for Shape {
 }
 
 impl Header {
-    /// Parses the header, which ends at `end`, piece by piece: as a whole it could be larger than all else in memory.
+    /// Parses the header, which ends at `end`, as a stream, because it may be much larger than what is kept of it.
     fn parse(file: &dyn Bytes, end: u64) -> Result<Header> {
-        let mut input =
-            BufReader::new(Piece { file, at: LEN_BYTES, end, failed: None, strings: Strings::default() });
+        let mut input = BufReader::new(HeaderReader {
+            file,
+            at: LEN_BYTES,
+            end,
+            failed: None,
+            strings: StringScanner::default(),
+        });
         let mut json = serde_json::Deserializer::from_reader(&mut input);
         let header = json.deserialize_map(Entries).and_then(|header| json.end().map(|()| header));
         match (header, input.into_inner().failed) {
@@ -149,16 +163,16 @@ impl Header {
         }
     }
 
-    /// Refuses names that occur twice (JSON readers keep one of them in silence) or cannot be shown.
+    /// Rejects duplicate names, of which JSON parsers silently keep one, and names that are empty, too long or contain NUL.
     fn check_names(&self) -> Result<()> {
         let mut names: Vec<&str> = self.tensors.iter().map(|(name, _)| name.as_str()).collect();
         names.sort_unstable();
-        let unfit = |name: &&&str| name.is_empty() || name.len() > MAX_NAME || name.contains('\0');
-        if let Some(name) = names.iter().find(unfit) {
-            return Err(invalid(format!("the tensor name is empty, too long or holds NUL: `{name}`")));
+        let is_invalid = |name: &&&str| name.is_empty() || name.len() > MAX_NAME || name.contains('\0');
+        if let Some(name) = names.iter().find(is_invalid) {
+            return Err(invalid(format!("tensor name is empty, too long or contains NUL: `{name}`")));
         }
         match names.windows(2).find(|pair| pair[0] == pair[1]) {
-            Some(pair) => Err(invalid(format!("the name `{}` occurs twice", pair[0]))),
+            Some(pair) => Err(invalid(format!("duplicate tensor name `{}`", pair[0]))),
             None => Ok(()),
         }
     }
@@ -176,7 +190,7 @@ impl<'de> Visitor<'de> for Entries {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Header, A::Error> {
         let mut metadata: Option<HashMap<String, String>> = None;
         let mut tensors = Vec::new();
-        let mut text = Text { left: MAX_TEXT };
+        let mut text = TextBudget { left: MAX_TEXT };
         while let Some(name) = map.next_key::<String>()? {
             text.spend(&name)?;
             if name == "__metadata__" {
@@ -194,12 +208,12 @@ impl<'de> Visitor<'de> for Entries {
     }
 }
 
-/// How much may yet be kept of a header's strings; reads those under `__metadata__`.
-struct Text {
+/// The remaining number of bytes of names and metadata; deserializes `__metadata__`.
+struct TextBudget {
     left: usize,
 }
 
-impl Text {
+impl TextBudget {
     fn spend<E: serde::de::Error>(&mut self, text: &str) -> Result<(), E> {
         let left = self.left.checked_sub(text.len());
         self.left =
@@ -208,7 +222,7 @@ impl Text {
     }
 }
 
-impl<'de> DeserializeSeed<'de> for &mut Text {
+impl<'de> DeserializeSeed<'de> for &mut TextBudget {
     type Value = HashMap<String, String>;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
@@ -216,7 +230,7 @@ impl<'de> DeserializeSeed<'de> for &mut Text {
     }
 }
 
-impl<'de> Visitor<'de> for &mut Text {
+impl<'de> Visitor<'de> for &mut TextBudget {
     type Value = HashMap<String, String>;
 
     fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
@@ -249,21 +263,21 @@ impl<'de> Visitor<'de> for &mut Text {
     }
 }
 
-/// JSON in a file as a stream. Remembers why reading failed: a parser makes a message of it. Ends at a string of more
-/// than [`MAX_TEXT`] bytes, which the parser would gather before anybody could look at it.
-struct Piece<'a> {
+/// A stream over the header. Keeps the error of a failed read, of which the parser keeps only the message. Fails at a string
+/// of more than [`MAX_TEXT`] bytes, which the parser would collect before it could be checked.
+struct HeaderReader<'a> {
     file: &'a dyn Bytes,
     at: u64,
     end: u64,
     failed: Option<Error>,
-    strings: Strings,
+    strings: StringScanner,
 }
 
-impl Read for Piece<'_> {
+impl Read for HeaderReader<'_> {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
         let n = (self.end - self.at).min(out.len() as u64) as usize;
         let read = self.file.read_at(self.at, &mut out[..n]).map_err(Error::from);
-        let fits = read.and_then(|()| match self.strings.pass(&out[..n]) {
+        let fits = read.and_then(|()| match self.strings.advance(&out[..n]) {
             true => Ok(()),
             false => Err(invalid(format!("header: a string of more than {MAX_TEXT} bytes"))),
         });
@@ -276,18 +290,18 @@ impl Read for Piece<'_> {
     }
 }
 
-/// Where in JSON's strings a stream is.
+/// Tracks the strings in a JSON stream.
 #[derive(Default)]
-struct Strings {
+struct StringScanner {
     inside: bool,
     escaped: bool,
-    /// Bytes of the string so far, as written.
+    /// Bytes of the current string so far, with escapes.
     len: usize,
 }
 
-impl Strings {
-    /// Whether no string becomes too long within `bytes`.
-    fn pass(&mut self, bytes: &[u8]) -> bool {
+impl StringScanner {
+    /// Advances over `bytes`; returns `false` if a string becomes too long.
+    fn advance(&mut self, bytes: &[u8]) -> bool {
         for &byte in bytes {
             self.len = if self.inside { self.len + 1 } else { 0 };
             if self.len > MAX_TEXT {
@@ -304,10 +318,14 @@ impl Strings {
     }
 }
 
-/// Writes a safetensors file: to a temporary sibling, then renamed. Equal input gives equal bytes: tensors are ordered
-/// by type and name as the reference implementation orders them, metadata by key.
+/// Writes a safetensors file atomically. Equal input results in equal bytes: tensors are ordered by dtype and name, as in the
+/// reference implementation, and metadata by key.
 ///
-/// `progress` is told the number of bytes written since the last call.
+/// Calls `progress` with the number of bytes written since the last call.
+///
+/// # Errors
+///
+/// [`Error::Exists`], or [`Error::At`] with an error of writing the file or reading the tensors.
 pub fn write(
     path: &Path,
     existing: Existing,
@@ -350,7 +368,7 @@ fn header(metadata: &BTreeMap<String, String>, tensors: &[(&String, &RawTensor)]
         map.insert((*name).clone(), serde_json::to_value(info).map_err(json)?);
     }
     let mut header = serde_json::to_vec(&map).map_err(json)?;
-    // Tensor data starts at a multiple of 8 bytes, as readers that map the file expect.
+    // Readers that map the file expect tensor data at a multiple of 8 bytes.
     header.resize(header.len().next_multiple_of(LEN_BYTES as usize), b' ');
     Ok(header)
 }
@@ -368,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_and_the_crate_agrees() {
+    fn files_round_trip_and_the_safetensors_crate_reads_them() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.safetensors");
         let tensors = BTreeMap::from([
@@ -394,29 +412,33 @@ mod tests {
     }
 
     #[test]
-    fn bad_headers_are_refused() {
+    fn invalid_headers_are_errors() {
         let w = r#"{"dtype":"F32","shape":[2,2],"data_offsets":[0,16]}"#;
         let check = |header: String, data: usize, expected: &str| {
             let error = parse(&header, &vec![0; data]).unwrap_err().to_string();
             assert!(error.contains(expected), "{}: {error}", &header[..header.len().min(80)]);
         };
-        check(format!(r#"{{"w":{w},"w":{w}}}"#), 16, "`w` occurs twice");
-        check(format!(r#"{{"w":{w}}}"#), 17, "tells of 16 bytes, the file has 17");
-        check(format!(r#"{{"w":{w}}}"#), 15, "tells of 16 bytes, the file has 15");
-        check(format!(r#"{{"a\u0000":{w}}}"#), 16, "holds NUL: `a\\u{0}`");
+        check(format!(r#"{{"w":{w},"w":{w}}}"#), 16, "duplicate tensor name `w`");
+        check(format!(r#"{{"w":{w}}}"#), 17, "declares 16 bytes of tensors, the file has 17");
+        check(format!(r#"{{"w":{w}}}"#), 15, "declares 16 bytes of tensors, the file has 15");
+        check(format!(r#"{{"a\u0000":{w}}}"#), 16, "contains NUL: `a\\u{0}`");
         check(format!(r#"{{"":{w}}}"#), 16, "is empty");
         check(r#"{"__metadata__":{"a":"b"},"__metadata__":{}}"#.into(), 0, "duplicate field");
-        check(format!(r#"{{"a":{w},"b":{w}}}"#), 16, "`b` lies at 0..16, expected it to begin at 16");
+        check(
+            format!(r#"{{"a":{w},"b":{w}}}"#),
+            16,
+            "`b` has the offsets 0..16, expected them to start at 16",
+        );
         check("[]".into(), 0, "expected an object of tensors");
         check(format!(r#"{{"w":{}}}"#, "[".repeat(100_000)), 0, "header: ");
         for shape in ["[2,3]", "[4294967296,4294967296]"] {
             let header = format!(r#"{{"w":{{"dtype":"F32","shape":{shape},"data_offsets":[0,16]}}}}"#);
-            check(header, 16, "`w` differs in size from its type and shape");
+            check(header, 16, "the size of `w` does not match its dtype and shape");
         }
     }
 
     #[test]
-    fn what_is_kept_of_a_header_is_bounded() {
+    fn the_memory_for_a_header_is_bounded() {
         let w = |shape: &str| format!(r#""w":{{"dtype":"F32","shape":{shape},"data_offsets":[0,4]}}"#);
         let check = |header: String, expected: &str| {
             let error = parse(&header, &[0; 4]).unwrap_err().to_string();
@@ -454,6 +476,6 @@ mod tests {
             assert!(open(&path).unwrap_err().to_string().contains("header of"), "{len}");
         }
         std::fs::write(&path, b"1234567").unwrap();
-        assert!(open(&path).unwrap_err().to_string().contains("too few"));
+        assert!(open(&path).unwrap_err().to_string().contains("too short"));
     }
 }

@@ -1,6 +1,6 @@
-//! Names, numbers and suggestions in messages.
+//! Formatting of names and numbers in messages.
 
-/// A name from a file, made safe to print: control characters and direction marks are escaped, long names cut.
+/// Makes a name from a file safe to print: escapes control and direction characters and truncates long names.
 pub fn escape(name: &str) -> String {
     const MAX: usize = 120;
     let mut out = String::new();
@@ -16,7 +16,7 @@ pub fn escape(name: &str) -> String {
     out
 }
 
-/// The first three names, made safe to print; a dot-dot-dot stands for the rest.
+/// Returns the first three names, safe to print, and an ellipsis if there are more.
 pub fn some_of(names: &[String]) -> String {
     let mut shown: Vec<String> = names.iter().take(3).map(|n| escape(n)).collect();
     if names.len() > shown.len() {
@@ -25,7 +25,7 @@ pub fn some_of(names: &[String]) -> String {
     shown.join(", ")
 }
 
-/// The end of a message about an unknown name, which asks for the `nearest` known ones; empty if there are none.
+/// Returns the end of a message about an unknown name, which suggests the `nearest` known ones; empty if there are none.
 pub fn suggestions<S: AsRef<str>>(nearest: &[S]) -> String {
     match nearest.iter().map(AsRef::as_ref).collect::<Vec<_>>().as_slice() {
         [] => String::new(),
@@ -33,7 +33,7 @@ pub fn suggestions<S: AsRef<str>>(nearest: &[S]) -> String {
     }
 }
 
-/// A whole number in groups of three digits: `25,557,032`.
+/// Formats an integer with thousands separators: `25,557,032`.
 pub fn thousands(n: u64) -> String {
     let digits = n.to_string();
     let mut out = String::with_capacity(digits.len() + digits.len() / 3);
@@ -46,7 +46,7 @@ pub fn thousands(n: u64) -> String {
     out
 }
 
-/// A number of bytes for people: `7 bytes`, `1.2 kB`, `46.8 MB`.
+/// Formats a number of bytes: `7 bytes`, `1.2 kB`, `46.8 MB`.
 pub fn bytes(n: u64) -> String {
     match n {
         1 => "1 byte".into(),
@@ -56,7 +56,7 @@ pub fn bytes(n: u64) -> String {
     }
 }
 
-/// Lines of at most `width` characters, broken at blanks, or anywhere in words that are longer.
+/// Splits `text` into lines of at most `width` characters, at spaces or within words that are longer.
 pub fn wrap(text: &str, width: usize) -> Vec<String> {
     let mut lines = vec![];
     let (mut line, mut used) = (String::new(), 0);
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn text_is_wrapped_at_blanks_and_in_long_words() {
+    fn text_is_wrapped_at_spaces_and_in_long_words() {
         assert_eq!(wrap("one two three", 7), ["one two", "three"]);
         assert_eq!(wrap("abcdefghij", 4), ["abcd", "efgh", "ij"]);
         assert_eq!(wrap("a bcdefghij k", 4), ["a", "bcde", "fghi", "j k"]);

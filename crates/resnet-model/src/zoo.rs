@@ -5,31 +5,39 @@ use std::sync::LazyLock;
 use crate::arch::Arch;
 use crate::{Error, Result};
 
-mod neighbours;
+mod other_families;
 mod pruned;
 mod resnets;
 
-/// A named architecture, and what is left of it without the settings that do not change its name.
-struct Entry {
+/// A named architecture.
+struct ZooEntry {
     name: &'static str,
     arch: Arch,
-    bare: Arch,
+    /// The architecture without the options that do not change its name.
+    variant: Arch,
 }
 
-static TABLE: LazyLock<Vec<Entry>> = LazyLock::new(|| {
+static TABLE: LazyLock<Vec<ZooEntry>> = LazyLock::new(|| {
     let resnets = resnets::imagenet().into_iter().chain(resnets::cifar());
     let all = resnets.map(|(name, net)| (name, Arch::ResNet(net)));
-    let all = all.chain(neighbours::pre_activation()).chain(neighbours::vgg()).chain(neighbours::inception());
-    let all = all.chain(neighbours::clip());
-    all.map(|(name, arch)| Entry { name, bare: arch.bare(), arch }).collect()
+    let all = all
+        .chain(other_families::pre_activation())
+        .chain(other_families::vgg())
+        .chain(other_families::inception());
+    let all = all.chain(other_families::clip());
+    all.map(|(name, arch)| ZooEntry { name, variant: arch.without_options(), arch }).collect()
 });
 
-/// All named architectures.
+/// Returns all named architectures.
 pub fn all() -> Vec<(&'static str, Arch)> {
     TABLE.iter().map(|entry| (entry.name, entry.arch.clone())).collect()
 }
 
-/// The architecture of this name, e.g. `resnet50`. An unknown name is an error that tells the nearest known ones.
+/// Returns the architecture with this name, e.g. `resnet50`.
+///
+/// # Errors
+///
+/// Returns [`Error::UnknownModel`] with similar names if there is none.
 pub fn arch(name: &str) -> Result<Arch> {
     if let Some(entry) = TABLE.iter().find(|entry| entry.name == name) {
         return Ok(entry.arch.clone());
@@ -40,7 +48,7 @@ pub fn arch(name: &str) -> Result<Arch> {
     })
 }
 
-/// Up to three of the `known` names that look like `name`, best first.
+/// Returns up to three of the `known` names that are similar to `name`, best first.
 pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
     let known = known.into_iter().map(|known| (distance(name, known), known));
     let mut near: Vec<(usize, &str)> = known.filter(|&(d, known)| d <= known.len() / 3).collect();
@@ -48,14 +56,14 @@ pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Vec<
     near.into_iter().take(3).map(|(_, known)| known).collect()
 }
 
-/// The zoo's name of an architecture, whatever its numbers of input channels and classes, its global pool and its output
+/// Returns the name of an architecture in the zoo, regardless of its input channels, classes, global pooling and output
 /// stride.
 pub fn name_of(arch: &Arch) -> Option<&'static str> {
-    let bare = arch.bare();
-    TABLE.iter().find(|entry| entry.bare == bare).map(|entry| entry.name)
+    let variant = arch.without_options();
+    TABLE.iter().find(|entry| entry.variant == variant).map(|entry| entry.name)
 }
 
-/// Edits (insert, delete, replace) between two names; names longer than any model's count as far.
+/// Returns the edit distance between two names, or `usize::MAX` if `a` is longer than any model name.
 fn distance(a: &str, b: &str) -> usize {
     if a.len() > 100 {
         return usize::MAX;

@@ -1,161 +1,169 @@
-//! How training images are varied. What is done to an image depends on the seed, the epoch and the image's number alone.
+//! Augmentation of training images. It depends on the seed, the epoch and the image's index only.
 
+use resnet_image::preprocess::{Channels, Range, Resize};
 use resnet_model::Preprocess;
-use resnet_model::preprocess::{Channels, Range, Resize};
 use serde::{Deserialize, Serialize};
 
 use crate::Result;
-use crate::config::require;
-use crate::dataset::Source;
+use crate::dataset::ImageSource;
+use crate::error::require;
 use crate::random::Random;
 
-mod colour;
+mod color;
 mod geometry;
 mod mix;
 mod rand;
 
+use geometry::Interpolation;
 pub(crate) use mix::mix;
 
-/// How training images are varied, in this order: crop, flip, turn, colours, RandAugment, erasing; then pairs are mixed.
+/// Augmentation of training images, in this order: crop, flip, affine transform, color jitter, RandAugment, random
+/// erasing, mixup or CutMix.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Augment {
-    /// Which part of an image is taken.
+    /// Crop.
     pub crop: Crop,
-    /// For `random`: the least and the largest share of the area.
+    /// For `random`: minimum and maximum fraction of the image's area.
     pub scale: [f64; 2],
-    /// For `random`: the least and the largest width divided by height.
+    /// For `random`: minimum and maximum aspect ratio, width / height.
     pub ratio: [f64; 2],
-    /// For `pad`: the most pixels by which the evaluation's crop is moved, zeros following.
+    /// For `pad`: maximum shift of the evaluation crop in pixels, filled with zeros.
     pub pad: usize,
-    /// The probability of left and right exchanged.
-    pub flip: f64,
-    /// The most degrees by which an image is turned.
+    /// Probability of a horizontal flip.
+    pub hflip: f64,
+    /// Maximum rotation in degrees.
     pub degrees: f64,
-    /// The largest share by which an image is enlarged or made smaller.
+    /// Maximum relative zoom, in or out.
     pub zoom: f64,
-    /// The largest share of its size by which an image is moved along each axis.
-    pub shift: f64,
-    /// How much brightness changes: a factor of up to 1 ± this.
+    /// Maximum translation along each axis, as a fraction of the size.
+    pub translate: f64,
+    /// Color jitter: brightness factor of 1 ± this.
     pub brightness: f64,
-    /// How much contrast changes.
+    /// Color jitter: contrast factor of 1 ± this.
     pub contrast: f64,
-    /// How much saturation changes.
+    /// Color jitter: saturation factor of 1 ± this.
     pub saturation: f64,
-    /// How much hue changes, at most 0.5: half a turn.
+    /// Color jitter: maximum hue shift, at most 0.5 (half the color circle).
     pub hue: f64,
-    /// RandAugment (arXiv 1909.13719): how many operations of torchvision's list, each equally likely.
-    pub rand_operations: usize,
-    /// RandAugment: how strong, 0 to 30.
+    /// RandAugment (arXiv 1909.13719): number of operations, drawn from torchvision's list.
+    pub rand_num_ops: usize,
+    /// RandAugment: magnitude, 0 to 30.
     pub rand_magnitude: usize,
-    /// The probability that a rectangle is erased (arXiv 1708.04896).
-    pub erase: f64,
-    /// Mixup (arXiv 1710.09412): the beta distribution's parameter; 0 is off.
+    /// Probability of random erasing (arXiv 1708.04896).
+    pub random_erasing: f64,
+    /// Mixup (arXiv 1710.09412): alpha of the beta distribution; 0 is off.
     pub mixup: f64,
-    /// CutMix (arXiv 1905.04899): the beta distribution's parameter; 0 is off. With both, one is chosen per batch.
+    /// CutMix (arXiv 1905.04899): alpha of the beta distribution; 0 is off. With both, one is chosen per batch.
     pub cutmix: f64,
 }
 
-/// Which part of an image is taken.
+/// Crop of an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Crop {
-    /// A random part, resized (torchvision's `RandomResizedCrop`).
+    /// A random crop, resized (torchvision's `RandomResizedCrop`).
     Random,
-    /// The evaluation's crop, moved.
+    /// The evaluation crop, shifted.
     Pad,
-    /// The evaluation's crop.
-    Centre,
+    /// The evaluation crop.
+    Center,
 }
 
 impl Default for Augment {
     fn default() -> Self {
-        Augment { crop: Crop::Random, flip: 0.5, ..Augment::none() }
+        Augment { crop: Crop::Random, hflip: 0.5, ..Augment::none() }
     }
 }
 
 impl Augment {
-    /// Nothing is varied: images are those of the evaluation.
+    /// Returns no augmentation: images are those of the evaluation.
     pub fn none() -> Augment {
         Augment {
-            crop: Crop::Centre,
+            crop: Crop::Center,
             scale: [0.08, 1.0],
             ratio: [3.0 / 4.0, 4.0 / 3.0],
             pad: 4,
-            flip: 0.0,
+            hflip: 0.0,
             degrees: 0.0,
             zoom: 0.0,
-            shift: 0.0,
+            translate: 0.0,
             brightness: 0.0,
             contrast: 0.0,
             saturation: 0.0,
             hue: 0.0,
-            rand_operations: 0,
+            rand_num_ops: 0,
             rand_magnitude: 9,
-            erase: 0.0,
+            random_erasing: 0.0,
             mixup: 0.0,
             cutmix: 0.0,
         }
     }
 
     pub(crate) fn validate(&self) -> Result<()> {
-        let share = |name, x: f64| require(name, x, "0 to 1", (0.0..=1.0).contains(&x));
+        let fraction = |name, x: f64| require(name, x, "0 to 1", (0.0..=1.0).contains(&x));
         let ordered = |name, [low, high]: [f64; 2], most: f64| {
-            let fine = low > 0.0 && low <= high && high <= most;
-            require(name, format!("[{low}, {high}]"), "two ascending numbers above 0 and within reason", fine)
+            let valid = low > 0.0 && low <= high && high <= most;
+            require(name, format!("[{low}, {high}]"), "two ascending numbers above 0", valid)
         };
         ordered("augment.scale", self.scale, 1.0)?;
         ordered("augment.ratio", self.ratio, 100.0)?;
-        share("augment.flip", self.flip)?;
-        share("augment.brightness", self.brightness)?;
-        share("augment.contrast", self.contrast)?;
-        share("augment.saturation", self.saturation)?;
-        share("augment.erase", self.erase)?;
+        fraction("augment.hflip", self.hflip)?;
+        fraction("augment.brightness", self.brightness)?;
+        fraction("augment.contrast", self.contrast)?;
+        fraction("augment.saturation", self.saturation)?;
+        fraction("augment.random_erasing", self.random_erasing)?;
         require("augment.zoom", self.zoom, "0 to less than 1", (0.0..1.0).contains(&self.zoom))?;
-        share("augment.shift", self.shift)?;
+        fraction("augment.translate", self.translate)?;
         require("augment.degrees", self.degrees, "0 to 180", (0.0..=180.0).contains(&self.degrees))?;
         require("augment.hue", self.hue, "0 to 0.5", (0.0..=0.5).contains(&self.hue))?;
         require("augment.pad", self.pad, "at most 1024", self.pad <= 1024)?;
-        require("augment.rand_operations", self.rand_operations, "at most 14", self.rand_operations <= 14)?;
+        require("augment.rand_num_ops", self.rand_num_ops, "at most 14", self.rand_num_ops <= 14)?;
         require("augment.rand_magnitude", self.rand_magnitude, "0 to 30", self.rand_magnitude <= 30)?;
         let alpha = |x: f64| (0.0..=100.0).contains(&x);
         require("augment.mixup", self.mixup, "0 to 100", alpha(self.mixup))?;
         require("augment.cutmix", self.cutmix, "0 to 100", alpha(self.cutmix))
     }
 
-    /// The network's input `[C, H, W]` made of a varied `image`, normalised as `preprocess` says.
+    /// Returns the augmented, normalized network input `[C, H, W]`.
     ///
-    /// Errors: an image that cannot be read or has no pixels.
-    pub fn apply(&self, image: &Source, preprocess: &Preprocess, random: &mut Random) -> Result<Vec<f32>> {
+    /// # Errors
+    /// An image that cannot be read or is empty.
+    pub fn apply(
+        &self,
+        image: &ImageSource,
+        preprocess: &Preprocess,
+        random: &mut Random,
+    ) -> Result<Vec<f32>> {
         let mut pixels = self.cropped(image, preprocess, random)?;
-        if random.happens(self.flip) {
+        if random.happens(self.hflip) {
             pixels.flip();
         }
-        if self.degrees > 0.0 || self.zoom > 0.0 || self.shift > 0.0 {
+        if self.degrees > 0.0 || self.zoom > 0.0 || self.translate > 0.0 {
             let mut around = |bound: f64| random.between(-bound, bound);
             let (angle, zoom) = (around(self.degrees).to_radians(), 1.0 + around(self.zoom));
-            let [dy, dx] = pixels.size.map(|side| around(self.shift) * side as f64);
+            let [dy, dx] = pixels.size.map(|side| around(self.translate) * side as f64);
             let (sin, cos) = (angle.sin() * zoom, angle.cos() * zoom);
-            pixels = pixels.warped([[cos, -sin, dx], [sin, cos, dy]]);
+            pixels = pixels.warped([[cos, -sin, dx], [sin, cos, dy]], Interpolation::Bilinear);
         }
         self.jitter(&mut pixels, random);
-        for _ in 0..self.rand_operations {
+        for _ in 0..self.rand_num_ops {
             rand::apply(&mut pixels, self.rand_magnitude, random);
         }
-        let mut values = pixels.normalised(preprocess);
-        if random.happens(self.erase) {
+        let mut values = pixels.normalized(preprocess);
+        if random.happens(self.random_erasing) {
             geometry::erase(&mut values, pixels.size, random);
         }
         Ok(values)
     }
 
-    fn cropped(&self, image: &Source, preprocess: &Preprocess, random: &mut Random) -> Result<Pixels> {
+    fn cropped(&self, image: &ImageSource, preprocess: &Preprocess, random: &mut Random) -> Result<Pixels> {
         let channels = match preprocess.channels {
-            Channels::Grey => Channels::Grey,
+            Channels::Gray => Channels::Gray,
             Channels::Rgb | Channels::Bgr => Channels::Rgb,
         };
         let count = channels.count();
-        // The levels themselves; they are normalised at the end.
+        // Levels 0 to 255; they are normalized at the end.
         let plain = Preprocess {
             channels,
             range: Range::Byte,
@@ -170,16 +178,17 @@ impl Augment {
                 let pad = self.pad as i64;
                 let mut moved = || random.below(2 * self.pad + 1) as i64 - pad;
                 let (dy, dx) = (moved(), moved());
-                pixels = pixels.warped([[1.0, 0.0, dx as f64], [0.0, 1.0, dy as f64]]);
+                pixels =
+                    pixels.warped([[1.0, 0.0, dx as f64], [0.0, 1.0, dy as f64]], Interpolation::Bilinear);
             }
             return Ok(pixels);
         }
-        let part = image.open_part(|size| geometry::part(size, self.scale, self.ratio, random))?;
+        let crop = image.open_part(|size| geometry::random_crop(size, self.scale, self.ratio, random))?;
         let exact = Preprocess { resize: Resize::Exact(preprocess.crop), ..plain };
-        Ok(pixels(exact.apply(&part)?))
+        Ok(pixels(exact.apply(&crop)?))
     }
 
-    /// torchvision's `ColorJitter`: the four changes in random order.
+    /// Applies torchvision's `ColorJitter`: four changes in random order.
     fn jitter(&self, pixels: &mut Pixels, random: &mut Random) {
         let amounts = [self.brightness, self.contrast, self.saturation, self.hue];
         if amounts == [0.0; 4] {
@@ -190,16 +199,16 @@ impl Augment {
             let change = random.between(-amount, amount);
             match which {
                 _ if amount == 0.0 => {}
-                0 => pixels.brighten(1.0 + change),
-                1 => pixels.contrast(1.0 + change),
-                2 => pixels.saturate(1.0 + change),
-                _ => pixels.turn_hue(change),
+                0 => pixels.adjust_brightness(1.0 + change),
+                1 => pixels.adjust_contrast(1.0 + change),
+                2 => pixels.adjust_saturation(1.0 + change),
+                _ => pixels.shift_hue(change),
             }
         }
     }
 }
 
-/// An image while it is varied: levels 0 to 255, `[C, H, W]`; three channels are R, G, B.
+/// An image being augmented: levels 0 to 255, `[C, H, W]`; three channels are RGB.
 #[derive(Debug, Clone, PartialEq)]
 struct Pixels {
     values: Vec<f32>,
@@ -213,7 +222,7 @@ impl Pixels {
         self.size[0] * self.size[1]
     }
 
-    fn normalised(&self, preprocess: &Preprocess) -> Vec<f32> {
+    fn normalized(&self, preprocess: &Preprocess) -> Vec<f32> {
         let area = self.area();
         let mut out = Vec::with_capacity(self.values.len());
         for channel in 0..self.channels {

@@ -1,125 +1,142 @@
-//! What can go wrong in this crate.
+//! Errors of this crate.
 
 use std::path::PathBuf;
 
 /// A result with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What went wrong, with the file or setting it is about, what was found and what was expected.
+/// An error with the file or setting concerned, what was found and what was expected.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The model library refused.
+    /// An error of the model library.
     #[error(transparent)]
     Model(#[from] resnet_model::Error),
-    /// The operating system refused to read or write.
+    /// An image that cannot be decoded or preprocessed.
+    #[error(transparent)]
+    Image(#[from] resnet_image::Error),
+    /// A failed read or write.
     #[error("`{}`: {source}", path.display())]
     Io {
-        /// The file or folder.
+        /// File or folder.
         path: PathBuf,
-        /// Why.
+        /// Cause.
         #[source]
         source: std::io::Error,
     },
-    /// A configuration that cannot be read.
+    /// A configuration that cannot be parsed.
     #[error("configuration: {0}")]
     Syntax(String),
-    /// A setting that makes no sense.
+    /// A setting with an invalid value.
     #[error("setting `{name}` is {found}, expected {expected}")]
     Setting {
-        /// The setting's path, e.g. `schedule.rate`.
+        /// Path of the setting, e.g. `schedule.lr`.
         name: &'static str,
-        /// Its value.
+        /// Value.
         found: String,
-        /// What it may be.
+        /// Valid values.
         expected: &'static str,
     },
-    /// A dataset that cannot be trained on.
+    /// A dataset that cannot be used.
     #[error("dataset `{}`: {why}", path.display())]
     Dataset {
-        /// The folder or list.
+        /// Folder or CSV file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// Cause.
         why: String,
     },
-    /// More images than allowed cannot be read.
-    #[error("{found} images cannot be read, more than the {limit} allowed; the last: {last}")]
+    /// Too many images that cannot be read.
+    #[error(
+        "{found} images cannot be read, more than the {limit} allowed (`max_unreadable`); the last: {last}"
+    )]
     Unreadable {
-        /// How many.
+        /// Number of unreadable images.
         found: usize,
-        /// How many are allowed.
+        /// Number that is allowed.
         limit: usize,
-        /// The last one and why.
+        /// The last one, and why.
         last: String,
     },
-    /// Loss or gradients are no numbers any more.
+    /// A loss or gradient that is NaN or infinite.
     #[error(
-        "training diverged at step {step}: the {what} is {value} at a learning rate of {rate:e}; \
-         the last good state is kept"
+        "training diverged at step {step}: the {what} is {value} at a learning rate of {lr:e}; \
+         the last good state is kept; try a lower learning rate"
     )]
     Diverged {
-        /// The step, counted from 0.
+        /// Step, from 0.
         step: u64,
-        /// What was not finite.
+        /// Quantity that was not finite.
         what: &'static str,
         /// Its value.
         value: f64,
-        /// The learning rate.
-        rate: f64,
+        /// Learning rate.
+        lr: f64,
     },
-    /// The folder holds a run with other settings.
+    /// A run in the folder with other settings.
     #[error("the run in `{}` has other settings: {}", path.display(), differences.join("; "))]
-    OtherRun {
-        /// The folder.
+    RunMismatch {
+        /// Folder.
         path: PathBuf,
-        /// Each difference: `name: there A, here B`.
+        /// Differences, each `name: A in the run, B now`.
         differences: Vec<String>,
     },
-    /// The folder holds a run and none was to be resumed.
-    #[error("`{}` holds a run already; resume it or choose another folder", .0.display())]
+    /// A run in the folder of a new one.
+    #[error("`{}` already contains a run; resume it with --resume or choose another folder with --out", .0.display())]
     Exists(PathBuf),
-    /// No state to resume from.
-    #[error("`{}` holds no state to resume from{}", path.display(), list(skipped))]
+    /// A folder without a state to resume from.
+    #[error("`{}` contains no state to resume from{}", path.display(), list(skipped))]
     NoState {
-        /// The folder.
+        /// Folder.
         path: PathBuf,
         /// States that were skipped, and why.
         skipped: Vec<String>,
     },
-    /// Another process trains in the folder.
-    #[error("another process trains in `{}`", .0.display())]
+    /// A folder that another process is training in.
+    #[error("another process is training in `{}`", .0.display())]
     Locked(PathBuf),
-    /// The variables of a launcher make no sense.
-    #[error("variable `{name}` is `{found}`, expected {expected}; unset it to train in one process")]
+    /// Inconsistent environment variables of a launcher.
+    #[error(
+        "environment variable `{name}` is `{found}`, expected {expected}; unset it to train in a single process"
+    )]
     Launch {
-        /// The variable.
+        /// Variable.
         name: &'static str,
-        /// Its value.
+        /// Value.
         found: String,
-        /// What it may be.
+        /// Valid values.
         expected: String,
     },
-    /// Another worker of a training cannot go on, and says why itself.
-    #[error("another worker cannot go on and says why")]
-    OtherWorker,
-    /// The workers were not given the same.
-    #[error("worker {rank} has other settings: {}", differences.join("; "))]
-    OtherSettings {
-        /// Which worker, from 0.
+    /// An error that another rank reports.
+    #[error("another rank failed and reports the error")]
+    PeerFailed,
+    /// Ranks with different settings.
+    #[error("rank {rank} has other settings than rank 0: {}", differences.join("; "))]
+    SettingsMismatch {
+        /// Rank.
         rank: usize,
-        /// Each difference to the first worker: `name: there A, here B`.
+        /// Differences, each `name: A in the run, B now`.
         differences: Vec<String>,
     },
-    /// The plot cannot be drawn.
+    /// A chart that cannot be drawn.
     #[error("plot: {0}")]
     Plot(String),
 }
 
 impl Error {
-    /// A refused read or write of `path`.
+    /// Returns a converter for a failed read or write of `path`.
     pub(crate) fn io(path: &std::path::Path) -> impl FnOnce(std::io::Error) -> Error + '_ {
         move |source| Error::Io { path: path.to_owned(), source }
     }
+}
+
+/// Returns an [`Error::Setting`] unless `valid`.
+pub(crate) fn require(
+    name: &'static str,
+    found: impl ToString,
+    expected: &'static str,
+    valid: bool,
+) -> Result<()> {
+    if valid { Ok(()) } else { Err(Error::Setting { name, found: found.to_string(), expected }) }
 }
 
 impl From<candle_core::Error> for Error {

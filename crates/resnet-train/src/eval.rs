@@ -1,120 +1,96 @@
-//! How good a network is: shares of images right, by class, whom it takes for whom.
+//! Evaluation: loss, top-1 and top-5 accuracy, per-class accuracy, confusion matrix.
 
-use candle_core::Device;
-use image::RgbImage;
-use rayon::prelude::*;
-use resnet_model::classifier::softmax;
-use resnet_model::engine::EngineOptions;
-use resnet_model::preprocess::Resize;
-use resnet_model::{Checkpoint, Preprocess, Runtime};
-use serde::Serialize;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::Result;
-use crate::config::require;
-use crate::dataset::Dataset;
+use image::RgbImage;
+use rayon::prelude::*;
+use resnet_image::preprocess::Resize;
+use resnet_model::{Classifier, Preprocess};
 
-/// How images are looked at.
+use crate::Result;
+use crate::dataset::Dataset;
+use crate::error::require;
+
+/// Views of each image whose scores are averaged.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Views {
-    /// Whether scores are averaged over four corners and the centre and their mirror images, instead of the centre.
+    /// If `true`, four corner crops, the center crop and their mirror images; otherwise the center crop.
     pub ten_crop: bool,
-    /// Lengths of the shorter side in pixels over which scores are averaged; empty: that of the preprocessing.
+    /// Lengths of the shorter side in pixels; empty: that of the preprocessing.
     pub sizes: Vec<usize>,
 }
 
-/// A network with its preprocessing.
-#[derive(Debug)]
-pub struct Model {
-    runtime: Runtime,
-    preprocess: Preprocess,
-    classes: usize,
-}
-
-impl Model {
-    /// The network of `checkpoint` on `device`, for batches of `batch` images. Error: it has no head.
-    pub fn new(checkpoint: &Checkpoint, device: &Device, batch: usize) -> Result<Model> {
-        let options = EngineOptions { batch, ..EngineOptions::default() };
-        let classes =
-            checkpoint.meta().arch.classes().ok_or_else(|| {
-                resnet_model::Error::Arch("the network has no head and gives no scores".into())
-            })?;
-        let preprocess = checkpoint.meta().preprocess.clone();
-        Ok(Model { runtime: Runtime::new(checkpoint, device, options)?, preprocess, classes })
-    }
-
-    /// Number of classes.
-    pub fn classes(&self) -> usize {
-        self.classes
-    }
-}
-
-/// The figures of an evaluation.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+/// Metrics of an evaluation.
+#[derive(Debug, Clone, PartialEq)]
 pub struct Evaluation {
-    /// Images evaluated.
+    /// Number of images evaluated.
     pub images: usize,
-    /// Mean cross entropy.
+    /// Mean cross-entropy.
     pub loss: f64,
     /// Images whose class has the highest score.
     pub top1: usize,
-    /// Images whose class is among the five highest.
+    /// Images whose class is among the five highest scores.
     pub top5: usize,
-    /// `confusion[class][answer]`: images of `class` taken for `answer`.
-    pub confusion: Vec<Vec<u32>>,
+    /// Nonzero entries of the confusion matrix: number of images by `(class, predicted class)`.
+    pub confusion: BTreeMap<(usize, usize), usize>,
     /// Images that could not be read, and why.
     pub skipped: Vec<String>,
 }
 
 impl Evaluation {
-    /// Share of images right.
-    pub fn top1_share(&self) -> f64 {
+    /// Returns the top-1 accuracy, 0 to 1.
+    pub fn top1_accuracy(&self) -> f64 {
         self.top1 as f64 / self.images.max(1) as f64
     }
 
-    /// Share of images right within five answers.
-    pub fn top5_share(&self) -> f64 {
+    /// Returns the top-5 accuracy, 0 to 1.
+    pub fn top5_accuracy(&self) -> f64 {
         self.top5 as f64 / self.images.max(1) as f64
     }
 
-    /// Images right and images, by class.
-    pub fn per_class(&self) -> Vec<[usize; 2]> {
-        let of = |(class, row): (usize, &Vec<u32>)| {
-            let all = row.iter().map(|&n| n as usize).sum();
-            [row.get(class).map_or(0, |&n| n as usize), all]
-        };
-        self.confusion.iter().enumerate().map(of).collect()
+    /// Returns the number of correct images and of all images of each class that has images.
+    pub fn per_class(&self) -> BTreeMap<usize, [usize; 2]> {
+        let mut classes = BTreeMap::new();
+        for (&(class, predicted), &count) in &self.confusion {
+            let [correct, images] = classes.entry(class).or_insert([0; 2]);
+            *correct += if class == predicted { count } else { 0 };
+            *images += count;
+        }
+        classes
     }
 }
 
-/// Evaluates the images `indices`; several models are an ensemble, whose probabilities are averaged. `progress` is told
-/// the number of images done since the last call.
+/// Evaluates the images `indices` in batches of `batch_size`; several models form an ensemble, whose probabilities are
+/// averaged. `progress` receives the number of images done since the last call.
 ///
-/// Errors: no model, models whose number of classes is not the dataset's.
+/// # Errors
+/// No model, or a model whose number of classes differs from the dataset's.
 pub fn evaluate(
-    models: &[Model],
+    models: &[Classifier],
     dataset: &Dataset,
     indices: &[usize],
     views: &Views,
-    batch: usize,
+    batch_size: usize,
     progress: &mut dyn FnMut(usize),
 ) -> Result<Evaluation> {
     let classes = dataset.classes().len();
     require("models", models.len(), "at least one", !models.is_empty())?;
     for model in models {
-        require("classes of a model", model.classes, "as many as the dataset has", model.classes == classes)?;
+        let found = model.meta().arch.classes().unwrap_or(0);
+        require("classes of a model", found, "the number of classes of the dataset", found == classes)?;
     }
     let mut evaluation = Evaluation {
         images: 0,
         loss: 0.0,
         top1: 0,
         top5: 0,
-        confusion: vec![vec![0; classes]; classes],
+        confusion: BTreeMap::new(),
         skipped: Vec::new(),
     };
     let mut loss = 0.0;
-    for part in indices.chunks(batch.max(1)) {
-        let opened: Vec<_> = part
+    for chunk in indices.chunks(batch_size.max(1)) {
+        let opened: Vec<_> = chunk
             .par_iter()
             .filter_map(|&index| dataset.sample(index))
             .map(|sample| (sample.class, sample.image.open()))
@@ -126,44 +102,56 @@ pub fn evaluate(
                 Err(why) => evaluation.skipped.push(why.to_string()),
             }
         }
-        let scores = probabilities(models, &images, views, batch)?;
-        for ((class, _), scores) in images.iter().zip(&scores) {
-            let own = scores.get(*class).copied().unwrap_or(0.0);
-            // The first of equal scores wins, as in an argmax; no numbers are a wrong answer.
+        let scores = scores(models, &images, views, batch_size)?;
+        for ((class, _), Scores { probabilities, log_probabilities }) in images.iter().zip(&scores) {
+            let own = probabilities.get(*class).copied().unwrap_or(0.0);
+            // The first of equal scores wins, as in argmax; NaN counts as wrong.
             let before = |(k, s): &(usize, &f64)| **s > own || (**s == own && k < class);
             let rank = match own.is_nan() {
                 true => usize::MAX,
-                false => scores.iter().enumerate().filter(before).count(),
+                false => probabilities.iter().enumerate().filter(before).count(),
             };
             let mut best = if own.is_nan() { usize::from(*class == 0) } else { 0 };
-            for (k, score) in scores.iter().enumerate() {
-                if *score > scores[best] {
+            for (k, score) in probabilities.iter().enumerate() {
+                if *score > probabilities[best] {
                     best = k;
                 }
             }
             evaluation.images += 1;
             evaluation.top1 += usize::from(rank == 0);
             evaluation.top5 += usize::from(rank < 5);
-            evaluation.confusion[*class][best] += 1;
-            loss -= if own.is_nan() { own } else { own.max(f64::MIN_POSITIVE).ln() };
+            *evaluation.confusion.entry((*class, best)).or_default() += 1;
+            loss -= log_sum_exp(log_probabilities.iter().copied()) - (log_probabilities.len() as f64).ln();
         }
-        progress(part.len());
+        progress(chunk.len());
     }
     evaluation.loss = loss / evaluation.images.max(1) as f64;
     Ok(evaluation)
 }
 
-/// Probabilities of every image, averaged over models, sizes and crops.
-fn probabilities(
-    models: &[Model],
+/// Scores of one image over all models and views.
+#[derive(Clone)]
+struct Scores {
+    /// Mean probabilities `[K]`.
+    probabilities: Vec<f64>,
+    /// Log-probability of the image's class in each view. A probability underflows to 0 where its logarithm is finite.
+    log_probabilities: Vec<f64>,
+}
+
+fn log_sum_exp(values: impl Iterator<Item = f64> + Clone) -> f64 {
+    let max = values.clone().fold(f64::NEG_INFINITY, f64::max);
+    max + values.map(|x| (x - max).exp()).sum::<f64>().ln()
+}
+
+fn scores(
+    models: &[Classifier],
     images: &[(usize, Arc<RgbImage>)],
     views: &Views,
-    batch: usize,
-) -> Result<Vec<Vec<f64>>> {
-    let mut sums: Vec<Vec<f64>> = Vec::new();
-    let mut count = 0.0;
+    batch_size: usize,
+) -> Result<Vec<Scores>> {
+    let mut all = vec![Scores { probabilities: Vec::new(), log_probabilities: Vec::new() }; images.len()];
     for model in models {
-        for preprocess in views.preprocesses(&model.preprocess) {
+        for preprocess in views.preprocesses(model.preprocess()) {
             let inputs: Vec<Vec<Vec<f32>>> = images
                 .par_iter()
                 .map(|(_, image)| match views.ten_crop {
@@ -171,35 +159,42 @@ fn probabilities(
                     false => Ok(vec![preprocess.apply(image)?]),
                 })
                 .collect::<Result<_>>()?;
-            let crops = inputs.first().map_or(0, Vec::len);
+            let crops = inputs.first().map_or(0, Vec::len).max(1);
             let flat: Vec<&Vec<f32>> = inputs.iter().flatten().collect();
             let [c, h, w] = preprocess.shape();
             let mut rows = Vec::with_capacity(flat.len());
-            for part in flat.chunks(batch.max(1)) {
-                let values: Vec<f32> = part.iter().flat_map(|v| v.iter().copied()).collect();
-                rows.extend(model.runtime.rows(values, [part.len(), c, h, w])?);
+            for chunk in flat.chunks(batch_size.max(1)) {
+                let values: Vec<f32> = chunk.iter().flat_map(|v| v.iter().copied()).collect();
+                rows.extend(model.runtime().rows(values, [chunk.len(), c, h, w])?);
             }
-            sums.resize(images.len(), vec![0.0; model.classes]);
-            for (index, row) in rows.iter().enumerate() {
-                let sum = &mut sums[index / crops.max(1)];
-                sum.iter_mut().zip(softmax(row)).for_each(|(sum, p)| *sum += p);
+            for (index, logits) in rows.iter().enumerate() {
+                let (class, scores) = (images[index / crops].0, &mut all[index / crops]);
+                let log_sum = log_sum_exp(logits.iter().map(|&x| f64::from(x)));
+                scores.probabilities.resize(logits.len(), 0.0);
+                scores
+                    .log_probabilities
+                    .push(logits.get(class).map_or(f64::NAN, |&x| f64::from(x) - log_sum));
+                let probabilities = logits.iter().map(|&x| (f64::from(x) - log_sum).exp());
+                scores.probabilities.iter_mut().zip(probabilities).for_each(|(sum, p)| *sum += p);
             }
-            count += crops as f64;
         }
     }
-    sums.iter_mut().flatten().for_each(|p| *p /= f64::max(count, 1.0));
-    Ok(sums)
+    for scores in &mut all {
+        let count = scores.log_probabilities.len().max(1) as f64;
+        scores.probabilities.iter_mut().for_each(|p| *p /= count);
+    }
+    Ok(all)
 }
 
 impl Views {
-    /// One preprocessing for each size.
+    /// Returns one preprocessing per size.
     fn preprocesses(&self, preprocess: &Preprocess) -> Vec<Preprocess> {
         let sized = |&size: &usize| Preprocess { resize: Resize::ShorterSide(size), ..preprocess.clone() };
         if self.sizes.is_empty() { vec![preprocess.clone()] } else { self.sizes.iter().map(sized).collect() }
     }
 }
 
-/// Four corners and the centre, and their mirror images (the paper's 10-crop testing).
+/// Returns four corner crops, the center crop and their mirror images (10-crop testing of the ResNet paper).
 fn ten_crops(image: &RgbImage, preprocess: &Preprocess) -> Result<Vec<Vec<f32>>> {
     let size = [image.height() as usize, image.width() as usize];
     let scaled = |factor: f64| size.map(|side| (side as f64 * factor).round().max(1.0) as usize);
@@ -216,11 +211,11 @@ fn ten_crops(image: &RgbImage, preprocess: &Preprocess) -> Result<Vec<Vec<f32>>>
     };
     let preprocess = &Preprocess { resize: Resize::Exact([height, width]), ..preprocess.clone() };
     let [h, w] = preprocess.crop;
-    // A crop larger than the image is padded by the preprocessing; then there is one place to take it from.
+    // The preprocessing pads an image that is smaller than the crop.
     let [height, width] = [height.max(h), width.max(w)];
     let whole = Preprocess { crop: [height, width], ..preprocess.clone() }.apply(image)?;
     let (down, right) = (height - h, width - w);
-    let places = [
+    let origins = [
         [0, 0],
         [0, right],
         [down, 0],
@@ -228,7 +223,7 @@ fn ten_crops(image: &RgbImage, preprocess: &Preprocess) -> Result<Vec<Vec<f32>>>
         [(down as f64 / 2.0).round() as usize, (right as f64 / 2.0).round() as usize],
     ];
     let mut crops = Vec::with_capacity(10);
-    for [top, left] in places {
+    for [top, left] in origins {
         let crop: Vec<f32> = whole
             .chunks_exact(height * width)
             .flat_map(|plane| plane.chunks_exact(width).skip(top).take(h))
@@ -243,7 +238,8 @@ fn ten_crops(image: &RgbImage, preprocess: &Preprocess) -> Result<Vec<Vec<f32>>>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use resnet_model::{Arch, synthetic, zoo};
+    use candle_core::Device;
+    use resnet_model::{Arch, Checkpoint, synthetic, zoo};
 
     fn data() -> Dataset {
         let image = |i: u32| {
@@ -252,22 +248,26 @@ mod tests {
             Arc::new(RgbImage::from_fn(40, 36, pixel))
         };
         let images = (0..9).map(|i| (image(i), i as usize % 3)).collect();
-        Dataset::memory(vec!["a".into(), "b".into(), "c".into()], images, 0.0, 1).unwrap()
+        Dataset::from_images(vec!["a".into(), "b".into(), "c".into()], images, 0.0, 1).unwrap()
     }
 
     fn arch() -> Arch {
         zoo::arch("resnet20_cifar").unwrap().with_classes(3)
     }
 
-    fn model() -> Model {
+    fn classifier(checkpoint: &Checkpoint) -> Classifier {
+        Classifier::new(checkpoint, &Device::Cpu).unwrap()
+    }
+
+    fn model() -> Classifier {
         let checkpoint = synthetic::checkpoint(&arch()).unwrap();
         let mut meta = checkpoint.meta().clone();
         meta.preprocess = Preprocess::torchvision(36, 32);
-        Model::new(&checkpoint.with_meta(meta).unwrap(), &Device::Cpu, 4).unwrap()
+        classifier(&checkpoint.with_meta(meta).unwrap())
     }
 
     #[test]
-    fn figures_agree_with_each_other() {
+    fn metrics_are_consistent() {
         let data = data();
         let (mut done, one) = (0, [model()]);
         for views in [
@@ -276,9 +276,9 @@ mod tests {
             Views { ten_crop: true, sizes: vec![34, 40] },
         ] {
             let e = evaluate(&one, &data, &data.all(), &views, 4, &mut |n| done += n).unwrap();
-            let right: u32 = (0..3).map(|i| e.confusion[i][i]).sum();
-            assert_eq!((e.images, e.top1, e.top5), (9, right as usize, 9), "{views:?}");
-            assert_eq!(e.per_class().iter().map(|c| c[1]).collect::<Vec<_>>(), [3; 3]);
+            let correct: usize = e.per_class().values().map(|c| c[0]).sum();
+            assert_eq!((e.images, e.top1, e.top5), (9, correct, 9), "{views:?}");
+            assert_eq!(e.per_class().values().map(|c| c[1]).collect::<Vec<_>>(), [3; 3]);
             assert!(e.loss > 0.0 && e.loss.is_finite());
         }
         assert_eq!(done, 27);
@@ -290,16 +290,16 @@ mod tests {
     }
 
     #[test]
-    fn scores_that_are_no_numbers_are_wrong() {
+    fn nan_scores_are_wrong() {
         let parameters = resnet_model::Parameters::new(&arch(), Default::default(), &Device::Cpu).unwrap();
         let bias = parameters.var("fc.bias").unwrap();
         bias.set(&(bias.as_tensor() * f64::NAN).unwrap()).unwrap();
         let meta = resnet_model::Meta::new(arch(), Preprocess::torchvision(36, 32));
-        let model = Model::new(&parameters.checkpoint(meta).unwrap(), &Device::Cpu, 4).unwrap();
+        let model = classifier(&parameters.checkpoint(meta).unwrap());
         let data = data();
         let e = evaluate(&[model], &data, &data.all(), &Views::default(), 4, &mut |_| {}).unwrap();
         assert_eq!((e.images, e.top1, e.top5, e.loss.is_nan()), (9, 0, 0, true));
-        assert!((0..3).all(|class| e.confusion[class][class] == 0), "{:?}", e.confusion);
+        assert!(e.per_class().values().all(|c| c[0] == 0), "{:?}", e.confusion);
     }
 
     #[test]
@@ -316,9 +316,9 @@ mod tests {
     }
 
     #[test]
-    fn other_classes_are_refused() {
+    fn a_different_number_of_classes_is_rejected() {
         let checkpoint = synthetic::checkpoint(&zoo::arch("resnet20_cifar").unwrap()).unwrap();
-        let model = Model::new(&checkpoint, &Device::Cpu, 1).unwrap();
+        let model = classifier(&checkpoint);
         let data = data();
         let error = evaluate(&[model], &data, &data.all(), &Views::default(), 1, &mut |_| {}).unwrap_err();
         assert!(error.to_string().contains("classes of a model` is 10"), "{error}");

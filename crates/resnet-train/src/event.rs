@@ -1,79 +1,81 @@
-//! What a run tells while it goes on.
+//! Progress events of a run.
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-/// Something that happened.
+/// A progress event.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Event {
-    /// The run begins or goes on.
+    /// The run starts or resumes.
     Started {
-        /// Images trained on.
+        /// Number of training images.
         train: usize,
-        /// Images held out.
-        held_out: usize,
-        /// Classes.
+        /// Number of validation images.
+        val: usize,
+        /// Number of classes.
         classes: usize,
         /// Steps of the whole run.
         steps: u64,
-        /// Steps that had been done when the run was interrupted.
+        /// Peak learning rate.
+        lr: f64,
+        /// Steps done before, if the run was resumed.
         resumed: Option<u64>,
     },
-    /// A state was skipped on resuming, or an image in training.
+    /// An unreadable state was skipped on resuming, or an unreadable image.
     Skipped {
-        /// Which and why.
+        /// File and cause.
         why: String,
     },
-    /// A step was done.
+    /// A step is done.
     Step {
         /// Steps done.
         step: u64,
         /// Steps of the whole run.
         steps: u64,
-        /// The epoch, counted from 0.
+        /// Epoch, from 0.
         epoch: usize,
         /// Mean loss of the step's images.
         loss: f64,
-        /// The learning rate.
-        rate: f64,
-        /// The norm of all gradients.
-        norm: f64,
-        /// The step's images.
+        /// Learning rate.
+        lr: f64,
+        /// L2 norm of all gradients.
+        grad_norm: f64,
+        /// Number of images in the step.
         images: usize,
     },
-    /// An epoch was done.
-    Epoch(Record),
+    /// An epoch is done.
+    Epoch(EpochMetrics),
     /// The state was saved.
     Saved {
-        /// The file.
+        /// State file.
         path: PathBuf,
     },
-    /// The network is the best so far, or the last where that is wanted, and was saved.
+    /// The best network so far (or the last, with [`Keep::Last`](crate::config::Keep::Last)) was saved.
     Best {
-        /// The file.
+        /// Checkpoint.
         path: PathBuf,
     },
 }
 
-/// The figures of an epoch.
+/// Metrics of an epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Record {
-    /// The epoch, counted from 0.
+pub struct EpochMetrics {
+    /// Epoch, from 0.
     pub epoch: usize,
     /// Steps done.
     pub step: u64,
     /// Mean training loss.
     pub loss: f64,
-    /// Share of training images right, as they were varied.
+    /// Top-1 accuracy on the augmented training images, 0 to 1.
     pub train_top1: f64,
-    /// The last learning rate.
-    pub rate: f64,
-    /// Mean cross entropy of the images held out.
-    pub held_out_loss: Option<f64>,
-    /// Share of images held out that are right.
-    pub held_out_top1: Option<f64>,
+    /// Learning rate of the last step.
+    pub lr: f64,
+    /// Mean cross-entropy on the validation set.
+    pub val_loss: Option<f64>,
+    /// Top-1 accuracy on the validation set, 0 to 1.
+    pub val_top1: Option<f64>,
 }

@@ -1,4 +1,4 @@
-//! A run: epochs of steps, evaluations, saved states.
+//! Training runs: epochs of steps, evaluation, saved states.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,94 +9,100 @@ use candle_core::{DType, Tensor};
 use resnet_model::network::{DropConfig, ProcessGroup, SingleProcess};
 use resnet_model::{Labels, Meta, Network, Parameters};
 
-use crate::config::{Config, Keep, require};
+use crate::config::{Config, Keep};
 use crate::dataset::{Dataset, purpose};
+use crate::distributed::{Communicator, Shard};
+use crate::error::require;
 use crate::eval::Evaluation;
-use crate::event::{Event, Record};
+use crate::event::{EpochMetrics, Event};
 use crate::loader::{Batch, Loader, Recipe, batches};
-use crate::optim::{Moving, fused2};
+use crate::optim::{Optimizer, fused2};
 use crate::random::Random;
 use crate::state::{Folder, Progress};
-use crate::workers::{Part, Team};
-use crate::{Error, Result, workers};
+use crate::{Error, Result};
 
+mod distributed;
 mod files;
-mod team;
 
-/// What a run is made of.
+/// Inputs of a run.
 #[derive(Debug)]
 pub struct Run<'a> {
-    /// The settings.
+    /// Settings.
     pub config: &'a Config,
-    /// The images.
+    /// Images.
     pub dataset: Arc<Dataset>,
-    /// Where training begins; they are changed.
+    /// Initial parameters; they are updated in place.
     pub parameters: Parameters,
-    /// What the result says about itself; labels and metrics are filled in.
+    /// Metadata of the result; labels and metrics are filled in.
     pub meta: Meta,
-    /// Where states, the resulting network and the curves are written.
+    /// Output folder of states, the resulting network and the curves.
     pub folder: &'a Path,
-    /// Whether a run in that folder is continued.
+    /// New run or resumed run.
     pub begin: Begin,
-    /// When it becomes true, the step is finished, the state saved, and the run ends.
+    /// Stop request: once `true`, the run finishes the step, saves the state and ends.
     pub stop: &'a AtomicBool,
 }
 
-/// Whether a run begins or goes on.
+/// Start of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Begin {
-    /// The folder must hold no run.
+    /// A new run; the folder must not contain one.
     New,
-    /// The folder must hold a run with the same settings.
+    /// A resumed run; the folder must contain one with the same settings.
     Resume,
 }
 
-/// How a run ended.
+/// Result of a run.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Report {
-    /// The best network, or the last where [`Keep::Last`] says so: a self-describing checkpoint. `None` if the run was
-    /// stopped before the first evaluation.
+    /// Checkpoint of the best network, or the last with [`Keep::Last`]; `None` if the run was stopped before the first
+    /// evaluation.
     pub checkpoint: Option<PathBuf>,
-    /// Figures of all epochs done.
-    pub records: Vec<Record>,
-    /// Why it ended.
+    /// Metrics of all epochs done.
+    pub records: Vec<EpochMetrics>,
+    /// Reason of the end.
     pub end: End,
 }
 
-/// Why a run ended.
+/// Reason why a run ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
     /// All epochs are done.
     Complete,
-    /// It had not become better for as long as the configuration allows.
-    Patience,
-    /// It was told to stop; it can be resumed.
+    /// Early stopping: no improvement for `patience` epochs.
+    EarlyStopping,
+    /// Stop request; the run can be resumed.
     Stopped,
 }
 
-/// The name of the resulting network in a run's folder.
+/// File name of the resulting network in a run's folder.
 pub const MODEL: &str = "model.safetensors";
-/// The name of the curves in a run's folder.
+/// File name of the training curves in a run's folder.
 pub const CURVES: &str = "curves.svg";
 
-/// Trains; `on` is told what happens.
+/// Trains a network in this process; `on` receives progress events.
 ///
-/// Errors: settings, images or files that cannot be used; a loss that is no number; a folder with another run or none.
+/// # Errors
+/// Invalid settings, unreadable images or files, a loss that is not finite, a folder with another run or without one to
+/// resume.
 pub fn fit(run: Run, on: &mut dyn FnMut(Event)) -> Result<Report> {
-    fit_together(run, &SingleProcess, on)
+    fit_distributed(run, &SingleProcess, on)
 }
 
-/// [`fit`] by several workers, each of which calls this with the same run. A batch is `batch_size` images of each worker;
-/// with synchronised or frozen statistics and without dropout, its loss and gradients are those of one worker with as
-/// many images. Only the first worker writes files; all are told the same events.
+/// Trains a network in all processes of `group`, each of which calls this with the same run.
 ///
-/// Errors also: workers with different settings; others that cannot be reached, after the first worker has saved the state
-/// of the last whole step.
-pub fn fit_together(run: Run, team: &dyn Team, on: &mut dyn FnMut(Event)) -> Result<Report> {
-    let mut trainer = Trainer::new(run, team, on)?;
+/// The total batch size is `batch_size` × world size. With synchronized or frozen batch norm statistics and without
+/// dropout, loss and gradients equal those of a single process with the total batch size. Only rank 0 writes files; all
+/// ranks receive the same events.
+///
+/// # Errors
+/// Those of [`fit`], and ranks with different settings. If another rank is lost, rank 0 first saves the state of the last
+/// complete step.
+pub fn fit_distributed(run: Run, group: &dyn Communicator, on: &mut dyn FnMut(Event)) -> Result<Report> {
+    let mut trainer = Trainer::new(run, group, on)?;
     let end = match trainer.run(on) {
         Err(error @ Error::Model(resnet_model::Error::ProcessGroup { .. })) => {
-            trainer.rescue(on)?;
+            trainer.save_last_step(on)?;
             return Err(error);
         }
         end => end?,
@@ -106,46 +112,54 @@ pub fn fit_together(run: Run, team: &dyn Team, on: &mut dyn FnMut(Event)) -> Res
 }
 
 struct Trainer<'a> {
-    config: &'a Config,
-    team: &'a dyn Team,
+    config: Config,
+    group: &'a dyn Communicator,
     dataset: Arc<Dataset>,
     recipe: Recipe,
     meta: Meta,
     parameters: Parameters,
     network: Network,
-    moving: Moving,
-    average: Option<Parameters>,
+    optimizer: Optimizer,
+    ema: Option<Parameters>,
     path: &'a Path,
-    /// The first worker's.
+    /// On rank 0 only.
     folder: Option<Folder>,
     stop: &'a AtomicBool,
-    /// Whether a worker was told to stop.
+    /// `true` if any rank received a stop request.
     stopping: bool,
     progress: Progress,
-    /// What to return to when a step breaks off.
-    last: Option<team::Last>,
+    /// State to restore if a step fails halfway.
+    last: Option<distributed::LastStep>,
     /// Batches and steps per epoch.
     per_epoch: usize,
     steps: u64,
 }
 
 impl<'a> Trainer<'a> {
-    fn new(run: Run<'a>, team: &'a dyn Team, on: &mut dyn FnMut(Event)) -> Result<Trainer<'a>> {
+    fn new(run: Run<'a>, group: &'a dyn Communicator, on: &mut dyn FnMut(Event)) -> Result<Trainer<'a>> {
         let Run { config, dataset, parameters, mut meta, folder, begin, stop } = run;
         config.validate()?;
+        let mut config = config.clone();
         let classes = dataset.classes().len();
         let outputs = meta.arch.classes().unwrap_or(0);
-        require("classes of the network", outputs, "as many as the dataset has", outputs == classes)?;
+        require(
+            "classes of the network",
+            outputs,
+            "the number of classes of the dataset",
+            outputs == classes,
+        )?;
         let same = meta.arch == *parameters.arch();
         require("architecture", &meta.arch, "that of the parameters", same)?;
-        let part = Part { rank: team.rank(), count: team.count() };
-        let per_epoch = batches(dataset.train().len(), config.batch_size * part.count);
-        team::check(config, &dataset, part)?;
+        let shard = Shard { rank: group.rank(), world_size: group.world_size() };
+        let per_epoch = batches(dataset.train().len(), config.batch_size * shard.world_size);
+        distributed::check(&config, &dataset, shard, parameters.device().is_cpu())?;
+        let lr = config.default_lr(false, shard.world_size);
+        let lr = *config.schedule.lr.get_or_insert(lr);
         require(
-            "accumulate",
-            config.accumulate,
-            "at most the batches of an epoch",
-            config.accumulate <= per_epoch,
+            "grad_accum_steps",
+            config.grad_accum_steps,
+            "at most the number of batches in an epoch",
+            config.grad_accum_steps <= per_epoch,
         )?;
         meta.labels = Labels::Names(dataset.classes().to_vec());
         let trained = config.trained();
@@ -154,23 +168,23 @@ impl<'a> Trainer<'a> {
             preprocess: meta.preprocess.clone(),
             seed: config.seed,
             batch_size: config.batch_size,
-            part,
+            shard,
         };
         let invalid = |e: serde_json::Error| Error::Syntax(e.to_string());
         let mut settings = serde_json::json!({
-            "config": serde_json::to_value(config).map_err(invalid)?,
+            "config": serde_json::to_value(&config).map_err(invalid)?,
             "architecture": serde_json::to_value(&meta.arch).map_err(invalid)?,
             "preprocess": serde_json::to_value(&meta.preprocess).map_err(invalid)?,
-            "images": format!("{} and {} held out, {:016x}", dataset.train().len(), dataset.held_out().len(), dataset.fingerprint()),
+            "images": format!("{} train, {} val, {:016x}", dataset.train().len(), dataset.val().len(), dataset.fingerprint()),
         });
-        if part.count > 1 {
-            settings["workers"] = part.count.into();
+        if shard.world_size > 1 {
+            settings["world_size"] = shard.world_size.into();
         }
-        let steps_per_epoch = per_epoch / config.accumulate;
+        let steps_per_epoch = per_epoch / config.grad_accum_steps;
         let mut trainer = Trainer {
             network: parameters.network(&trained, config.statistics())?,
-            moving: Moving::new(&config.optimizer, &parameters, &trained)?,
-            average: config.ema.map(|_| parameters.copy()).transpose()?,
+            optimizer: Optimizer::new(&config.optimizer, &parameters, &trained)?,
+            ema: config.ema_decay.map(|_| parameters.copy()).transpose()?,
             path: folder,
             folder: None,
             last: None,
@@ -178,7 +192,7 @@ impl<'a> Trainer<'a> {
             progress: Progress::new(settings),
             steps: (config.epochs * steps_per_epoch) as u64,
             config,
-            team,
+            group,
             dataset,
             recipe,
             meta,
@@ -188,12 +202,13 @@ impl<'a> Trainer<'a> {
         };
         let opened = trainer.open(begin, on);
         trainer.agree(opened)?;
-        trainer.share_all(on, begin)?;
+        trainer.broadcast_state(on, begin)?;
         on(Event::Started {
             train: trainer.dataset.train().len(),
-            held_out: trainer.dataset.held_out().len(),
+            val: trainer.dataset.val().len(),
             classes,
             steps: trainer.steps,
+            lr,
             resumed: (begin == Begin::Resume).then_some(trainer.progress.step),
         });
         Ok(trainer)
@@ -202,7 +217,7 @@ impl<'a> Trainer<'a> {
     fn run(&mut self, on: &mut dyn FnMut(Event)) -> Result<End> {
         while self.progress.epoch < self.config.epochs {
             if self.config.patience.is_some_and(|patience| self.progress.since_best >= patience) {
-                return Ok(End::Patience);
+                return Ok(End::EarlyStopping);
             }
             if !self.epoch(on)? {
                 return Ok(End::Stopped);
@@ -211,70 +226,70 @@ impl<'a> Trainer<'a> {
         Ok(End::Complete)
     }
 
-    /// The rest of the present epoch; `false` if it was told to stop.
+    /// Runs the rest of the current epoch; returns `false` on a stop request.
     fn epoch(&mut self, on: &mut dyn FnMut(Event)) -> Result<bool> {
         let first = self.progress.batch;
         let mut loader = Loader::new(self.recipe.clone(), self.dataset.clone(), self.progress.epoch, first)?;
-        let mut rate = self.config.schedule.at(self.progress.step.saturating_sub(1), self.steps);
-        while self.progress.batch + self.config.accumulate <= self.per_epoch {
-            if self.told_to_stop() {
+        let mut lr = self.config.schedule.at(self.progress.step.saturating_sub(1), self.steps);
+        while self.progress.batch + self.config.grad_accum_steps <= self.per_epoch {
+            if self.stop_requested() {
                 drop(loader);
                 self.save(on)?;
                 return Ok(false);
             }
-            rate = self.step(&mut loader, on)?;
+            lr = self.step(&mut loader, on)?;
             let due = |every| self.progress.step.is_multiple_of(every);
             if self.config.save_every.is_some_and(due) {
                 self.save(on)?;
             }
         }
         drop(loader);
-        self.finish_epoch(rate, on)?;
+        self.finish_epoch(lr, on)?;
         Ok(true)
     }
 
-    /// One step on `accumulate` batches; the learning rate is returned.
+    /// Takes one step on `grad_accum_steps` batches; returns the learning rate.
     fn step(&mut self, loader: &mut Loader, on: &mut dyn FnMut(Event)) -> Result<f64> {
-        self.remember()?;
-        let rate = self.config.schedule.at(self.progress.step, self.steps);
+        self.remember_step()?;
+        let lr = self.config.schedule.at(self.progress.step, self.steps);
         let mut gradients: Option<GradStore> = None;
-        let (mut loss_sum, mut images, mut right) = (0.0, 0, 0);
-        // Whether the gradients are those of all workers.
-        let mut joint = self.team.count() == 1;
-        for turn in 1..=self.config.accumulate {
-            let batch = loader.next().ok_or_else(|| Error::Syntax("the loader ended early".into()))?;
+        let (mut loss_sum, mut images, mut correct) = (0.0, 0, 0);
+        // `true` once the gradients are summed over all ranks.
+        let mut reduced = self.group.world_size() == 1;
+        for turn in 1..=self.config.grad_accum_steps {
+            let batch = loader.next().ok_or_else(|| Error::Syntax("the data loader ended early".into()))?;
             self.progress.batch += 1;
-            self.count_skipped(&batch, on)?;
+            self.count_skipped(&batch.skipped, on)?;
             let n = batch.dims[0];
-            let Some(share) = self.share_of(n)? else { continue };
-            joint = joint || turn == self.config.accumulate;
-            let (loss, right_here, sum) = self.gradients(&batch, share, gradients.take(), joint)?;
+            let Some(weight) = self.batch_weight(n)? else { continue };
+            reduced = reduced || turn == self.config.grad_accum_steps;
+            let (loss, batch_correct, sum) = self.gradients(&batch, weight, gradients.take(), reduced)?;
             gradients = Some(sum);
             loss_sum += loss * n as f64;
             images += n;
-            right += right_here;
+            correct += batch_correct;
         }
-        (loss_sum, images, right) = self.totals(loss_sum, images, right)?;
+        (loss_sum, images, correct) = self.totals(loss_sum, images, correct)?;
         let loss = loss_sum / images.max(1) as f64;
         if !loss.is_finite() {
-            return Err(self.diverged("loss", loss, rate));
+            return Err(self.diverged("loss", loss, lr));
         }
         let mut norm = 0.0;
         if let Some(mut gradients) = gradients {
-            if !joint {
-                gradients = self.moving.sum(gradients, self.team)?;
+            if !reduced {
+                gradients = self.optimizer.all_reduce(gradients, self.group)?;
             }
-            let gradient = self.moving.gradient(&gradients, self.config.clip)?;
-            norm = gradient.norm;
+            let grad = self.optimizer.grad_norm(&gradients, self.config.clip_grad)?;
+            norm = grad.norm;
             if !norm.is_finite() {
-                return Err(self.diverged("norm of the gradients", norm, rate));
+                return Err(self.diverged("norm of the gradients", norm, lr));
             }
             self.average_statistics()?;
-            // Nothing is asked of the other workers from here to the end of the step, so that it breaks off before or not.
-            self.moving.step(&gradients, rate, gradient.scale)?;
-            self.average()?;
+            // No collective from here to the end of the step: a lost rank is noticed before the update, or after the step.
+            self.optimizer.step(&gradients, lr, grad.scale)?;
+            self.update_ema()?;
         }
-        self.progress.right += right;
+        self.progress.correct += correct;
         self.progress.step += 1;
         self.progress.seen += images;
         self.progress.loss_sum = (f64::from_bits(self.progress.loss_sum) + loss_sum).to_bits();
@@ -283,64 +298,64 @@ impl<'a> Trainer<'a> {
             steps: self.steps,
             epoch: self.progress.epoch,
             loss,
-            rate,
-            norm,
+            lr,
+            grad_norm: norm,
             images,
         });
-        Ok(rate)
+        Ok(lr)
     }
 
-    /// Loss and images right of a batch of which this worker has a `share`, and its gradients with the `earlier` ones of
-    /// the step: those of the mean over the step, summed over the workers if `joint`.
+    /// Returns loss, number of correct images and gradients of a batch. This rank has the fraction `weight` of its images.
+    /// Gradients are of the mean over the step, with the `accumulated` ones added, and summed over all ranks if `reduce`.
     fn gradients(
         &self,
         batch: &Batch,
-        share: f64,
-        earlier: Option<GradStore>,
-        joint: bool,
+        weight: f64,
+        accumulated: Option<GradStore>,
+        reduce: bool,
     ) -> Result<(f64, usize, GradStore)> {
         let (images, targets) = batch.tensors(self.parameters.device())?;
-        let norms: &dyn ProcessGroup = if self.config.sync_bn { self.team } else { &SingleProcess };
-        let backward = self.network.train_forward(&images, self.dropping(), norms)?;
-        let loss = self.config.loss.of(backward.logits(), &targets)?;
+        let norms: &dyn ProcessGroup = if self.config.sync_bn { self.group } else { &SingleProcess };
+        let tape = self.network.train_forward(&images, self.drop_config(), norms)?;
+        let loss = self.config.loss.forward(tape.logits(), &targets)?;
         let value = f64::from(loss.to_dtype(DType::F32)?.to_scalar::<f32>()?);
-        let right = right(backward.logits(), &batch.classes)?;
-        let parts = self.config.accumulate as f64 / share;
-        let part = if parts == 1.0 { loss } else { (loss / parts)? };
-        if joint && self.team.count() > 1 {
-            return Ok((value, right, workers::gradients(backward, &part, earlier.as_ref(), self.team)?));
+        let correct = correct(tape.logits(), &batch.classes)?;
+        let divisor = self.config.grad_accum_steps as f64 / weight;
+        let scaled = if divisor == 1.0 { loss } else { (loss / divisor)? };
+        if reduce && self.group.world_size() > 1 {
+            let all = crate::distributed::gradients(tape, &scaled, accumulated.as_ref(), self.group)?;
+            return Ok((value, correct, all));
         }
-        let mut gradients = backward.gradients(&part)?;
-        if let Some(mut sum) = earlier {
+        let mut gradients = tape.gradients(&scaled)?;
+        if let Some(mut sum) = accumulated {
             sum.extend(gradients)?;
             gradients = sum;
         }
-        Ok((value, right, gradients))
+        Ok((value, correct, gradients))
     }
 
-    /// What this batch leaves out: chosen by its place in the run, so that a resumed one leaves out the same.
-    fn dropping(&self) -> DropConfig {
-        let mut place = vec![purpose::DROP, self.progress.epoch as u64, self.progress.batch as u64];
-        // Another part of the batch, other features.
-        place.extend((self.team.rank() > 0).then_some(self.team.rank() as u64));
+    /// Returns the dropout of this batch, seeded by its position in the run, so that a resumed run drops the same.
+    fn drop_config(&self) -> DropConfig {
+        let mut key = vec![purpose::DROP, self.progress.epoch as u64, self.progress.batch as u64];
+        // Each rank drops other features.
+        key.extend((self.group.rank() > 0).then_some(self.group.rank() as u64));
         DropConfig {
             dropout: self.config.dropout,
             drop_path: self.config.drop_path,
-            seed: Random::new(self.config.seed, &place).bits(),
+            seed: Random::new(self.config.seed, &key).bits(),
         }
     }
 
-    fn diverged(&self, what: &'static str, value: f64, rate: f64) -> Error {
-        Error::Diverged { step: self.progress.step, what, value, rate }
+    fn diverged(&self, what: &'static str, value: f64, lr: f64) -> Error {
+        Error::Diverged { step: self.progress.step, what, value, lr }
     }
 
-    fn count_skipped(&mut self, batch: &Batch, on: &mut dyn FnMut(Event)) -> Result<()> {
-        for why in &self.skipped_by_all(batch)? {
+    fn count_skipped(&mut self, skipped: &[String], on: &mut dyn FnMut(Event)) -> Result<()> {
+        for why in &self.gather_skipped(skipped)? {
             self.progress.unreadable += 1;
             on(Event::Skipped { why: why.clone() });
-            // An image is met once per epoch.
-            let per_epoch = (self.config.unreadable * self.dataset.train().len() as f64).ceil() as usize;
-            let limit = per_epoch * (self.progress.epoch + 1);
+            // Each image is read once per epoch.
+            let limit = self.max_unreadable(self.dataset.train()) * (self.progress.epoch + 1);
             if self.progress.unreadable > limit {
                 let (found, last) = (self.progress.unreadable, why.clone());
                 return Err(Error::Unreadable { found, limit, last });
@@ -349,12 +364,16 @@ impl<'a> Trainer<'a> {
         Ok(())
     }
 
-    /// Moves the averaged parameters towards the present ones.
-    fn average(&self) -> Result<()> {
-        let (Some(average), Some(decay)) = (&self.average, self.config.ema) else { return Ok(()) };
+    fn max_unreadable(&self, images: &[usize]) -> usize {
+        (self.config.max_unreadable * images.len() as f64).ceil() as usize
+    }
+
+    /// Updates the exponential moving average of the parameters.
+    fn update_ema(&self) -> Result<()> {
+        let (Some(ema), Some(decay)) = (&self.ema, self.config.ema_decay) else { return Ok(()) };
         let decay = decay as f32;
         for param in self.parameters.list() {
-            let (to, from) = (average.var(&param.name)?, self.parameters.var(&param.name)?);
+            let (to, from) = (ema.var(&param.name)?, self.parameters.var(&param.name)?);
             match to.dtype() {
                 DType::F32 => fused2(to, &from.as_detached_tensor(), |a, b| decay * a + (1.0 - decay) * b)?,
                 _ => to.set(&from.as_detached_tensor())?,
@@ -363,41 +382,49 @@ impl<'a> Trainer<'a> {
         Ok(())
     }
 
-    /// Evaluates, records, keeps the network if it is to be kept, and saves the state.
-    fn finish_epoch(&mut self, rate: f64, on: &mut dyn FnMut(Event)) -> Result<()> {
-        let result = self.average.as_ref().unwrap_or(&self.parameters);
-        self.check_finite(result, rate)?;
+    /// Evaluates the network, saves it if it is the result so far, and saves the state.
+    fn finish_epoch(&mut self, lr: f64, on: &mut dyn FnMut(Event)) -> Result<()> {
+        let result = self.ema.as_ref().unwrap_or(&self.parameters);
+        self.check_finite(result, lr)?;
         let mut checkpoint = result.checkpoint(self.meta.clone())?;
-        let (train, held_out) = (self.dataset.train(), self.dataset.held_out());
-        // Parameters that are numbers may still give scores that are none; a few images show it where none is held out.
+        let dataset = self.dataset.clone();
+        let (train, val) = (dataset.train(), dataset.val());
+        // Finite parameters can still produce NaN; without a validation set, a few training images show it.
         let some = self.config.batch_size.min(train.len());
-        let evaluation =
-            self.evaluate(&checkpoint, if held_out.is_empty() { &train[..some] } else { held_out })?;
-        if !evaluation.loss.is_finite() {
-            return Err(self.diverged("loss of the epoch's network", evaluation.loss, rate));
+        let evaluation = self.evaluate(&checkpoint, if val.is_empty() { &train[..some] } else { val })?;
+        if !val.is_empty() {
+            evaluation.skipped.iter().for_each(|why| on(Event::Skipped { why: why.clone() }));
+            let (found, limit) = (evaluation.skipped.len(), self.max_unreadable(val));
+            if let Some(last) = evaluation.skipped.last().filter(|_| found > limit || evaluation.images == 0)
+            {
+                return Err(Error::Unreadable { found, limit, last: last.clone() });
+            }
         }
-        let evaluation = (!held_out.is_empty()).then_some(evaluation);
+        if !evaluation.loss.is_finite() {
+            return Err(self.diverged("validation loss", evaluation.loss, lr));
+        }
+        let evaluation = (!val.is_empty()).then_some(evaluation);
         let seen = self.progress.seen.max(1) as f64;
-        let record = Record {
+        let record = EpochMetrics {
             epoch: self.progress.epoch,
             step: self.progress.step,
             loss: f64::from_bits(self.progress.loss_sum) / seen,
-            train_top1: self.progress.right as f64 / seen,
-            rate,
-            held_out_loss: evaluation.as_ref().map(|e| e.loss),
-            held_out_top1: evaluation.as_ref().map(Evaluation::top1_share),
+            train_top1: self.progress.correct as f64 / seen,
+            lr,
+            val_loss: evaluation.as_ref().map(|e| e.loss),
+            val_top1: evaluation.as_ref().map(Evaluation::top1_accuracy),
         };
         self.progress.records.push(record);
         self.progress.epoch += 1;
-        (self.progress.batch, self.progress.seen, self.progress.right) = (0, 0, 0);
+        (self.progress.batch, self.progress.seen, self.progress.correct) = (0, 0, 0);
         self.progress.loss_sum = 0f64.to_bits();
         on(Event::Epoch(record));
         if self.is_best(evaluation.as_ref()) || self.config.keep == Keep::Last {
             let mut meta = self.meta.clone();
             meta.metrics.insert("epoch".into(), self.progress.epoch as f64);
             if let Some(e) = &evaluation {
-                meta.metrics.insert("top1".into(), 100.0 * e.top1_share());
-                meta.metrics.insert("top5".into(), 100.0 * e.top5_share());
+                meta.metrics.insert("top1".into(), 100.0 * e.top1_accuracy());
+                meta.metrics.insert("top5".into(), 100.0 * e.top5_accuracy());
             }
             checkpoint = checkpoint.with_meta(meta)?;
             let written = self.write_best(&checkpoint);
@@ -409,7 +436,7 @@ impl<'a> Trainer<'a> {
         self.save(on)
     }
 
-    /// Whether these figures are the best so far; without any, the latest network is.
+    /// Returns `true` and remembers the metrics if they are the best so far; without validation, the latest is the best.
     fn is_best(&mut self, evaluation: Option<&Evaluation>) -> bool {
         let Some(e) = evaluation else { return true };
         let better = self
@@ -424,10 +451,10 @@ impl<'a> Trainer<'a> {
     }
 }
 
-/// How many rows of `logits` `[N, K]` are largest at the row's class.
-fn right(logits: &Tensor, classes: &[usize]) -> Result<usize> {
-    let answers = logits.detach().argmax(1)?.to_vec1::<u32>()?;
-    Ok(answers.iter().zip(classes).filter(|(answer, class)| **answer as usize == **class).count())
+/// Counts the rows of `logits` `[N, K]` whose argmax is the class.
+fn correct(logits: &Tensor, classes: &[usize]) -> Result<usize> {
+    let predicted = logits.detach().argmax(1)?.to_vec1::<u32>()?;
+    Ok(predicted.iter().zip(classes).filter(|(predicted, class)| **predicted as usize == **class).count())
 }
 
 #[cfg(test)]

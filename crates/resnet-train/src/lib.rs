@@ -1,8 +1,10 @@
-//! Train and fine-tune any ResNet.
+//! Training, fine-tuning and evaluation of the networks of [`resnet_model`].
 //!
-//! A run is a [`Config`], a [`Dataset`] and [`Parameters`](resnet_model::Parameters); [`fit`](mod@fit) trains and tells
-//! what happens as [`Event`]s. Runs are exact: the same seed gives the same weights, bit by bit, on any number of threads,
-//! whether or not the run was interrupted and resumed.
+//! A run is a [`Config`], a [`Dataset`] and [`Parameters`](resnet_model::Parameters); [`fit`](mod@fit) trains the network
+//! and reports progress as [`Event`]s. Runs are reproducible: the same seed gives bit-identical weights on any number of
+//! threads, also if the run was interrupted and resumed.
+//!
+#![doc = include_str!("../README.md")]
 
 pub mod config;
 pub mod dataset;
@@ -14,12 +16,12 @@ pub mod optim;
 pub mod random;
 pub mod schedule;
 
+pub mod distributed;
 pub mod eval;
 pub mod event;
 pub mod fit;
 pub mod plot;
 mod state;
-pub mod workers;
 
 mod error;
 #[cfg(test)]

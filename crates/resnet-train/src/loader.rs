@@ -1,4 +1,4 @@
-//! Batches, decoded and varied by all threads while the network computes.
+//! Batches, decoded and augmented by all threads while the network computes.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,46 +11,46 @@ use resnet_model::Preprocess;
 
 use crate::Result;
 use crate::augment::{Augment, mix};
-use crate::dataset::{Dataset, Source, purpose};
+use crate::dataset::{Dataset, ImageSource, purpose};
+use crate::distributed::Shard;
 use crate::loss::one_hot;
 use crate::random::Random;
-use crate::workers::Part;
 
-/// Batches that may wait.
-const AHEAD: usize = 2;
+/// Number of prefetched batches.
+const PREFETCH: usize = 2;
 
-/// What is made of images.
+/// Settings of batches.
 #[derive(Debug, Clone)]
 pub struct Recipe {
-    /// How images are varied.
+    /// Augmentation.
     pub augment: Augment,
-    /// How they are normalised.
+    /// Preprocessing: input size and normalization.
     pub preprocess: Preprocess,
-    /// Chooses the random numbers.
+    /// Seed of all random numbers.
     pub seed: u64,
-    /// Images per batch, of each worker.
+    /// Images per batch and process.
     pub batch_size: usize,
-    /// The part of every batch that is made here.
-    pub part: Part,
+    /// Shard of every batch that this process loads.
+    pub shard: Shard,
 }
 
-/// Images ready for a network.
+/// A batch of network inputs.
 #[derive(Debug)]
 pub struct Batch {
     /// `[N, C, H, W]`.
     pub images: Vec<f32>,
     /// Shape of `images`; `N` is 0 if no image could be read.
     pub dims: [usize; 4],
-    /// `[N, K]`; rows sum to 1.
+    /// Target probabilities `[N, K]`.
     pub targets: Vec<f32>,
-    /// The class of every image, before mixing.
+    /// Classes `[N]` before mixing.
     pub classes: Vec<usize>,
     /// Images that could not be read, and why.
     pub skipped: Vec<String>,
 }
 
 impl Batch {
-    /// Images and targets as tensors.
+    /// Returns images and targets as tensors.
     pub fn tensors(&self, device: &Device) -> Result<(Tensor, Tensor)> {
         let n = self.dims[0];
         let targets = Tensor::from_slice(&self.targets, (n, self.targets.len() / n.max(1)), device)?;
@@ -59,17 +59,19 @@ impl Batch {
 }
 
 impl Recipe {
-    /// The numbers of the training images in the order of an epoch.
+    /// Returns the indices of the training images in the order of an epoch.
     pub fn order(&self, dataset: &Dataset, epoch: usize) -> Vec<usize> {
         let train = dataset.train();
         let mut random = Random::new(self.seed, &[purpose::ORDER, epoch as u64]);
         random.permutation(train.len()).into_iter().map(|i| train[i]).collect()
     }
 
-    /// The batch of the images `indices`, the `number`-th of its epoch. The same on any number of threads.
+    /// Loads batch `number` of an epoch from the images `indices`. The result does not depend on the number of threads.
     pub fn batch(&self, dataset: &Dataset, indices: &[usize], epoch: usize, number: usize) -> Batch {
         let one = |&index: &usize| -> Result<(Vec<f32>, usize), String> {
-            let Some(sample) = dataset.sample(index) else { return Err(format!("no image {index}")) };
+            let Some(sample) = dataset.sample(index) else {
+                return Err(format!("invalid image index {index}"));
+            };
             let mut random = Random::new(self.seed, &[purpose::AUGMENT, epoch as u64, index as u64]);
             let values = self.augment.apply(&sample.image, &self.preprocess, &mut random);
             Ok((values.map_err(|e| name(&sample.image, &e))?, sample.class))
@@ -94,18 +96,18 @@ impl Recipe {
     }
 }
 
-fn name(image: &Source, error: &dyn std::fmt::Display) -> String {
+fn name(image: &ImageSource, error: &dyn std::fmt::Display) -> String {
     match image {
-        // Errors of decoding name the file themselves.
-        Source::File(path) => {
+        // Most decoding errors name the file.
+        ImageSource::File(path) => {
             let (path, error) = (path.display().to_string(), error.to_string());
             if error.contains(&path) { error } else { format!("`{path}`: {error}") }
         }
-        Source::Memory(_) => error.to_string(),
+        ImageSource::Memory(_) => error.to_string(),
     }
 }
 
-/// The batches of an epoch, made ahead by a thread of its own; dropping it stops the thread.
+/// Iterator over the batches of an epoch, prefetched by a separate thread; dropping it stops the thread.
 #[derive(Debug)]
 pub struct Loader {
     receiver: Option<Receiver<Batch>>,
@@ -113,18 +115,18 @@ pub struct Loader {
     thread: Option<JoinHandle<()>>,
 }
 
-/// Batches in an epoch of `images` images: incomplete ones are left out, unless there is no complete one.
+/// Returns the number of batches in an epoch; the incomplete last batch is dropped, unless it is the only one.
 pub fn batches(images: usize, batch_size: usize) -> usize {
     (images / batch_size.max(1)).max(usize::from(images > 0))
 }
 
 impl Loader {
-    /// Begins with batch `first` of an epoch.
+    /// Starts at batch `first` of an epoch.
     pub fn new(recipe: Recipe, dataset: Arc<Dataset>, epoch: usize, first: usize) -> Result<Loader> {
-        let (sender, receiver) = sync_channel(AHEAD);
+        let (sender, receiver) = sync_channel(PREFETCH);
         let stop = Arc::new(AtomicBool::new(false));
-        let told = stop.clone();
-        let work = move || produce(&recipe, &dataset, epoch, first, &sender, &told);
+        let stopped = stop.clone();
+        let work = move || produce(&recipe, &dataset, epoch, first, &sender, &stopped);
         let builder = std::thread::Builder::new().name("resnet-loader".into());
         let thread =
             builder.spawn(work).map_err(|e| crate::Error::io(std::path::Path::new("loader thread"))(e))?;
@@ -141,10 +143,10 @@ fn produce(
     stop: &AtomicBool,
 ) {
     let order = recipe.order(dataset, epoch);
-    let together = recipe.batch_size.max(1) * recipe.part.count;
-    let count = batches(order.len(), together);
-    for (number, indices) in order.chunks(together).take(count).enumerate().skip(first) {
-        let own = recipe.part.of(indices);
+    let total = recipe.batch_size.max(1) * recipe.shard.world_size;
+    let count = batches(order.len(), total);
+    for (number, indices) in order.chunks(total).take(count).enumerate().skip(first) {
+        let own = recipe.shard.select(indices);
         if stop.load(Ordering::Relaxed) || sender.send(recipe.batch(dataset, &own, epoch, number)).is_err() {
             return;
         }
@@ -162,7 +164,7 @@ impl Iterator for Loader {
 impl Drop for Loader {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
-        // A producer that waits for room is woken by the end of the channel.
+        // Closing the channel wakes a blocked producer.
         self.receiver = None;
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
@@ -179,7 +181,7 @@ mod tests {
     fn dataset(count: u32) -> Arc<Dataset> {
         let image = |i: u32| Arc::new(RgbImage::from_pixel(12, 10, image::Rgb([(i * 9) as u8; 3])));
         let images = (0..count).map(|i| (image(i), (i % 2) as usize)).collect();
-        Arc::new(Dataset::memory(vec!["a".into(), "b".into()], images, 0.0, 1).unwrap())
+        Arc::new(Dataset::from_images(vec!["a".into(), "b".into()], images, 0.0, 1).unwrap())
     }
 
     fn recipe(batch_size: usize) -> Recipe {
@@ -189,12 +191,12 @@ mod tests {
             preprocess,
             seed: 5,
             batch_size,
-            part: Part::WHOLE,
+            shard: Shard::WHOLE,
         }
     }
 
     #[test]
-    fn threads_change_nothing() {
+    fn batches_do_not_depend_on_threads() {
         let data = dataset(10);
         let run = |threads: usize| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
@@ -212,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn every_image_comes_once_per_epoch_in_another_order() {
+    fn every_epoch_is_a_permutation() {
         let data = dataset(12);
         let recipe = recipe(4);
         let orders: Vec<Vec<usize>> = (0..3).map(|epoch| recipe.order(&data, epoch)).collect();
@@ -224,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn a_loader_can_be_left() {
+    fn a_loader_can_be_dropped_early() {
         let mut loader = Loader::new(recipe(1), dataset(50), 0, 0).unwrap();
         assert!(loader.next().is_some());
         drop(loader);
@@ -242,7 +244,7 @@ mod tests {
                 _ => RgbImage::new(9, 9).save(&path).unwrap(),
             }
         }
-        let data = Dataset::folder(dir.path(), 0.0, 1).unwrap();
+        let data = Dataset::from_folder(dir.path(), 0.0, 1).unwrap();
         let batch = recipe(3).batch(&data, &data.all(), 0, 0);
         assert_eq!((batch.dims[0], batch.classes.as_slice()), (2, &[0, 1][..]));
         assert!(batch.skipped.len() == 1 && batch.skipped[0].contains("bad.png"), "{:?}", batch.skipped);

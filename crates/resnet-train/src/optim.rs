@@ -1,68 +1,73 @@
-//! How parameters move: SGD with momentum, AdamW and LAMB, as PyTorch and timm have them.
+//! Optimizers: SGD with momentum, AdamW and LAMB, as in `torch.optim` and timm.
 
 use candle_core::backprop::GradStore;
 use candle_core::{CpuStorage, DType, Device, InplaceOp2, InplaceOp3, Layout, Tensor, Var};
 use rayon::prelude::*;
 use resnet_model::Parameters;
-use resnet_model::parameters::Trained;
+use resnet_model::parameters::Trainable;
 use serde::{Deserialize, Serialize};
 
 use crate::Result;
-use crate::config::require;
-use crate::workers::{Buckets, Team};
+use crate::config::is_false;
+use crate::distributed::{Buckets, Communicator};
+use crate::error::require;
 
-/// How parameters move.
+/// Optimizer and hyperparameters, named as in `torch.optim`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Optimizer {
-    /// Which.
-    pub kind: Kind,
-    /// For SGD: the share of the last movement that is kept.
+pub struct OptimizerConfig {
+    /// Optimizer.
+    pub kind: OptimizerKind,
+    /// Momentum of SGD.
     pub momentum: f64,
-    /// For SGD: whether the movement looks ahead (Nesterov).
+    /// If `true`, SGD uses Nesterov momentum.
     pub nesterov: bool,
-    /// For AdamW and LAMB: how slowly the means of gradients and of their squares change.
+    /// Decay of the running averages of the gradient and its square, for AdamW and LAMB.
     pub betas: [f64; 2],
-    /// For AdamW and LAMB: added to the denominator.
+    /// Term added to the denominator of AdamW and LAMB.
     pub eps: f64,
-    /// The pull towards 0; not on norms and biases.
+    /// Weight decay.
     pub weight_decay: f64,
-    /// What the learning rate is multiplied by for each tap further from the head.
+    /// If `true`, weight decay applies to norms and biases, too, as in the ResNet paper; timm and this default exempt them.
+    #[serde(skip_serializing_if = "is_false")]
+    pub decay_norm_and_bias: bool,
+    /// Factor of the learning rate for each tap further from the head (timm's `layer_decay`).
     pub layer_decay: f64,
 }
 
-/// The kinds of optimizer.
+/// Optimizers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Kind {
-    /// PyTorch's `SGD`: decay is added to the gradient.
+pub enum OptimizerKind {
+    /// PyTorch's `SGD`: weight decay is added to the gradient.
     Sgd,
     /// PyTorch's `AdamW` (arXiv 1711.05101).
     #[serde(rename = "adamw")]
     AdamW,
-    /// LAMB (arXiv 1904.00962), bias-corrected: AdamW's movement as long as the parameter is.
+    /// LAMB (arXiv 1904.00962) with bias correction: AdamW's update scaled to the norm of the parameter.
     Lamb,
 }
 
-impl Default for Optimizer {
+impl Default for OptimizerConfig {
     fn default() -> Self {
-        Optimizer {
-            kind: Kind::Sgd,
+        OptimizerConfig {
+            kind: OptimizerKind::Sgd,
             momentum: 0.9,
             nesterov: true,
             betas: [0.9, 0.999],
             eps: 1e-8,
             weight_decay: 1e-4,
+            decay_norm_and_bias: false,
             layer_decay: 1.0,
         }
     }
 }
 
-impl Optimizer {
+impl OptimizerConfig {
     pub(crate) fn validate(&self) -> Result<()> {
-        let share = |x: &f64| (0.0..1.0).contains(x);
-        require("optimizer.momentum", self.momentum, "0 to less than 1", share(&self.momentum))?;
-        let betas = self.betas.iter().all(share);
+        let fraction = |x: &f64| (0.0..1.0).contains(x);
+        require("optimizer.momentum", self.momentum, "0 to less than 1", fraction(&self.momentum))?;
+        let betas = self.betas.iter().all(fraction);
         require("optimizer.betas", format!("{:?}", self.betas), "numbers from 0 to less than 1", betas)?;
         require("optimizer.eps", self.eps, "more than 0", self.eps > 0.0 && self.eps.is_finite())?;
         let decay = self.weight_decay >= 0.0 && self.weight_decay.is_finite();
@@ -72,88 +77,91 @@ impl Optimizer {
     }
 }
 
-/// A parameter with what its optimizer remembers.
+/// A trained parameter with its optimizer state.
 #[derive(Debug)]
-struct Slot {
+struct ParamState {
     name: String,
     var: Var,
-    /// The learning rate is multiplied by it.
-    scale: f64,
-    decay: f64,
-    /// SGD: the momentum; otherwise the means of gradients and of their squares.
-    memory: Vec<Var>,
+    /// Factor of the learning rate.
+    lr_scale: f64,
+    weight_decay: f64,
+    /// Momentum buffer of SGD; `exp_avg` and `exp_avg_sq` of AdamW and LAMB.
+    buffers: Vec<Var>,
 }
 
-/// The parameters that are trained, and what their optimizer remembers.
+/// An optimizer of the trained parameters, with its state.
 #[derive(Debug)]
-pub struct Moving {
-    config: Optimizer,
-    slots: Vec<Slot>,
+pub struct Optimizer {
+    config: OptimizerConfig,
+    params: Vec<ParamState>,
     /// Steps done.
     steps: u64,
 }
 
-/// The norm of all gradients and what they are multiplied by.
+/// L2 norm of all gradients, and the factor that clips it.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Gradient {
+pub struct GradNorm {
     /// √Σg² over all trained parameters.
     pub norm: f64,
-    /// At most 1, if the norm is limited.
+    /// Clipping factor, at most 1.
     pub scale: f64,
 }
 
-impl Moving {
-    /// An optimizer of the trained part of `parameters`, at rest.
-    pub fn new(config: &Optimizer, parameters: &Parameters, trained: &Trained) -> Result<Moving> {
+impl Optimizer {
+    /// Creates an optimizer of the `trained` part of `parameters`, with zero state.
+    pub fn new(config: &OptimizerConfig, parameters: &Parameters, trained: &Trainable) -> Result<Optimizer> {
         let graph = parameters.graph();
         let depth = |name: &str| {
             let module = name.rsplit_once('.').map_or(name, |(module, _)| module);
             let at = graph.nodes().iter().position(|node| node.name == module).unwrap_or(0);
-            // Taps whose result the parameter's module does not influence.
+            // Taps before the parameter's module.
             graph.taps().iter().filter(|tap| tap.node.index() < at).count()
         };
         let deepest = graph.taps().len();
-        let slots = parameters
+        let params = parameters
             .trained(trained)?
             .into_iter()
             .map(|(param, var)| {
-                let memories = if config.kind == Kind::Sgd { 1 } else { 2 };
+                let buffers = if config.kind == OptimizerKind::Sgd { 1 } else { 2 };
                 let zeros = || Var::from_tensor(&var.as_detached_tensor().zeros_like()?);
-                Ok(Slot {
+                Ok(ParamState {
                     name: param.name.clone(),
                     var: var.clone(),
-                    scale: config.layer_decay.powi(deepest.saturating_sub(depth(&param.name)) as i32),
-                    decay: if param.shape.len() > 1 { config.weight_decay } else { 0.0 },
-                    memory: (0..memories).map(|_| Ok(zeros()?)).collect::<Result<_>>()?,
+                    lr_scale: config.layer_decay.powi(deepest.saturating_sub(depth(&param.name)) as i32),
+                    weight_decay: match param.shape.len() > 1 || config.decay_norm_and_bias {
+                        true => config.weight_decay,
+                        false => 0.0,
+                    },
+                    buffers: (0..buffers).map(|_| Ok(zeros()?)).collect::<Result<_>>()?,
                 })
             })
             .collect::<Result<_>>()?;
-        Ok(Moving { config: config.clone(), slots, steps: 0 })
+        Ok(Optimizer { config: config.clone(), params, steps: 0 })
     }
 
-    /// Steps done so far.
+    /// Returns the number of steps done.
     pub fn steps(&self) -> u64 {
         self.steps
     }
 
-    /// Continues after `steps` steps, once the memory has been restored.
+    /// Sets the number of steps done, after the state has been restored.
     pub fn set_steps(&mut self, steps: u64) {
         self.steps = steps;
     }
 
-    /// What the optimizer remembers, by name: `{parameter}.{index}`.
-    pub fn memory(&self) -> impl Iterator<Item = (String, &Var)> {
-        self.slots.iter().flat_map(|slot| {
-            slot.memory.iter().enumerate().map(|(index, var)| (format!("{}.{index}", slot.name), var))
+    /// Returns the state tensors by name, `{parameter}.{index}`.
+    pub fn state(&self) -> impl Iterator<Item = (String, &Var)> {
+        self.params.iter().flat_map(|param| {
+            param.buffers.iter().enumerate().map(|(index, var)| (format!("{}.{index}", param.name), var))
         })
     }
 
-    /// The gradients in `store`, summed over the workers of `team`.
-    pub(crate) fn sum(&self, mut store: GradStore, team: &dyn Team) -> Result<GradStore> {
-        let mut buckets = Buckets::new(team);
-        for slot in &self.slots {
-            if let Some(gradient) = store.remove(&slot.var) {
-                buckets.add(&slot.var, gradient)?;
+    /// Returns the gradients in `store` summed over all ranks of `group`.
+    pub(crate) fn all_reduce(&self, mut store: GradStore, group: &dyn Communicator) -> Result<GradStore> {
+        let mut buckets = Buckets::new(group);
+        for param in &self.params {
+            if let Some(gradient) = store.remove(&param.var) {
+                buckets.add(&param.var, gradient)?;
             }
         }
         buckets.finish(|variable, sum| {
@@ -163,34 +171,34 @@ impl Moving {
         Ok(store)
     }
 
-    /// The norm of the gradients in `store`, and the factor that keeps it below `clip`.
-    pub fn gradient(&self, store: &GradStore, clip: Option<f64>) -> Result<Gradient> {
+    /// Returns the norm of the gradients in `store`, and the factor that clips it to `clip`.
+    pub fn grad_norm(&self, store: &GradStore, clip: Option<f64>) -> Result<GradNorm> {
         let mut squares = 0.0;
-        for slot in &self.slots {
-            if let Some(gradient) = store.get(&slot.var) {
+        for param in &self.params {
+            if let Some(gradient) = store.get(&param.var) {
                 squares += sum_of_squares(gradient)?;
             }
         }
         let norm = squares.sqrt();
         // PyTorch's clip_grad_norm_.
         let scale = clip.map_or(1.0, |clip| (clip / (norm + 1e-6)).min(1.0));
-        Ok(Gradient { norm, scale })
+        Ok(GradNorm { norm, scale })
     }
 
-    /// Moves every parameter that has a gradient in `store`; gradients are first multiplied by `scale`.
-    pub fn step(&mut self, store: &GradStore, rate: f64, scale: f64) -> Result<()> {
+    /// Updates every parameter that has a gradient in `store`; gradients are first multiplied by `scale`.
+    pub fn step(&mut self, store: &GradStore, lr: f64, scale: f64) -> Result<()> {
         let first = self.steps == 0;
         self.steps += 1;
-        for slot in &self.slots {
-            let Some(gradient) = store.get(&slot.var) else { continue };
+        for param in &self.params {
+            let Some(gradient) = store.get(&param.var) else { continue };
             let gradient = gradient.contiguous()?;
-            let rate = rate * slot.scale;
-            match (self.config.kind, slot.memory.as_slice()) {
-                (Kind::Sgd, [momentum]) => {
-                    self.sgd(slot, momentum, &gradient, Move { rate, scale, first })?
+            let lr = lr * param.lr_scale;
+            match (self.config.kind, param.buffers.as_slice()) {
+                (OptimizerKind::Sgd, [momentum]) => {
+                    self.sgd(param, momentum, &gradient, Update { lr, scale, first })?
                 }
                 (_, [mean, square]) => {
-                    self.adam(slot, [mean, square], &gradient, Move { rate, scale, first })?
+                    self.adam(param, [mean, square], &gradient, Update { lr, scale, first })?
                 }
                 _ => {}
             }
@@ -198,60 +206,66 @@ impl Moving {
         Ok(())
     }
 
-    /// PyTorch: the first movement is the gradient itself, whatever the momentum.
-    fn sgd(&self, slot: &Slot, momentum: &Var, gradient: &Tensor, by: Move) -> Result<()> {
-        let (kept, decay) = (self.config.momentum, slot.decay);
-        let kept_now = if by.first { 0.0 } else { kept };
-        let nesterov = self.config.nesterov && kept > 0.0;
-        let [kept_now, scale, decay] = [kept_now, by.scale, decay].map(|x| x as f32);
-        fused3(momentum, &slot.var, gradient, move |m, w, g| kept_now * m + (scale * g + decay * w))?;
-        let (rate, kept) = (by.rate as f32, kept as f32);
+    /// As in PyTorch, the momentum buffer starts as the first gradient.
+    fn sgd(&self, param: &ParamState, buffer: &Var, gradient: &Tensor, update: Update) -> Result<()> {
+        let (momentum, decay) = (self.config.momentum, param.weight_decay);
+        let first = if update.first { 0.0 } else { momentum };
+        let nesterov = self.config.nesterov && momentum > 0.0;
+        let [first, scale, decay] = [first, update.scale, decay].map(|x| x as f32);
+        fused3(buffer, &param.var, gradient, move |m, w, g| first * m + (scale * g + decay * w))?;
+        let (lr, momentum) = (update.lr as f32, momentum as f32);
         match nesterov {
-            true => fused3(&slot.var, momentum, gradient, move |w, m, g| {
-                w - rate * ((scale * g + decay * w) + kept * m)
+            true => fused3(&param.var, buffer, gradient, move |w, m, g| {
+                w - lr * ((scale * g + decay * w) + momentum * m)
             }),
-            false => fused2(&slot.var, momentum, move |w, m| w - rate * m),
+            false => fused2(&param.var, buffer, move |w, m| w - lr * m),
         }
     }
 
-    fn adam(&self, slot: &Slot, [mean, square]: [&Var; 2], gradient: &Tensor, by: Move) -> Result<()> {
+    fn adam(
+        &self,
+        param: &ParamState,
+        [mean, square]: [&Var; 2],
+        gradient: &Tensor,
+        update: Update,
+    ) -> Result<()> {
         let [b1, b2] = self.config.betas;
         let correct = |beta: f64| 1.0 - beta.powi(self.steps.min(1 << 30) as i32);
         let (c1, c2) = (correct(b1) as f32, correct(b2).sqrt() as f32);
-        let (b1, b2, scale) = (b1 as f32, b2 as f32, by.scale as f32);
-        let (rate, eps, decay) = (by.rate as f32, self.config.eps as f32, slot.decay as f32);
+        let (b1, b2, scale) = (b1 as f32, b2 as f32, update.scale as f32);
+        let (lr, eps, decay) = (update.lr as f32, self.config.eps as f32, param.weight_decay as f32);
         fused2(mean, gradient, move |m, g| b1 * m + (1.0 - b1) * (scale * g))?;
         fused2(square, gradient, move |v, g| b2 * v + (1.0 - b2) * (scale * g) * (scale * g))?;
-        if self.config.kind == Kind::AdamW {
-            return fused3(&slot.var, mean, square, move |w, m, v| {
-                w * (1.0 - rate * decay) - rate / c1 * m / (v.sqrt() / c2 + eps)
+        if self.config.kind == OptimizerKind::AdamW {
+            return fused3(&param.var, mean, square, move |w, m, v| {
+                w * (1.0 - lr * decay) - lr / c1 * m / (v.sqrt() / c2 + eps)
             });
         }
-        let update = Var::from_tensor(&slot.var.as_detached_tensor().copy()?)?;
-        fused3(&update, mean, square, move |w, m, v| m / c1 / (v.sqrt() / c2 + eps) + decay * w)?;
-        // The ratio adapts weights only, as in timm: norms and biases move as AdamW's.
-        let ratio = match slot.decay > 0.0 {
+        let direction = Var::from_tensor(&param.var.as_detached_tensor().copy()?)?;
+        fused3(&direction, mean, square, move |w, m, v| m / c1 / (v.sqrt() / c2 + eps) + decay * w)?;
+        // As in timm, the trust ratio applies to decayed weights only.
+        let ratio = match param.weight_decay > 0.0 {
             true => {
                 let length = |t: &Tensor| Ok::<f64, crate::Error>(sum_of_squares(t)?.sqrt());
-                let (weight, update) = (length(&slot.var.as_detached_tensor())?, length(&update)?);
-                if weight > 0.0 && update > 0.0 { weight / update } else { 1.0 }
+                let (weight, direction) = (length(&param.var.as_detached_tensor())?, length(&direction)?);
+                if weight > 0.0 && direction > 0.0 { weight / direction } else { 1.0 }
             }
             false => 1.0,
         };
-        let rate = (by.rate * ratio) as f32;
-        fused2(&slot.var, &update, move |w, u| w - rate * u)
+        let lr = (update.lr * ratio) as f32;
+        fused2(&param.var, &direction, move |w, u| w - lr * u)
     }
 }
 
-/// One movement.
+/// Arguments of one update.
 #[derive(Clone, Copy)]
-struct Move {
-    rate: f64,
+struct Update {
+    lr: f64,
     scale: f64,
     first: bool,
 }
 
-/// Elements that one task takes; sums are made of whole chunks, so they do not depend on the number of threads.
+/// Elements per task; sums are added chunk by chunk, so they do not depend on the number of threads.
 const CHUNK: usize = 1 << 14;
 
 /// Σt².
@@ -279,9 +293,9 @@ pub(crate) fn fused2(a: &Var, b: &Tensor, f: impl Fn(f32, f32) -> f32 + Sync) ->
     if a.device().is_cpu() {
         return Ok(a.inplace_op2(b, &Elementwise(f))?);
     }
-    let held = Var::from_tensor(&a.as_detached_tensor().to_device(&Device::Cpu)?)?;
-    held.inplace_op2(&b.to_device(&Device::Cpu)?, &Elementwise(f))?;
-    Ok(a.set(&held.as_detached_tensor().to_device(a.device())?)?)
+    let on_cpu = Var::from_tensor(&a.as_detached_tensor().to_device(&Device::Cpu)?)?;
+    on_cpu.inplace_op2(&b.to_device(&Device::Cpu)?, &Elementwise(f))?;
+    Ok(a.set(&on_cpu.as_detached_tensor().to_device(a.device())?)?)
 }
 
 /// `a ← f(a, b, c)` element by element.
@@ -289,11 +303,11 @@ pub(crate) fn fused3(a: &Var, b: &Tensor, c: &Tensor, f: impl Fn(f32, f32, f32) 
     if a.device().is_cpu() {
         return Ok(a.inplace_op3(b, c, &Elementwise(f))?);
     }
-    // Other devices: over the CPU, which is right everywhere and slow only for what moves.
+    // Other devices go through the CPU.
     let cpu = &Device::Cpu;
-    let held = Var::from_tensor(&a.as_detached_tensor().to_device(cpu)?)?;
-    held.inplace_op3(&b.to_device(cpu)?, &c.to_device(cpu)?, &Elementwise(f))?;
-    Ok(a.set(&held.as_detached_tensor().to_device(a.device())?)?)
+    let on_cpu = Var::from_tensor(&a.as_detached_tensor().to_device(cpu)?)?;
+    on_cpu.inplace_op3(&b.to_device(cpu)?, &c.to_device(cpu)?, &Elementwise(f))?;
+    Ok(a.set(&on_cpu.as_detached_tensor().to_device(a.device())?)?)
 }
 
 struct Elementwise<F>(F);
@@ -301,7 +315,7 @@ struct Elementwise<F>(F);
 fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> candle_core::Result<&'a [f32]> {
     let range = layout.contiguous_offsets().zip(storage.as_slice::<f32>().ok());
     let values = range.and_then(|((start, end), all)| all.get(start..end));
-    values.ok_or_else(|| candle_core::Error::Msg("an optimizer needs contiguous f32 tensors".into()))
+    values.ok_or_else(|| candle_core::Error::Msg("the optimizer supports contiguous f32 tensors only".into()))
 }
 
 fn values_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> candle_core::Result<&'a mut [f32]> {
@@ -310,7 +324,7 @@ fn values_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> candle_core::
         (CpuStorage::F32(all), Some((start, end))) => all.get_mut(start..end),
         _ => None,
     }
-    .ok_or_else(|| candle_core::Error::Msg("an optimizer needs contiguous f32 tensors".into()))
+    .ok_or_else(|| candle_core::Error::Msg("the optimizer supports contiguous f32 tensors only".into()))
 }
 
 impl<F: Fn(f32, f32) -> f32 + Sync> InplaceOp2 for Elementwise<F> {

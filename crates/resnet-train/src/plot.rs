@@ -4,7 +4,7 @@ use plotters::coord::Shift;
 use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
 
-use crate::event::Record;
+use crate::event::EpochMetrics;
 use crate::{Error, Result};
 
 /// One curve.
@@ -14,8 +14,8 @@ pub struct Curve {
     pub name: String,
     /// Points `(x, y)`.
     pub points: Vec<(f64, f64)>,
-    /// Its number in a palette of colours that are easy to tell apart.
-    pub colour: usize,
+    /// Its number in a palette of colors that are easy to tell apart.
+    pub color: usize,
     /// Its width in pixels.
     pub width: u32,
 }
@@ -33,15 +33,15 @@ pub struct Chart {
 
 /// Width in pixels, and height of each chart.
 const SIZE: (u32, u32) = (760, 320);
-/// Width of the names beside a chart.
+/// Width of the legend next to a chart.
 const LEGEND: u32 = 116;
 
 /// The curves of a run: loss, errors and learning rate by epoch, as SVG.
-pub fn run(records: &[Record]) -> Result<String> {
-    let curve = |name: &str, colour: usize, value: &dyn Fn(&Record) -> Option<f64>| Curve {
+pub fn run(records: &[EpochMetrics]) -> Result<String> {
+    let curve = |name: &str, color: usize, value: &dyn Fn(&EpochMetrics) -> Option<f64>| Curve {
         name: name.into(),
         points: records.iter().filter_map(|r| Some((r.epoch as f64 + 1.0, value(r)?))).collect(),
-        colour,
+        color,
         width: 2,
     };
     let chart = |title: &str, unit: &str, curves| Chart {
@@ -53,17 +53,17 @@ pub fn run(records: &[Record]) -> Result<String> {
         chart(
             "loss",
             "loss",
-            vec![curve("training", 0, &|r| Some(r.loss)), curve("held out", 1, &|r| r.held_out_loss)],
+            vec![curve("training", 0, &|r| Some(r.loss)), curve("validation", 1, &|r| r.val_loss)],
         ),
         chart(
             "errors",
             "per cent",
             vec![
                 curve("training", 0, &|r| Some(100.0 * (1.0 - r.train_top1))),
-                curve("held out", 1, &|r| Some(100.0 * (1.0 - r.held_out_top1?))),
+                curve("validation", 1, &|r| Some(100.0 * (1.0 - r.val_top1?))),
             ],
         ),
-        chart("learning rate", "rate", vec![curve("rate", 0, &|r| Some(r.rate))]),
+        chart("learning rate", "learning rate", vec![curve("learning rate", 0, &|r| Some(r.lr))]),
     ])
 }
 
@@ -125,7 +125,7 @@ fn text(error: impl std::fmt::Display) -> Failure {
 }
 
 fn style(curve: &Curve) -> ShapeStyle {
-    Palette99::pick(curve.colour).to_rgba().stroke_width(curve.width)
+    Palette99::pick(curve.color).to_rgba().stroke_width(curve.width)
 }
 
 fn lines(context: &mut Context, chart: &Chart, curves: &[Curve]) -> Result<(), Failure> {
@@ -140,7 +140,7 @@ fn lines(context: &mut Context, chart: &Chart, curves: &[Curve]) -> Result<(), F
     Ok(())
 }
 
-/// Names beside the chart, where they hide no curve.
+/// Draws the legend next to the chart, where it hides no curve.
 fn legend(area: &Area, curves: &[Curve]) -> Result<(), Failure> {
     for (place, curve) in curves.iter().enumerate() {
         let y = 48 + 18 * place as i32;
@@ -156,19 +156,19 @@ mod tests {
 
     #[test]
     fn curves_are_drawn() {
-        let record = |epoch: usize, loss: f64| Record {
+        let record = |epoch: usize, loss: f64| EpochMetrics {
             epoch,
             step: 10,
             loss,
             train_top1: 0.5,
-            rate: 0.1,
-            held_out_loss: None,
-            held_out_top1: Some(0.25),
+            lr: 0.1,
+            val_loss: None,
+            val_top1: Some(0.25),
         };
-        let records: Vec<Record> = (0..5).map(|i| record(i, 1.0 / (i + 1) as f64)).collect();
+        let records: Vec<EpochMetrics> = (0..5).map(|i| record(i, 1.0 / (i + 1) as f64)).collect();
         let picture = run(&records).unwrap();
         assert!(picture.starts_with("<svg") && picture.trim_end().ends_with("</svg>"));
-        for word in ["loss", "held out", "learning rate", "<polyline"] {
+        for word in ["loss", "validation", "learning rate", "<polyline"] {
             assert!(picture.contains(word), "{word}");
         }
         assert!(run(&[]).unwrap().contains("errors"));

@@ -1,59 +1,51 @@
-//! Random numbers by key: what is drawn depends on the seed and on what it is drawn for, never on what was drawn before
-//! or on which thread.
+//! Counter-based random numbers: each sequence depends on the seed and a key only, not on the thread or earlier draws.
+
+use resnet_model::random::{STEP, mix};
 
 /// A sequence of random numbers.
 #[derive(Debug, Clone)]
 pub struct Random(u64);
 
-/// The finaliser of splitmix64.
-fn mix(mut z: u64) -> u64 {
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
-}
-
-const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
-
 impl Random {
-    /// The sequence for `key`, e.g. purpose, epoch and sample.
+    /// Creates the sequence for `key`, e.g. purpose, epoch and sample.
     pub fn new(seed: u64, key: &[u64]) -> Random {
         let fold = |state: u64, part: &u64| mix(state.wrapping_add(STEP) ^ mix(part.wrapping_add(STEP)));
         Random(key.iter().fold(mix(seed.wrapping_add(STEP)), fold))
     }
 
-    /// 64 random bits.
+    /// Returns 64 random bits.
     pub fn bits(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(STEP);
         mix(self.0)
     }
 
-    /// Uniform in [0, 1).
+    /// Returns a uniform number in [0, 1).
     pub fn uniform(&mut self) -> f64 {
         (self.bits() >> 11) as f64 / (1u64 << 53) as f64
     }
 
-    /// Uniform in [`low`, `high`).
+    /// Returns a uniform number in [`low`, `high`).
     pub fn between(&mut self, low: f64, high: f64) -> f64 {
         low + (high - low) * self.uniform()
     }
 
-    /// Uniform in 0..`n`; 0 for an `n` of 0.
+    /// Returns a uniform integer in 0..`n`; 0 if `n` is 0.
     pub fn below(&mut self, n: usize) -> usize {
         ((u128::from(self.bits()) * n as u128) >> 64) as usize
     }
 
-    /// Whether an event of probability `p` happens.
+    /// Returns `true` with probability `p`.
     pub fn happens(&mut self, p: f64) -> bool {
         self.uniform() < p
     }
 
-    /// Normal, mean 0, deviation 1.
+    /// Returns a standard normal number.
     pub fn normal(&mut self) -> f64 {
         let (a, b) = (1.0 - self.uniform(), self.uniform());
         (-2.0 * a.ln()).sqrt() * (std::f64::consts::TAU * b).cos()
     }
 
-    /// From the beta distribution with both parameters `alpha` > 0 (Jöhnk's method).
+    /// Samples the beta distribution with both parameters `alpha` > 0 (Jöhnk's method).
     pub fn beta(&mut self, alpha: f64) -> f64 {
         if alpha > 1.0 {
             let (a, b) = (self.gamma(alpha), self.gamma(alpha));
@@ -64,14 +56,14 @@ impl Random {
             if a + b > 0.0 && a + b <= 1.0 {
                 return a / (a + b);
             }
-            // Tiny parameters round both powers to 0: then the result is one of the ends.
+            // For a tiny alpha, both powers round to 0; the result is 0 or 1.
             if a + b == 0.0 {
                 return self.below(2) as f64;
             }
         }
     }
 
-    /// From the gamma distribution with shape `alpha` > 1 (Marsaglia and Tsang's method).
+    /// Samples the gamma distribution with shape `alpha` > 1 (Marsaglia and Tsang's method).
     fn gamma(&mut self, alpha: f64) -> f64 {
         let d = alpha - 1.0 / 3.0;
         loop {
@@ -83,7 +75,7 @@ impl Random {
         }
     }
 
-    /// The numbers below `n` in random order.
+    /// Returns a random permutation of 0..`n`.
     pub fn permutation(&mut self, n: usize) -> Vec<usize> {
         let mut order: Vec<usize> = (0..n).collect();
         for i in (1..n).rev() {
@@ -98,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_choose_sequences() {
+    fn sequences_depend_on_the_key() {
         let first = |seed, key: &[u64]| Random::new(seed, key).bits();
         assert_eq!(first(1, &[2, 3]), first(1, &[2, 3]));
         let all =
@@ -107,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn distributions_have_their_moments() {
+    fn distributions_have_the_right_moments() {
         let mut random = Random::new(7, &[]);
         let mut check = |what: &str, draw: &mut dyn FnMut(&mut Random) -> f64, mean: f64, var: f64| {
             let values: Vec<f64> = (0..20_000).map(|_| draw(&mut random)).collect();

@@ -1,7 +1,7 @@
-//! The state of a run on disk: one file per state, so that no parts of different steps can meet.
+//! State of a run on disk: one file per state, so that all its parts are of the same step.
 //!
-//! A state is written to a temporary file, renamed, and forced to the disk together with its folder before older states
-//! are removed. A checksum tells a damaged one, which is passed over for the one before.
+//! A state is written to a temporary file, renamed, and synced together with its folder before older states are removed.
+//! A state with a wrong checksum is skipped for the one before.
 
 use std::collections::BTreeMap;
 use std::fs::{File, TryLockError};
@@ -11,19 +11,19 @@ use resnet_model::file::Existing;
 use resnet_model::{RawTensor, safetensors};
 use serde::{Deserialize, Serialize};
 
-use crate::event::Record;
+use crate::event::EpochMetrics;
 use crate::{Error, Result};
 
-/// The one key of the safetensors `__metadata__` map.
+/// Key in the safetensors `__metadata__` map.
 const KEY: &str = "resnet_train";
 
-/// The version of this format.
-const VERSION: u32 = 1;
+/// Version of this format.
+const VERSION: u32 = 2;
 
-/// States that are kept.
+/// Number of states kept.
 const KEPT: usize = 2;
 
-/// How far a run has come.
+/// Progress of a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Progress {
@@ -33,25 +33,25 @@ pub(crate) struct Progress {
     checksum: u32,
     /// Steps done.
     pub(crate) step: u64,
-    /// The epoch, counted from 0.
+    /// Epoch, from 0.
     pub(crate) epoch: usize,
     /// Batches done in the epoch.
     pub(crate) batch: usize,
-    /// The bits of the sum of losses in the epoch: JSON does not keep the last one.
+    /// Bits of the sum of losses in the epoch: JSON does not preserve the last bit.
     pub(crate) loss_sum: u64,
-    /// Images in the epoch so far.
+    /// Images of the epoch so far.
     pub(crate) seen: usize,
-    /// Of them, right.
-    pub(crate) right: usize,
+    /// Correctly classified images of the epoch so far.
+    pub(crate) correct: usize,
     /// Unreadable images so far.
     pub(crate) unreadable: usize,
-    /// Images right and the bits of the loss of the best epoch.
+    /// Correct validation images and bits of the validation loss of the best epoch.
     pub(crate) best: Option<(usize, u64)>,
-    /// Epochs since then.
+    /// Epochs since the best one.
     pub(crate) since_best: usize,
-    /// Figures of the epochs done.
-    pub(crate) records: Vec<Record>,
-    /// Everything that a resumed run must agree with.
+    /// Metrics of the epochs done.
+    pub(crate) records: Vec<EpochMetrics>,
+    /// Settings that must be equal to resume the run.
     pub(crate) settings: serde_json::Value,
 }
 
@@ -65,7 +65,7 @@ impl Progress {
             batch: 0,
             loss_sum: 0f64.to_bits(),
             seen: 0,
-            right: 0,
+            correct: 0,
             unreadable: 0,
             best: None,
             since_best: 0,
@@ -75,16 +75,19 @@ impl Progress {
     }
 }
 
-/// The folder of a run, held by this process until it is dropped.
+/// Folder of a run, locked by this process until dropped.
 #[derive(Debug)]
 pub(crate) struct Folder {
     path: PathBuf,
-    /// Locked by the operating system, which frees it when the process ends in whatever way.
+    /// File lock, which the operating system releases when the process ends.
     _lock: File,
 }
 
 impl Folder {
-    /// Creates the folder if need be. Error: another process trains there.
+    /// Creates the folder if needed and locks it.
+    ///
+    /// # Errors
+    /// [`Error::Locked`] if another process is training there.
     pub(crate) fn open(path: &Path) -> Result<Folder> {
         std::fs::create_dir_all(path).map_err(Error::io(path))?;
         let name = path.join("lock");
@@ -97,7 +100,7 @@ impl Folder {
         }
     }
 
-    /// The states by step, latest first.
+    /// Returns the states by step, latest first.
     pub(crate) fn states(&self) -> Result<Vec<(u64, PathBuf)>> {
         let mut states = Vec::new();
         for entry in std::fs::read_dir(&self.path).map_err(Error::io(&self.path))? {
@@ -112,7 +115,7 @@ impl Folder {
         Ok(states)
     }
 
-    /// Saves a state and removes those before the last two.
+    /// Saves a state and removes all but the last two.
     pub(crate) fn save(&self, progress: &Progress, tensors: &BTreeMap<String, RawTensor>) -> Result<PathBuf> {
         let path = self.path.join(format!("state-{:012}.safetensors", progress.step));
         let progress = Progress { checksum: checksum(tensors)?, ..progress.clone() };
@@ -127,15 +130,15 @@ impl Folder {
         Ok(path)
     }
 
-    /// The latest state that is whole, and what was wrong with later ones.
-    #[allow(clippy::type_complexity, reason = "a pair and what was skipped on the way to it")]
+    /// Loads the latest undamaged state; also returns why later ones were skipped.
+    #[allow(clippy::type_complexity, reason = "private")]
     pub(crate) fn load(&self) -> Result<(Progress, BTreeMap<String, RawTensor>, Vec<String>)> {
         let mut skipped = Vec::new();
         for (step, path) in self.states()? {
             match read(&path) {
                 Ok((progress, tensors)) if progress.step == step => return Ok((progress, tensors, skipped)),
                 Ok((progress, _)) => {
-                    skipped.push(format!("`{}` is of step {}", path.display(), progress.step));
+                    skipped.push(format!("`{}` contains step {}", path.display(), progress.step));
                 }
                 Err(why) => skipped.push(format!("`{}`: {why}", path.display())),
             }
@@ -146,18 +149,18 @@ impl Folder {
 
 fn read(path: &Path) -> Result<(Progress, BTreeMap<String, RawTensor>), String> {
     let contents = safetensors::open(path).map_err(|e| match e {
-        resnet_model::Error::At { source, .. } => source.to_string(),
+        resnet_model::Error::At { error, .. } => error.to_string(),
         other => other.to_string(),
     })?;
-    let json = contents.metadata.get(KEY).ok_or("no state of a run")?;
+    let json = contents.metadata.get(KEY).ok_or_else(|| format!("metadata key `{KEY}` is missing"))?;
     let progress: Progress = serde_json::from_str(json).map_err(|e| e.to_string())?;
     if progress.version != VERSION {
-        return Err(format!("version {}, this program reads version {VERSION}", progress.version));
+        return Err(format!("unsupported version {}, expected {VERSION}", progress.version));
     }
     let tensors: BTreeMap<String, RawTensor> = contents.tensors.into_iter().collect();
     match checksum(&tensors).map_err(|e| e.to_string())? {
         found if found == progress.checksum => Ok((progress, tensors)),
-        found => Err(format!("damaged: checksum {found:08x}, expected {:08x}", progress.checksum)),
+        found => Err(format!("checksum mismatch: found {found:08x}, expected {:08x}", progress.checksum)),
     }
 }
 
@@ -173,14 +176,17 @@ fn checksum(tensors: &BTreeMap<String, RawTensor>) -> Result<u32> {
     Ok(hash.finalize())
 }
 
-/// Forces a file's bytes to the disk.
+/// Syncs a file to disk. Windows can flush writable handles only.
 pub(crate) fn sync(path: &Path) -> Result<()> {
-    File::open(path).and_then(|file| file.sync_all()).map_err(Error::io(path))
+    File::options().write(true).open(path).and_then(|file| file.sync_all()).map_err(Error::io(path))
 }
 
-/// Forces a folder's entries to the disk, where the system knows such a thing.
+/// Syncs the entries of a folder to disk, on Unix.
 pub(crate) fn sync_folder(path: &Path) -> Result<()> {
-    if cfg!(unix) { sync(path) } else { Ok(()) }
+    match cfg!(unix) {
+        true => File::open(path).and_then(|folder| folder.sync_all()).map_err(Error::io(path)),
+        false => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -201,11 +207,11 @@ mod tests {
     }
 
     #[test]
-    fn the_latest_whole_state_is_loaded() {
+    fn the_latest_undamaged_state_is_loaded() {
         let dir = tempfile::tempdir().unwrap();
         let folder = Folder::open(dir.path()).unwrap();
         assert!(matches!(folder.load(), Err(Error::NoState { .. })));
-        std::fs::write(dir.path().join("state-x.safetensors"), b"not ours").unwrap();
+        std::fs::write(dir.path().join("state-x.safetensors"), b"other").unwrap();
         let paths: Vec<PathBuf> = [9, 10, 200].map(|step| save(&folder, step)).to_vec();
         assert!(!paths[0].exists() && paths[1].exists() && dir.path().join("state-x.safetensors").exists());
         let (progress, tensors, skipped) = folder.load().unwrap();
@@ -214,7 +220,7 @@ mod tests {
 
         let whole = std::fs::read(&paths[2]).unwrap();
         for (damage, message) in [
-            ([&whole[..whole.len() - 1], &[0xff]].concat(), "damaged: checksum"),
+            ([&whole[..whole.len() - 1], &[0xff]].concat(), "checksum mismatch: found"),
             (whole[..whole.len() - 2].to_vec(), "safetensors"),
             (Vec::new(), "too few"),
         ] {
@@ -224,11 +230,11 @@ mod tests {
             assert!(skipped.len() == 1 && skipped[0].contains(message), "{skipped:?}");
         }
         std::fs::copy(&paths[1], &paths[2]).unwrap();
-        assert!(folder.load().unwrap().2[0].contains("is of step 10"));
+        assert!(folder.load().unwrap().2[0].contains("contains step 10"));
     }
 
     #[test]
-    fn one_process_trains_in_a_folder() {
+    fn a_folder_is_locked_by_one_process() {
         let dir = tempfile::tempdir().unwrap();
         let held = Folder::open(dir.path()).unwrap();
         assert!(matches!(Folder::open(dir.path()), Err(Error::Locked(_))));

@@ -1,53 +1,55 @@
-//! `bench`: how fast the engine is on this CPU.
+//! `bench`: speed of the engine on this CPU.
 
 use std::io::Write;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use resnet_model::engine::{Engine, EngineOptions, Isa, Precision, fma_peak};
-use resnet_model::{Checkpoint, cost, synthetic, zoo};
+use resnet_model::{Checkpoint, synthetic, zoo};
 use serde::Serialize;
 
+use crate::exit::Outcome;
+use crate::terminal;
 use crate::weights::Selection;
 
-/// Measure how fast the engine is on this CPU.
+/// Measure the speed of the engine on this CPU
 ///
-/// Times are of whole batches, from normalised images to results, weights loaded and packed before. The share of the
-/// peak compares the multiply-adds of direct convolution with the fused multiply-adds that the same threads reach in
-/// registers (one thread's peak times their number), measured in the same run: Winograd can exceed 100 %.
+/// Times are per batch, from normalized images to logits; loading is not included. `peak` is the GFLOP/s of direct
+/// convolution divided by the FMA throughput of the same number of threads, measured in the same run; because Winograd
+/// needs fewer operations, it can exceed 100 %.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
     selection: Selection,
-    /// Images per batch
-    #[arg(long, value_delimiter = ',', default_value = "1", value_name = "N,…", value_parser = super::predict::positive)]
+    /// Batch sizes
+    #[arg(long, value_delimiter = ',', default_value = "1", value_name = "N,...", value_parser = super::predict::positive)]
     batch: Vec<usize>,
-    /// Threads; default: all cores
-    #[arg(long, value_delimiter = ',', value_name = "N,…", value_parser = super::predict::positive)]
+    /// Numbers of threads; default: all cores
+    #[arg(long, value_delimiter = ',', value_name = "N,...", value_parser = super::predict::positive)]
     threads: Vec<usize>,
-    /// Instruction sets: avx512, avx2, neon, portable, or all that this machine has; default: the best
-    #[arg(long, value_delimiter = ',', value_name = "NAME,…")]
+    /// Instruction sets: avx512, avx2, neon, portable or all; default: the fastest available
+    #[arg(long, value_delimiter = ',', value_name = "NAME,...")]
     isa: Vec<String>,
-    /// Height and width in pixels; default: the weights' own
+    /// Height and width of the input in pixels; default: that of the weights
     #[arg(long, value_name = "PIXELS", value_parser = super::predict::positive)]
     size: Option<usize>,
-    /// Batches measured, after two that are not
+    /// Number of measured batches, after two for warm-up
     #[arg(long, default_value_t = 20, value_name = "N", value_parser = super::predict::positive)]
     iters: usize,
-    /// Direct convolutions only, no Winograd
+    /// Use direct convolution only, not Winograd
     #[arg(long)]
     exact: bool,
-    /// Also the time of every step
+    /// Show the time of every layer
     #[arg(long)]
     layers: bool,
-    /// Write JSON: an array of rows
+    /// Write JSON
     #[arg(long)]
     json: bool,
 }
 
 /// One measurement.
 #[derive(Debug, Serialize)]
-struct Row {
+struct Measurement {
     model: String,
     batch: usize,
     threads: usize,
@@ -70,7 +72,7 @@ struct Row {
     layers: Vec<Layer>,
 }
 
-/// One step of the program.
+/// One step of the compiled network.
 #[derive(Debug, Serialize)]
 struct Layer {
     name: String,
@@ -81,7 +83,7 @@ struct Layer {
 }
 
 /// Runs the command.
-pub fn run(args: Args, out: &mut dyn Write) -> anyhow::Result<bool> {
+pub fn run(args: Args, out: &mut dyn Write) -> anyhow::Result<Outcome> {
     let checkpoint = args.checkpoint()?;
     let isas = args.isas()?;
     let threads = match args.threads.as_slice() {
@@ -105,16 +107,16 @@ pub fn run(args: Args, out: &mut dyn Write) -> anyhow::Result<bool> {
         serde_json::to_writer_pretty(&mut *out, &rows)?;
         writeln!(out)?;
     }
-    Ok(true)
+    Ok(Outcome::Success)
 }
 
 impl Args {
-    /// The weights that the flags name; a model of the zoo needs none, since speed does not depend on their values.
+    /// Opens the weights, or makes them up for a model name, because speed does not depend on their values.
     fn checkpoint(&self) -> anyhow::Result<Checkpoint> {
         if self.selection.weights.is_some() {
             return self.selection.open();
         }
-        let name = self.selection.arch_name()?.context("name the network: --depth, --model or --weights")?;
+        let name = self.selection.arch_name()?.context("expected --depth, --model or --weights")?;
         Ok(synthetic::checkpoint(&zoo::arch(&name)?)?)
     }
 
@@ -139,7 +141,7 @@ fn measure(
     isa: Isa,
     threads: usize,
     batch: usize,
-) -> anyhow::Result<Row> {
+) -> anyhow::Result<Measurement> {
     let size = args.size.map_or(checkpoint.meta().preprocess.crop, |side| [side; 2]);
     let precision = if args.exact { Precision::Exact } else { Precision::F32 };
     let start = Instant::now();
@@ -150,7 +152,7 @@ fn measure(
     let dims = [batch, engine.graph().in_channels(), size[0], size[1]];
     let Some(elements) = dims.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).filter(|&n| n < 1 << 32)
     else {
-        bail!("--batch {batch}: too many images of {}×{} pixels", size[0], size[1]);
+        bail!("--batch {batch}: the input has too many values at {}×{} pixels", size[0], size[1]);
     };
     let x = synthetic::input(elements);
     let steps = engine.steps(size)?;
@@ -167,14 +169,14 @@ fn measure(
         if i >= 2 {
             times.push(start.elapsed());
         }
-        // In between, so that both see the same machine.
+        // Interleaved with the batches, so that both see the same load.
         if i % 8 == 0 {
             peaks.push(fma_peak(isa, Duration::from_millis(20)) / 1e9 * threads as f64);
         }
     }
     let peak_gflops = peaks.iter().copied().fold(0.0, f64::max);
     let ms = |q: f64| quantile(&mut times.clone(), q);
-    let macs = cost::macs(engine.graph(), size[0], size[1])? as f64 * batch as f64;
+    let macs = engine.graph().macs(size[0], size[1])? as f64 * batch as f64;
     let rate = |macs: f64, ms: f64| if ms > 0.0 { 2.0 * macs / ms / 1e6 } else { 0.0 };
     let gflops = rate(macs, ms(0.5));
     let layers = match args.layers {
@@ -190,8 +192,7 @@ fn measure(
             })
             .collect(),
     };
-    const MIB: f64 = (1 << 20) as f64;
-    Ok(Row {
+    Ok(Measurement {
         model: checkpoint.meta().arch.to_string(),
         batch,
         threads,
@@ -207,52 +208,54 @@ fn measure(
         peak_gflops,
         share_of_peak: gflops / peak_gflops,
         load_ms: load.as_secs_f64() * 1e3,
-        weights_mib: engine.weight_bytes() as f64 / MIB,
-        activations_mib: engine.arena_bytes(dims)? as f64 / MIB,
-        peak_memory_mib: peak_memory().map(|bytes| bytes as f64 / MIB),
+        weights_mib: terminal::mib(engine.weight_bytes() as u64),
+        activations_mib: terminal::mib(engine.arena_bytes(dims)? as u64),
+        peak_memory_mib: peak_memory().map(terminal::mib),
         layers,
     })
 }
 
-/// The value below which a share `q` of the times lies, in milliseconds.
+/// Returns the quantile `q` of the times in milliseconds.
 fn quantile(times: &mut [Duration], q: f64) -> f64 {
     times.sort();
     let index = ((times.len().saturating_sub(1)) as f64 * q).round() as usize;
     times.get(index).map_or(0.0, |t| t.as_secs_f64() * 1e3)
 }
 
-/// The most memory this process has had resident, in bytes; where the system tells.
+/// Returns the peak resident memory of this process in bytes; `None` where `/proc` does not exist.
 fn peak_memory() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
     line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
-fn text(out: &mut dyn Write, row: &Row, first: bool) -> anyhow::Result<()> {
-    if first {
-        let header =
-            ["model", "batch", "thr", "isa", "median", "p10", "p90 ms", "img/s", "GFLOP/s", "peak", "MiB"];
-        let [model, batch, threads, isa, median, p10, p90, rate, gflops, peak, memory] = header;
+fn text(out: &mut dyn Write, row: &Measurement, first: bool) -> anyhow::Result<()> {
+    let mut line = |cells: [&str; 11]| {
+        let [model, batch, threads, isa, median, p10, p90, speed, gflops, peak, memory] = cells;
         writeln!(
             out,
-            "{model:<18} {batch:>5} {threads:>3} {isa:<8} {median:>8} {p10:>7} {p90:>7} {rate:>7} {gflops:>7} {peak:>5} {memory:>5}"
-        )?;
+            "{model:<18} {batch:>5} {threads:>7} {isa:<8} {median:>9} {p10:>8} {p90:>8} {speed:>7} {gflops:>7} \
+             {peak:>5} {memory:>7}"
+        )
+    };
+    if first {
+        line(["", "", "", "", "median", "p10", "p90", "", "", "of", "memory"])?;
+        line(["model", "batch", "threads", "isa", "ms", "ms", "ms", "img/s", "GFLOP/s", "peak", "MiB"])?;
     }
-    let share = format!("{:.0}%", row.share_of_peak * 100.0);
-    writeln!(
-        out,
-        "{:<18} {:>5} {:>3} {:<8} {:>8.2} {:>7.2} {:>7.2} {:>7.1} {:>7.1} {share:>5} {:>5.0}",
-        row.model,
-        row.batch,
-        row.threads,
+    let fixed = |value: f64, digits: usize| format!("{value:.digits$}");
+    line([
+        &row.model,
+        &row.batch.to_string(),
+        &row.threads.to_string(),
         row.isa,
-        row.median_ms,
-        row.p10_ms,
-        row.p90_ms,
-        row.images_per_s,
-        row.gflops,
-        row.peak_memory_mib.unwrap_or(0.0),
-    )?;
+        &fixed(row.median_ms, 2),
+        &fixed(row.p10_ms, 2),
+        &fixed(row.p90_ms, 2),
+        &fixed(row.images_per_s, 1),
+        &fixed(row.gflops, 1),
+        &format!("{:.0}%", row.share_of_peak * 100.0),
+        &row.peak_memory_mib.map_or_else(|| "-".into(), |mib| fixed(mib, 0)),
+    ])?;
     for layer in &row.layers {
         writeln!(
             out,

@@ -1,28 +1,29 @@
-//! `diff`: the tensors of two checkpoint files compared.
+//! `diff`: comparison of the tensors of two checkpoint files.
 
 use std::collections::HashMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use resnet_convert::{Options, source};
+use resnet_convert::{ConvertOptions, source};
 use resnet_model::{RawTensor, escape};
 use serde::Serialize;
 
+use crate::exit::Outcome;
 use crate::page::{Page, longest};
 use resnet_model::text::thousands;
 
 /// Compare the tensors of two checkpoint files
 ///
-/// Files of different containers and naming schemes are compared under the names that conversion gives them; if one of
-/// them is no known network, under the names in the files. Bytes count: values are equal if their bits are, or if both
-/// are NaN. Exit status: 0 the same, 1 different, 2 trouble.
+/// Tensors are compared under their names after conversion, so that the format and naming scheme of the files do not matter;
+/// if a file is not a known network, under the names in the files. Values are equal if they compare equal or if both are
+/// NaN. The exit status is 0 if the files are the same, 1 if they differ, 2 on failure.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A file that resnet-convert reads
+    /// First file, in any format that resnet-convert reads
     #[arg(value_name = "A")]
     a: PathBuf,
-    /// Another one
+    /// Second file
     #[arg(value_name = "B")]
     b: PathBuf,
     /// Write JSON
@@ -34,7 +35,7 @@ pub struct Args {
 struct Comparison {
     a: Side,
     b: Side,
-    /// Whether the names compared are those of the networks, not those in the files.
+    /// If `true`, tensors were compared under their names after conversion.
     renamed: bool,
     same: bool,
     equal: usize,
@@ -48,7 +49,7 @@ struct Comparison {
 struct Side {
     file: String,
     model: Option<String>,
-    container: source::Container,
+    container: source::Format,
     tensors: usize,
 }
 
@@ -70,20 +71,20 @@ struct Reshaped {
 struct Differing {
     name: String,
     shape: Vec<usize>,
-    /// The types, if they are not the same.
+    /// The dtypes, if they differ.
     #[serde(skip_serializing_if = "Option::is_none")]
     dtypes: Option<[String; 2]>,
-    /// How many values differ.
+    /// Number of differing values.
     values: u64,
-    /// The largest difference of two finite values.
+    /// Largest difference of two finite values.
     largest: f64,
-    /// That over the largest magnitude in A.
+    /// `largest` divided by the largest magnitude in A.
     relative: f64,
-    /// How many values are finite in one file only, or are different infinities.
+    /// Number of values that are finite in one file only, or are different infinities.
     not_finite: u64,
 }
 
-/// A file and its tensors under two sets of names.
+/// A file and its tensors, under the names in the file and after conversion.
 struct File {
     side: Side,
     own: Vec<(String, RawTensor)>,
@@ -94,8 +95,8 @@ impl File {
     fn open(path: &Path) -> anyhow::Result<File> {
         let state = source::read(path)?;
         let (container, own) = (state.container, state.tensors.clone());
-        // Only if every tensor is understood: one that is left out could be the difference.
-        let understood = resnet_convert::understand(state, path, &Options::default()).ok();
+        // Only if every tensor is recognized: a dropped one could be the difference.
+        let understood = resnet_convert::build_checkpoint(state, path, &ConvertOptions::default()).ok();
         let model = understood.as_ref().map(|(_, report)| report.model.clone());
         let canonical =
             understood.map(|(c, _)| c.tensors().iter().map(|(n, t)| (n.clone(), t.clone())).collect());
@@ -104,8 +105,8 @@ impl File {
     }
 }
 
-/// Runs the command; `false` if the files differ.
-pub fn run(args: Args, out: &mut dyn Write) -> anyhow::Result<bool> {
+/// Runs the command.
+pub fn run(args: Args, out: &mut dyn Write) -> anyhow::Result<Outcome> {
     let compared = compare(File::open(&args.a)?, File::open(&args.b)?)?;
     if args.json {
         serde_json::to_writer_pretty(&mut *out, &compared)?;
@@ -113,7 +114,7 @@ pub fn run(args: Args, out: &mut dyn Write) -> anyhow::Result<bool> {
     } else {
         print(&compared, &mut Page::new(out))?;
     }
-    Ok(compared.same)
+    Ok(Outcome::from_success(compared.same))
 }
 
 fn compare(a: File, b: File) -> anyhow::Result<Comparison> {
@@ -163,7 +164,7 @@ fn only(name: &str, tensor: &RawTensor) -> Only {
     Only { name: name.to_owned(), dtype: format!("{:?}", tensor.dtype()), shape: tensor.shape().to_vec() }
 }
 
-/// How two tensors of one shape differ; `None` if they do not.
+/// Compares two tensors of one shape; `None` if they are equal.
 fn difference(name: &str, a: &RawTensor, b: &RawTensor) -> anyhow::Result<Option<Differing>> {
     let retyped = a.dtype() != b.dtype();
     if !retyped && equal_bytes(a, b)? {
@@ -179,7 +180,7 @@ fn difference(name: &str, a: &RawTensor, b: &RawTensor) -> anyhow::Result<Option
         not_finite: 0,
     };
     let (Ok(left), Ok(right)) = (a.to_f32(name), b.to_f32(name)) else {
-        // Types that are no numbers: their bytes differ, and that is all.
+        // Not numeric: only the bytes can be compared.
         found.values = a.elements() as u64;
         return Ok(Some(found));
     };
@@ -198,7 +199,7 @@ fn difference(name: &str, a: &RawTensor, b: &RawTensor) -> anyhow::Result<Option
         }
     }
     found.relative = if found.largest == 0.0 { 0.0 } else { found.largest / magnitude };
-    // Zeros of two signs, NaN of two kinds: other bytes, but the same values.
+    // Zeros of different sign and different NaNs have other bytes, but equal values.
     Ok((retyped || found.values > 0).then_some(found))
 }
 
@@ -219,11 +220,12 @@ fn equal_bytes(a: &RawTensor, b: &RawTensor) -> anyhow::Result<bool> {
 
 fn print(found: &Comparison, page: &mut Page) -> anyhow::Result<()> {
     for (title, side) in [("A", &found.a), ("B", &found.b)] {
-        let model = side.model.as_deref().unwrap_or("no known network");
+        let model = side.model.as_deref().unwrap_or("not a known network");
         let text = format!("{}: {model}, {} tensors, {}", escape(&side.file), side.tensors, side.container);
         page.field(title, &text)?;
     }
-    let names = if found.renamed { "after renaming" } else { "under the names in the files" };
+    let names =
+        if found.renamed { "under their names after conversion" } else { "under their names in the files" };
     page.field("compared", &format!("{names}, {} equal", thousands(found.equal as u64)))?;
     for (title, tensors) in [("only in A", &found.only_in_a), ("only in B", &found.only_in_b)] {
         heading(page, title, tensors.len())?;
@@ -232,27 +234,41 @@ fn print(found: &Comparison, page: &mut Page) -> anyhow::Result<()> {
             page.row(&escape(&t.name), column, &format!("{:<5}{:?}", t.dtype, t.shape), &[])?;
         }
     }
-    heading(page, "other shapes", found.reshaped.len())?;
+    heading(page, "different shapes", found.reshaped.len())?;
     let column = longest(found.reshaped.iter().map(|t| &*t.name));
     for t in &found.reshaped {
         page.row(&escape(&t.name), column, &format!("A {:?}, B {:?}", t.a, t.b), &[])?;
     }
-    heading(page, "other values", found.differing.len())?;
-    let column = longest(found.differing.iter().map(|t| &*t.name));
-    for t in &found.differing {
-        let mut below = vec![];
+    let retyped = found.differing.iter().filter(|t| t.values == 0).collect::<Vec<_>>();
+    let changed = found.differing.iter().filter(|t| t.values > 0).collect::<Vec<_>>();
+    heading(page, "different dtypes, equal values", retyped.len())?;
+    let column = longest(retyped.iter().map(|t| &*t.name));
+    for t in retyped {
         if let Some([a, b]) = &t.dtypes {
-            below.push(format!("A {a}, B {b}"));
+            page.row(&escape(&t.name), column, &format!("A {a}, B {b}"), &[])?;
+        }
+    }
+    heading(page, "different values", changed.len())?;
+    let column = longest(changed.iter().map(|t| &*t.name));
+    for t in changed {
+        let mut details = vec![];
+        if let Some([a, b]) = &t.dtypes {
+            details.push(format!("dtypes differ: A {a}, B {b}"));
         }
         let elements: usize = t.shape.iter().product();
         let mut text = format!("{} of {} values differ", thousands(t.values), thousands(elements as u64));
         if t.not_finite > 0 {
             text.push_str(&format!(", {} not finite", thousands(t.not_finite)));
         }
-        below.push(text);
-        page.row(&escape(&t.name), column, &format!("{:.3e} (rel. {:.1e})", t.largest, t.relative), &below)?;
+        details.push(text);
+        page.row(
+            &escape(&t.name),
+            column,
+            &format!("{:.3e} (rel. {:.1e})", t.largest, t.relative),
+            &details,
+        )?;
     }
-    page.line(if found.same { "  the same" } else { "  different" })?;
+    page.line(if found.same { "  no differences" } else { "  the files differ" })?;
     Ok(())
 }
 
@@ -277,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn values_differ_by_their_largest_difference() {
+    fn the_largest_difference_is_reported() {
         let check = |a: &[f32], b: &[f32], expected: Option<(u64, f64, u64)>| {
             let found = difference("t", &f32s(a), &f32s(b)).unwrap();
             assert_eq!(found.map(|d| (d.values, d.largest, d.not_finite)), expected, "{a:?} {b:?}");
@@ -290,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn types_differ_even_if_values_do_not() {
+    fn dtypes_can_differ_with_equal_values() {
         let half = RawTensor::new(Dtype::F16, vec![1], Arc::new(vec![0, 0x3c])).unwrap();
         let found = difference("t", &f32s(&[1.0]), &half).unwrap().unwrap();
         assert_eq!((found.values, found.dtypes.unwrap()), (0, ["F32".to_owned(), "F16".to_owned()]));

@@ -1,127 +1,157 @@
-//! `eval`: measure how many images of a folder a checkpoint gets right.
+//! `eval`: measure the accuracy of checkpoints.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use clap::ValueEnum;
-use resnet_model::Labels;
+use resnet_model::engine::EngineOptions;
+use resnet_model::{Classifier, Labels, escape};
 use resnet_train::Dataset;
-use resnet_train::eval::{Evaluation, Model, Views, evaluate};
+use resnet_train::eval::{Evaluation, Views, evaluate};
 
 use crate::device::Choice;
+use crate::exit::Outcome;
 use crate::terminal;
 use crate::weights::Selection;
 
-/// Measure how many images of a folder a checkpoint gets right.
+/// Measure the accuracy of a checkpoint on labeled images
 ///
-/// Several checkpoints are an ensemble: their probabilities are averaged. DATA is as for train; of a folder with `train` and
-/// `val` folders, or of a list with splits, the images held out are taken, of others all.
+/// DATA is a folder or CSV file as in `train`; if it has a validation split, only that is used. The probabilities of several
+/// checkpoints are averaged (an ensemble); they must have the same class labels in the same order. Images that cannot be
+/// read are reported and skipped: the exit status is then 3.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Average over the four corners and the centre and their mirror images
+    /// Average over four corner crops, the center crop and their mirror images
     #[arg(long)]
     ten_crop: bool,
-    /// Average over these lengths of the shorter side
+    /// Average over these lengths of the shorter side in pixels
     #[arg(long, value_name = "PIXELS,…", value_delimiter = ',', value_parser = super::predict::positive)]
     sizes: Vec<usize>,
-    /// Also every class
+    /// Also show the accuracy of every class
     #[arg(long)]
     per_class: bool,
-    /// Also who was taken for whom, most frequent first
+    /// Also show the confusion matrix: pairs of true and predicted class, most frequent first
     #[arg(long)]
     confusion: bool,
-    /// How figures are written
-    #[arg(long, value_enum, default_value_t = Form::Text)]
-    format: Form,
-    /// Where to compute: auto, cpu, cuda, cuda:NUMBER, metal
+    /// Output format
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    format: Format,
+    /// Device: auto, cpu, cuda, cuda:NUMBER, metal
     #[arg(long, default_value_t)]
     device: Choice,
-    /// Images computed at once
+    /// Batch size
     #[arg(long, default_value_t = 32, value_name = "N", value_parser = super::predict::positive)]
     batch_size: usize,
-    /// Checkpoints (files or Hub ids) and, last, the images
+    /// Checkpoints (files or Hub ids), then labeled images
     #[arg(required = true, num_args = 2.., value_names = ["CHECKPOINT", "DATA"])]
     paths: Vec<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Form {
-    /// A short table
+enum Format {
+    /// A table
     Text,
     /// One JSON object
     Json,
 }
 
-/// Runs the command; `false` if an image could not be read.
-pub fn run(args: Args, out: &mut dyn Write) -> anyhow::Result<bool> {
-    let Some((data, checkpoints)) = args.paths.split_last() else { bail!("name checkpoints and images") };
+/// Runs the command.
+pub fn run(args: Args, out: &mut dyn Write) -> anyhow::Result<Outcome> {
+    let Some((data, checkpoints)) = args.paths.split_last() else {
+        bail!("expected a checkpoint and images")
+    };
     let device = args.device.open()?;
     let mut models = Vec::new();
     let mut labels = Labels::None;
     for name in checkpoints {
         let selection = Selection { weights: Some(name.clone()), ..Selection::default() };
         let checkpoint = selection.open().with_context(|| format!("`{name}`"))?;
-        if labels.is_none() {
-            labels = checkpoint.meta().labels.clone();
+        let own = &checkpoint.meta().labels;
+        match (&labels, own) {
+            (_, Labels::None) => {}
+            (Labels::None, own) => labels = own.clone(),
+            (first, own) => same_labels(first, own).with_context(|| format!("`{name}`"))?,
         }
-        models.push(Model::new(&checkpoint, &device, args.batch_size)?);
+        let options = EngineOptions { batch: args.batch_size, ..EngineOptions::default() };
+        models.push(Classifier::with_options(&checkpoint, &device, options)?);
     }
     let data = PathBuf::from(data);
     let (dataset, indices) = dataset(&data)?;
-    let dataset = dataset.numbered(&labels, models.first().map_or(0, Model::classes))?;
+    let dataset = dataset
+        .with_labels(&labels, models.first().and_then(|model| model.meta().arch.classes()).unwrap_or(0))?;
     let bar = terminal::progress(indices.len() as u64, terminal::COUNT);
     let views = Views { ten_crop: args.ten_crop, sizes: args.sizes.clone() };
     let result = evaluate(&models, &dataset, &indices, &views, args.batch_size, &mut |n| bar.inc(n as u64))?;
     bar.finish_and_clear();
-    for why in &result.skipped {
-        let _ = writeln!(io::stderr(), "skipped: {why}");
-    }
+    result.skipped.iter().for_each(|why| terminal::warn(format_args!("skipped: {why}")));
     match args.format {
-        Form::Text => text(&args, &result, &dataset, out)?,
-        Form::Json => json(&args, &result, &dataset, out)?,
+        Format::Text => text(&args, &result, &dataset, out)?,
+        Format::Json => json(&args, &result, &dataset, out)?,
     }
-    Ok(result.skipped.is_empty())
+    Ok(Outcome::from_failed(result.skipped.len(), result.images + result.skipped.len()))
 }
 
-/// The images and the numbers of those that are evaluated.
+/// Returns an error if the labels of two checkpoints differ: their outputs are averaged by class index.
+fn same_labels(first: &Labels, other: &Labels) -> anyhow::Result<()> {
+    let name = |labels: &Labels, class| labels.get(class).map(|label| label.name.to_owned());
+    for class in 0.. {
+        match (name(first, class), name(other, class)) {
+            (None, None) => break,
+            (a, b) if a == b => {}
+            (a, b) => {
+                let show = |name: Option<String>| {
+                    name.map_or("missing".into(), |name| format!("`{}`", escape(&name)))
+                };
+                bail!(
+                    "an ensemble needs the same class labels in the same order: class {class} is {}, but {} in the first \
+                     checkpoint",
+                    show(b),
+                    show(a)
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Returns the dataset and the indices to evaluate.
 fn dataset(path: &Path) -> anyhow::Result<(Dataset, Vec<usize>)> {
     let dataset = match path.is_dir() {
-        true => Dataset::folder(path, 0.0, 0)?,
-        false => Dataset::csv(path, 0.0, 0)?,
+        true => Dataset::from_folder(path, 0.0, 0)?,
+        false => Dataset::from_csv(path, 0.0, 0)?,
     };
-    let indices = match dataset.held_out() {
+    let indices = match dataset.val() {
         [] => dataset.all(),
-        held_out => held_out.to_vec(),
+        val => val.to_vec(),
     };
     Ok((dataset, indices))
 }
 
-/// Pairs of different classes, most frequent first: number of images, class, answer.
-fn mistakes(result: &Evaluation) -> Vec<(u32, usize, usize)> {
-    let rows = result.confusion.iter().enumerate();
-    let pairs = rows.flat_map(|(class, row)| row.iter().enumerate().map(move |(k, &n)| (n, class, k)));
-    let mut pairs: Vec<_> = pairs.filter(|(n, class, answer)| *n > 0 && class != answer).collect();
-    pairs.sort_by(|a, b| b.0.cmp(&a.0).then(a.cmp(b)));
-    pairs
+/// Returns the off-diagonal entries of the confusion matrix, largest first: number of images, class, predicted class.
+fn mistakes(result: &Evaluation) -> Vec<(usize, usize, usize)> {
+    let entries = result.confusion.iter().map(|(&(class, predicted), &count)| (count, class, predicted));
+    let mut entries: Vec<_> = entries.filter(|(_, class, predicted)| class != predicted).collect();
+    entries.sort_by(|a, b| b.0.cmp(&a.0).then(a.cmp(b)));
+    entries
 }
 
 fn text(args: &Args, result: &Evaluation, dataset: &Dataset, out: &mut dyn Write) -> io::Result<()> {
     let images = result.images;
     writeln!(out, "images  {images}")?;
-    writeln!(out, "top-1   {:.2} %  ({} right)", 100.0 * result.top1_share(), result.top1)?;
-    writeln!(out, "top-5   {:.2} %  ({} right)", 100.0 * result.top5_share(), result.top5)?;
+    writeln!(out, "top-1   {:.2} %  ({} correct)", 100.0 * result.top1_accuracy(), result.top1)?;
+    writeln!(out, "top-5   {:.2} %  ({} correct)", 100.0 * result.top5_accuracy(), result.top5)?;
     writeln!(out, "loss    {:.4}", result.loss)?;
     let names = dataset.classes();
     if args.per_class {
-        for ([right, all], name) in result.per_class().into_iter().zip(names).filter(|([_, all], _)| *all > 0)
-        {
-            writeln!(out, "{:>7.2} %  {right}/{all}  {name}", 100.0 * right as f64 / all as f64)?;
+        for (class, [correct, images]) in result.per_class() {
+            let accuracy = 100.0 * correct as f64 / images as f64;
+            writeln!(out, "{accuracy:>7.2} %  {correct}/{images}  {}", names[class])?;
         }
     }
     if args.confusion {
-        for (n, class, answer) in mistakes(result) {
-            writeln!(out, "{n:>5}  {} taken for {}", names[class], names[answer])?;
+        for (n, class, predicted) in mistakes(result) {
+            writeln!(out, "{n:>5}  {} predicted as {}", names[class], names[predicted])?;
         }
     }
     Ok(())
@@ -131,20 +161,35 @@ fn json(args: &Args, result: &Evaluation, dataset: &Dataset, out: &mut dyn Write
     let names = dataset.classes();
     let mut value = serde_json::json!({
         "images": result.images,
-        "top1": 100.0 * result.top1_share(),
-        "top5": 100.0 * result.top5_share(),
+        "top1": 100.0 * result.top1_accuracy(),
+        "top5": 100.0 * result.top5_accuracy(),
         "loss": result.loss,
         "skipped": result.skipped,
     });
     if args.per_class {
-        let classes = result.per_class().into_iter().zip(names).filter(|([_, all], _)| *all > 0);
-        let row = |([right, images], class): ([usize; 2], &String)| serde_json::json!({"class": class, "right": right, "images": images});
-        value["classes"] = classes.map(row).collect();
+        let row = |(class, [correct, images]): (usize, [usize; 2])| serde_json::json!({"class": names[class], "correct": correct, "images": images});
+        value["classes"] = result.per_class().into_iter().map(row).collect();
     }
     if args.confusion {
-        let row = |(images, class, answer): (u32, usize, usize)| serde_json::json!({"class": names[class], "answer": names[answer], "images": images});
-        value["mistakes"] = mistakes(result).into_iter().map(row).collect();
+        let row = |(images, class, predicted): (usize, usize, usize)| serde_json::json!({"class": names[class], "predicted": names[predicted], "images": images});
+        value["confusion"] = mistakes(result).into_iter().map(row).collect();
     }
     writeln!(out, "{value:#}")?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ensembles_need_the_same_labels_in_the_same_order() {
+        let labels = |names: &[&str]| Labels::Names(names.iter().map(|&n| n.to_owned()).collect());
+        let first = labels(&["cat", "dog"]);
+        assert!(same_labels(&first, &first).is_ok());
+        for other in [labels(&["dog", "cat"]), labels(&["cat"]), labels(&["cat", "dog", "cow"])] {
+            let error = same_labels(&first, &other).unwrap_err().to_string();
+            assert!(error.contains("same class labels in the same order"), "{error}");
+        }
+    }
 }

@@ -1,15 +1,19 @@
-//! `info`: all that is known about a model.
+//! `info`: facts about a model.
 
 use std::io::Write;
 
 use resnet_model::text::thousands;
-use resnet_model::{Arch, Preprocess, cost};
+use resnet_model::{Arch, Preprocess};
 use serde::Serialize;
 
+use crate::exit::Outcome;
 use crate::models::{self, Model};
-use crate::weights::{Published, Torchvision};
+use crate::terminal;
+use resnet_weights::{Published, Torchvision};
 
-/// Tell all that is known about a model: cost, feature maps, weights, their licence, preprocessing and source.
+/// Show everything known about a model
+///
+/// Cost, feature maps, and the published weights with their license, preprocessing and source.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// An architecture (resnet50) or published weights (resnet50.a1_in1k)
@@ -28,12 +32,12 @@ struct Facts<'a> {
     parameters: u64,
     gmacs: f64,
     size: usize,
-    /// Bytes of all results of one image in f32.
+    /// Bytes of all activations of one image in f32.
     activation_bytes: u64,
     features: Vec<Feature>,
     #[serde(skip_serializing_if = "Option::is_none")]
     weights: Option<Weights<'a>>,
-    /// All weights that are published for the architecture.
+    /// Names of all published weights of the architecture.
     published: Vec<&'a str>,
 }
 
@@ -41,7 +45,7 @@ struct Facts<'a> {
 struct Feature {
     name: String,
     channels: usize,
-    /// Input pixels per pixel; 0 where there are none.
+    /// Input pixels per output pixel; 0 without spatial dimensions.
     stride: usize,
 }
 
@@ -65,7 +69,7 @@ struct Weights<'a> {
 }
 
 /// Runs the command.
-pub fn run(args: Args, out: &mut dyn Write) -> anyhow::Result<bool> {
+pub fn run(args: Args, out: &mut dyn Write) -> anyhow::Result<Outcome> {
     let model = models::find(&args.model)?;
     let facts = facts(&model)?;
     if args.json {
@@ -74,7 +78,7 @@ pub fn run(args: Args, out: &mut dyn Write) -> anyhow::Result<bool> {
     } else {
         text(out, &model, &facts)?;
     }
-    Ok(true)
+    Ok(Outcome::Success)
 }
 
 fn facts(model: &Model) -> anyhow::Result<Facts<'_>> {
@@ -92,7 +96,7 @@ fn facts(model: &Model) -> anyhow::Result<Facts<'_>> {
         parameters: model.params,
         gmacs: (model.gmacs() * 1e3).round() / 1e3,
         size: model.size,
-        activation_bytes: cost::list(&graph, model.size, model.size)?.iter().map(|c| c.bytes).sum(),
+        activation_bytes: graph.costs(model.size, model.size)?.iter().map(|c| c.bytes).sum(),
         features: features.collect(),
         weights: model.published.map(weights).transpose()?,
         published: published.iter().map(|p| p.name.as_str()).collect(),
@@ -102,9 +106,9 @@ fn facts(model: &Model) -> anyhow::Result<Facts<'_>> {
 fn weights(published: &Published) -> anyhow::Result<Weights<'_>> {
     let labels = match (published.labels.as_deref(), published.classes) {
         (Some(labels), _) => labels,
-        (None, 0) => "none: the result is the pooled features",
+        (None, 0) => "none: the output is the pooled features",
         (None, 1000) => "imagenet-1k",
-        (None, _) => "none: the result is an embedding",
+        (None, _) => "none: the output is an embedding",
     };
     Ok(Weights {
         hub: &published.hub,
@@ -114,7 +118,7 @@ fn weights(published: &Published) -> anyhow::Result<Weights<'_>> {
         labels,
         top1: published.top1,
         top5: published.top5,
-        preprocess: published.preprocess()?,
+        preprocess: published.preprocess(),
         train_size: published.train_size,
         torchvision: published.torchvision.as_ref(),
     })
@@ -126,12 +130,12 @@ fn text(out: &mut dyn Write, model: &Model, facts: &Facts) -> anyhow::Result<()>
     line("architecture", facts.arch.to_owned())?;
     line("parameters", thousands(facts.parameters))?;
     let side = facts.size;
-    line("multiply-adds", format!("{} G at {side}×{side} pixels", facts.gmacs))?;
-    line("activations", format!("{:.1} MiB in f32", facts.activation_bytes as f64 / f64::from(1 << 20)))?;
+    line("GMACs", format!("{} at {side}×{side} pixels", facts.gmacs))?;
+    line("activations", format!("{:.1} MiB in f32", terminal::mib(facts.activation_bytes)))?;
     for (i, feature) in facts.features.iter().enumerate() {
         let stride = match feature.stride {
-            0 => "no pixels".to_owned(),
-            stride => format!("1/{stride} of the size"),
+            0 => "no spatial dimensions".to_owned(),
+            stride => format!("stride {stride}"),
         };
         let what = if i == 0 { "features" } else { "" };
         line(what, format!("{:<10} {:>5} channels, {stride}", feature.name, feature.channels))?;
@@ -139,7 +143,7 @@ fn text(out: &mut dyn Write, model: &Model, facts: &Facts) -> anyhow::Result<()>
     if let Some(weights) = &facts.weights {
         line("weights", weights.hub.to_owned())?;
         line("source", weights.source.clone())?;
-        line("licence", weights.license.unwrap_or("unknown").to_owned())?;
+        line("license", weights.license.unwrap_or("unknown").to_owned())?;
         line("classes", format!("{} ({})", weights.classes, weights.labels))?;
         if let (Some(top1), Some(top5)) = (weights.top1, weights.top5) {
             line("accuracy", format!("{top1:.2} % top-1, {top5:.2} % top-5 (ImageNet-1k, {side} pixels)"))?;
@@ -147,13 +151,13 @@ fn text(out: &mut dyn Write, model: &Model, facts: &Facts) -> anyhow::Result<()>
         let p = &weights.preprocess;
         let filter = format!("{:?}", p.filter).to_lowercase();
         let resize = model.published.map_or(0, Published::resize);
-        line("preprocessing", format!("shorter side to {resize} ({filter}), centre crop {side}×{side}"))?;
-        line("", format!("mean {:?}, deviation {:?}", p.mean, p.std))?;
+        line("preprocessing", format!("shorter side to {resize} ({filter}), center crop {side}×{side}"))?;
+        line("", format!("mean {:?}, std {:?}", p.mean, p.std))?;
         if let Some(size) = weights.train_size {
             line("trained at", format!("{size}×{size} pixels"))?;
         }
         if let Some(t) = weights.torchvision {
-            let figures = format!("{:.3} % top-1, {:.3} % top-5 by its own measurement", t.top1, t.top5);
+            let figures = format!("{:.3} % top-1, {:.3} % top-5 measured by torchvision", t.top1, t.top5);
             line("torchvision", format!("{} ({})", t.weights, t.file))?;
             line("", figures)?;
         }

@@ -1,30 +1,31 @@
-//! `inspect`: what a checkpoint file holds, whether it converts or not.
+//! `inspect`: contents of a checkpoint file, convertible or not.
 
 use std::collections::{HashMap, HashSet};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use resnet_convert::{Options, Report, source};
+use resnet_convert::{ConvertOptions, Report, source};
 use resnet_model::text::{bytes, thousands};
 use resnet_model::{RawTensor, escape, zoo};
 use serde::Serialize;
 
+use crate::exit::Outcome;
 use crate::page::{Page, longest};
 
-/// Show what a checkpoint file holds
+/// Show the contents of a checkpoint file
 ///
-/// The container, the network and how surely it is known, and every tensor: its name, type and shape, and the name that
-/// it gets when the file is converted. Files of no known network are shown too, with the reason.
+/// Shows the format, the network and how it was identified, and the name, dtype and shape of every tensor, with its name after
+/// conversion. If the file is not a known network, the reason is shown.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A file that resnet-convert reads
+    /// Checkpoint file in any format that resnet-convert reads
     #[arg(value_name = "FILE")]
     file: PathBuf,
-    /// Read the values: least, mean and largest of every tensor, and how many are NaN or infinite
+    /// Show the minimum, mean and maximum of every tensor, and the number of NaN and infinite values
     #[arg(long)]
     stats: bool,
-    /// Insist on an architecture, e.g. resnet50 or plain34
+    /// Require this architecture, e.g. resnet50 or plain34
     #[arg(long, value_name = "NAME")]
     arch: Option<String>,
     /// Write JSON
@@ -36,31 +37,31 @@ pub struct Args {
 struct Inspection {
     file: String,
     bytes: u64,
-    container: source::Container,
-    /// What conversion would make of it.
+    container: source::Format,
+    /// The conversion report.
     #[serde(skip_serializing_if = "Option::is_none")]
     report: Option<Report>,
-    /// Why conversion would fail.
+    /// The error of the conversion.
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
-    /// What might be done about it.
+    /// A remedy for `error`.
     #[serde(skip_serializing_if = "Option::is_none")]
     hint: Option<&'static str>,
-    tensors: Vec<Row>,
+    tensors: Vec<TensorRow>,
     unsupported: Vec<Unsupported>,
     opaque: Vec<String>,
     notes: Vec<String>,
 }
 
 #[derive(Serialize)]
-struct Row {
+struct TensorRow {
     name: String,
     dtype: String,
     shape: Vec<usize>,
     bytes: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     becomes: Option<String>,
-    /// Why it would be left out.
+    /// The reason why conversion drops the tensor.
     #[serde(skip_serializing_if = "Option::is_none")]
     dropped: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -73,7 +74,7 @@ struct Unsupported {
     kind: String,
 }
 
-/// Of the finite values; `None` if there is none.
+/// Statistics of the finite values; `None` if there are none.
 #[derive(Debug, PartialEq, Serialize)]
 struct Stats {
     min: Option<f32>,
@@ -84,7 +85,7 @@ struct Stats {
 }
 
 /// Runs the command.
-pub fn run(args: Args, out: &mut dyn Write) -> anyhow::Result<bool> {
+pub fn run(args: Args, out: &mut dyn Write) -> anyhow::Result<Outcome> {
     let inspection = inspect(&args)?;
     if args.json {
         serde_json::to_writer_pretty(&mut *out, &inspection)?;
@@ -92,18 +93,18 @@ pub fn run(args: Args, out: &mut dyn Write) -> anyhow::Result<bool> {
     } else {
         print(&inspection, &mut Page::new(out))?;
     }
-    Ok(true)
+    Ok(Outcome::Success)
 }
 
 fn inspect(args: &Args) -> anyhow::Result<Inspection> {
     let arch = args.arch.as_deref().map(zoo::arch).transpose().context("--arch")?;
-    let options = Options { arch, ..Options::default() };
+    let options = ConvertOptions { arch, ..ConvertOptions::default() };
     let state = source::read(&args.file)?;
     let (container, own) = (state.container, state.tensors.clone());
     let unsupported: Vec<Unsupported> =
         state.unsupported.iter().cloned().map(|(name, kind)| Unsupported { name, kind }).collect();
     let (opaque, notes) = (state.opaque.clone(), state.notes.clone());
-    let (report, error, hint) = match resnet_convert::understand(state, &args.file, &options) {
+    let (report, error, hint) = match resnet_convert::build_checkpoint(state, &args.file, &options) {
         Ok((_, report)) => (Some(report), None, None),
         Err(e) => (None, Some(e.to_string()), e.hint()),
     };
@@ -127,14 +128,14 @@ fn rows(
     report: Option<&Report>,
     stats: bool,
     file: &Path,
-) -> anyhow::Result<Vec<Row>> {
+) -> anyhow::Result<Vec<TensorRow>> {
     let (mut becomes, mut dropped) = (HashMap::new(), HashMap::new());
     if let Some(report) = report {
         becomes.extend(report.renamed.iter().map(|r| (r.from.as_str(), r.to.clone())));
         dropped.extend(report.dropped.iter().map(|d| (d.name.as_str(), d.reason.clone())));
     }
     let row = |(name, tensor): &(String, RawTensor)| {
-        let row = Row {
+        let row = TensorRow {
             name: name.clone(),
             dtype: format!("{:?}", tensor.dtype()),
             shape: tensor.shape().to_vec(),
@@ -142,9 +143,8 @@ fn rows(
             becomes: becomes.get(name.as_str()).cloned(),
             dropped: dropped.get(name.as_str()).cloned(),
             stats: match stats {
-                true => {
-                    Stats::of(tensor).with_context(|| format!("`{}`: `{}`", file.display(), escape(name)))?
-                }
+                true => Stats::from_tensor(tensor)
+                    .with_context(|| format!("`{}`: `{}`", file.display(), escape(name)))?,
                 false => None,
             },
         };
@@ -154,8 +154,8 @@ fn rows(
 }
 
 impl Stats {
-    /// Of values seen as f32; `None` for types that are no numbers.
-    fn of(tensor: &RawTensor) -> resnet_model::Result<Option<Stats>> {
+    /// Computes statistics of the values as f32; `None` for dtypes that are not numeric.
+    fn from_tensor(tensor: &RawTensor) -> resnet_model::Result<Option<Stats>> {
         let mut stats = Stats { min: None, mean: None, max: None, nan: 0, infinite: 0 };
         let (mut sum, mut count) = (0.0, 0u64);
         let read = tensor.for_each_f32("", |values| {
@@ -188,7 +188,7 @@ fn print(found: &Inspection, page: &mut Page) -> anyhow::Result<()> {
     if let Some(report) = &found.report {
         let head = match report.classes {
             Some(classes) => format!("{} classes", thousands(classes as u64)),
-            None => "no head: an embedding".into(),
+            None => "no head".into(),
         };
         let parameters = thousands(report.parameters);
         page.field("architecture", &format!("{}, {parameters} parameters, {head}", report.model))?;
@@ -200,9 +200,9 @@ fn print(found: &Inspection, page: &mut Page) -> anyhow::Result<()> {
         page.field("names", &format!("{}{root}", report.dialect))?;
     }
     if let Some(error) = &found.error {
-        // The file is named above.
+        // The file name is printed above.
         let error = error.strip_prefix(&format!("`{}`: ", escape(&found.file))).unwrap_or(error);
-        page.field("no network", error)?;
+        page.field("not a network", error)?;
         if let Some(hint) = found.hint {
             page.field("hint", hint)?;
         }
@@ -221,20 +221,20 @@ fn print(found: &Inspection, page: &mut Page) -> anyhow::Result<()> {
         &format!("{} ({}), {total}", thousands(found.tensors.len() as u64), types.join(", ")),
     )?;
     let count =
-        |what: fn(&Row) -> bool| thousands(found.tensors.iter().filter(|row| what(row)).count() as u64);
+        |what: fn(&TensorRow) -> bool| thousands(found.tensors.iter().filter(|row| what(row)).count() as u64);
     if found.report.is_some() {
         let (renamed, dropped) = (count(|row| row.becomes.is_some()), count(|row| row.dropped.is_some()));
-        page.field("converted", &format!("{renamed} would be renamed, {dropped} left out"))?;
+        page.field("converted", &format!("{renamed} would be renamed, {dropped} dropped"))?;
     }
     if let Some(report) = &found.report {
         for t in &report.reshaped {
             page.field("reshaped", &format!("{} {:?} → {:?}", escape(&t.name), t.from, t.to))?;
         }
-        for t in &report.synthesised {
+        for t in &report.synthesized {
             page.field("added", &format!("{}: {}", escape(&t.name), t.reason))?;
         }
         if !report.unset.is_empty() {
-            page.field("missing", &format!("{}, which no result depends on", report.unset.join(", ")))?;
+            page.field("missing", &format!("{}, which do not affect the output", report.unset.join(", ")))?;
         }
     }
     if !found.opaque.is_empty() {
@@ -257,7 +257,7 @@ fn print(found: &Inspection, page: &mut Page) -> anyhow::Result<()> {
             after.push(format!("→ {}", escape(name)));
         }
         if let Some(reason) = &row.dropped {
-            after.push(format!("left out: {reason}"));
+            after.push(format!("dropped: {reason}"));
         }
         page.row(&escape(&row.name), column, &format!("{:<5}{:?}", row.dtype, row.shape), &after)?;
     }
@@ -270,7 +270,7 @@ fn print(found: &Inspection, page: &mut Page) -> anyhow::Result<()> {
 fn describe(stats: &Stats) -> String {
     let mut text = match (stats.min, stats.mean, stats.max) {
         (Some(min), Some(mean), Some(max)) => format!("min {min:.4e}  mean {mean:.4e}  max {max:.4e}"),
-        _ => "no finite value".to_owned(),
+        _ => "no finite values".to_owned(),
     };
     for (count, what) in [(stats.nan, "NaN"), (stats.infinite, "infinite")] {
         if count > 0 {
@@ -285,15 +285,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn statistics_are_of_finite_values() {
+    fn statistics_ignore_non_finite_values() {
         let of = |values: &[f32]| {
-            Stats::of(&RawTensor::from_f32(vec![values.len()], values).unwrap()).unwrap().unwrap()
+            Stats::from_tensor(&RawTensor::from_f32(vec![values.len()], values).unwrap()).unwrap().unwrap()
         };
         let stats = of(&[3.0, f32::NAN, -1.0, f32::INFINITY, f32::NEG_INFINITY, 1.0]);
         let expected = Stats { min: Some(-1.0), mean: Some(1.0), max: Some(3.0), nan: 1, infinite: 2 };
         assert_eq!(stats, expected);
         assert_eq!(describe(&stats), "min -1.0000e0  mean 1.0000e0  max 3.0000e0  1 NaN  2 infinite");
-        assert_eq!(describe(&of(&[f32::NAN])), "no finite value  1 NaN");
+        assert_eq!(describe(&of(&[f32::NAN])), "no finite values  1 NaN");
         assert_eq!(of(&[]).min, None);
     }
 }

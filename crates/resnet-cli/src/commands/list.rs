@@ -1,54 +1,54 @@
-//! `list`: which models there are, how accurate and how costly they are.
+//! `list`: models with their accuracy and cost.
 
 use std::cmp::Ordering;
 use std::io::Write;
 use std::path::PathBuf;
 
-use anyhow::bail;
 use clap::ValueEnum;
 use resnet_model::file::{Existing, write_atomically};
 use serde::Serialize;
 
+use crate::exit::Outcome;
 use crate::models::{self, Model};
 use crate::{scatter, terminal};
 
-/// List models: accuracy against cost.
+/// List models with their accuracy and cost
 ///
-/// Accuracies are those on ImageNet-1k's validation set; `-` where weights have other classes or none are published.
-/// Parameters are counted with the head of the weights, multiply-adds at the size shown. `*` marks models that no
-/// listed one beats in accuracy at the same cost or less.
+/// Accuracies are published results on the ImageNet-1k validation set; `-` if the weights have other classes or none are
+/// published. GMACs are at the input size shown. `*` marks models on the Pareto front: no listed model of equal or lower cost
+/// is more accurate.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Names of models or architectures; `*` stands for any letters (quote it)
+    /// Names of models or architectures; `*` matches any characters (quote it)
     #[arg(value_name = "PATTERN")]
     patterns: Vec<String>,
-    /// Most accurate first, or cheapest first
+    /// Sort by accuracy or cost
     #[arg(long, value_enum)]
     sort: Option<Sort>,
     /// Write JSON
     #[arg(long, conflicts_with = "plot")]
     json: bool,
-    /// Draw accuracy over multiply-adds to this file instead
+    /// Write a scatter plot of accuracy against GMACs to this file instead
     #[arg(long, value_name = "FILE.svg")]
     plot: Option<PathBuf>,
-    /// Replace the file of --plot if there is one
+    /// Replace the file of --plot if it exists
     #[arg(long, requires = "plot")]
     force: bool,
 }
 
-/// What models are sorted by.
+/// Sort key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Sort {
     /// Top-1 accuracy, best first
     Top1,
     /// Parameters, fewest first
     Params,
-    /// Multiply-adds, fewest first
+    /// GMACs, fewest first
     Gmacs,
 }
 
 #[derive(Serialize)]
-struct Row<'a> {
+struct ModelRow<'a> {
     name: &'a str,
     arch: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -66,7 +66,7 @@ struct Row<'a> {
 }
 
 /// Runs the command.
-pub fn run(args: Args, out: &mut dyn Write) -> anyhow::Result<bool> {
+pub fn run(args: Args, out: &mut dyn Write) -> anyhow::Result<Outcome> {
     let mut models = match args.patterns.as_slice() {
         [] => models::all()?,
         patterns => {
@@ -93,24 +93,22 @@ pub fn run(args: Args, out: &mut dyn Write) -> anyhow::Result<bool> {
         Some(Sort::Gmacs) => models.sort_by(cheaper),
     }
     if let Some(path) = &args.plot {
-        if path.extension().is_none_or(|extension| !extension.eq_ignore_ascii_case("svg")) {
-            bail!("--plot {}: only SVG is written; name it FILE.svg", path.display());
-        }
-        let picture = scatter::svg(&models, &frontier(&models))?;
+        super::require_extension("--plot", path, "svg")?;
+        let plot = scatter::svg(&models, &frontier(&models))?;
         let existing = Existing::replace_if(args.force);
-        write_atomically(path, existing, |file| Ok(file.write_all(picture.as_bytes())?))?;
+        write_atomically(path, existing, |file| Ok(file.write_all(plot.as_bytes())?))?;
     } else if args.json {
         serde_json::to_writer_pretty(&mut *out, &models.iter().map(row).collect::<Vec<_>>())?;
         writeln!(out)?;
     } else {
         table(out, &models, terminal::width())?;
     }
-    Ok(true)
+    Ok(Outcome::Success)
 }
 
-fn row(model: &Model) -> Row<'_> {
+fn row(model: &Model) -> ModelRow<'_> {
     let weights = model.published;
-    Row {
+    ModelRow {
         name: model.name(),
         arch: model.arch_name,
         hub: weights.map(|w| w.hub.as_str()),
@@ -124,7 +122,7 @@ fn row(model: &Model) -> Row<'_> {
     }
 }
 
-/// Whether each model is on the frontier: no other is at least as accurate at no higher cost.
+/// Returns, for each model, whether it is on the Pareto front of accuracy and MACs.
 fn frontier(models: &[Model]) -> Vec<bool> {
     let mut order: Vec<usize> = (0..models.len()).collect();
     let accuracy = |i: usize| models[i].top1().unwrap_or(f64::NEG_INFINITY);
@@ -143,20 +141,20 @@ fn frontier(models: &[Model]) -> Vec<bool> {
     on
 }
 
-/// Columns that are always there, without the name: two of them accuracies.
+/// Width of the columns between name and license.
 const FIGURES: usize = 36;
 
 pub(super) fn table(out: &mut dyn Write, models: &[Model], width: Option<usize>) -> anyhow::Result<()> {
     let on = frontier(models);
-    let licences = models.iter().filter_map(|m| m.published?.license.as_deref()).map(str::len).max();
+    let licenses = models.iter().filter_map(|m| m.published?.license.as_deref()).map(str::len).max();
     let longest = models.iter().map(|m| m.name().len()).max().unwrap_or(0).max("model".len());
     let name = width.map_or(longest, |width| longest.min(width.saturating_sub(FIGURES + 2).max(12)));
-    let licence = licences.filter(|len| width.is_none_or(|width| 2 + name + FIGURES + 2 + len <= width));
-    let head = ["model", "top-1", "top-5", "params", "GMACs", "size", "licence"];
+    let license = licenses.filter(|len| width.is_none_or(|width| 2 + name + FIGURES + 2 + len <= width));
+    let head = ["model", "top-1", "top-5", "params", "GMACs", "size", "license"];
     let mut line = |mark: char, cells: [&str; 7]| {
         let [model, top1, top5, params, gmacs, size, last] = cells;
         let model = terminal::fit(model, name);
-        let last = if licence.is_some() { format!("  {last}") } else { String::new() };
+        let last = if license.is_some() { format!("  {last}") } else { String::new() };
         let text =
             format!("{mark} {model:<name$} {top1:>6} {top5:>6} {params:>7} {gmacs:>7} {size:>5}{last}");
         writeln!(out, "{}", text.trim_end())
@@ -185,7 +183,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_frontier_is_what_nothing_beats() {
+    fn no_model_beats_the_pareto_front() {
         let models = models::matching("resnet*").unwrap();
         let on = frontier(&models);
         for (i, model) in models.iter().enumerate() {

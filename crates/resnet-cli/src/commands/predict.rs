@@ -1,50 +1,63 @@
-//! `predict`: name what images show.
+//! `predict`: classify images.
 
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use clap::ValueEnum;
 use indicatif::ProgressBar;
 use rayon::prelude::*;
+use resnet_image::{Preprocess, decode};
+use resnet_model::Classifier;
 use resnet_model::classifier::Score;
 use resnet_model::engine::EngineOptions;
-use resnet_model::{Classifier, Preprocess, decode};
+use resnet_model::file::{Existing, write_atomically};
 
 use crate::device::Choice;
+use crate::exit::Outcome;
+use crate::images;
 use crate::output::{Format, Writer, describe};
-use crate::terminal;
+use crate::terminal::{self, Verbosity};
 use crate::weights::Selection;
 
-/// Name what images show.
+/// Classify images
 ///
-/// Predictions go to standard output, everything else to standard error. An image that cannot be read is reported and
-/// does not stop the others; the exit code is then 1.
+/// Predictions are written to standard output, messages to standard error. Folders are searched recursively, without
+/// hidden files. Images that cannot be read are reported and skipped: the exit status is then 3, or 1 if all failed.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
     selection: Selection,
-    /// Where to compute: auto, cpu, cuda, cuda:NUMBER, metal
+    /// Device to compute on: auto, cpu, cuda, cuda:INDEX or metal
     #[arg(long, default_value_t)]
     device: Choice,
-    /// Classes to print per image, best first
+    /// Number of classes to print per image, best first
     #[arg(long, default_value_t = 5, value_name = "K", value_parser = positive)]
     top_k: usize,
-    /// What a score is
+    /// Omit classes with a score below this
+    #[arg(long, value_name = "SCORE", allow_negative_numbers = true, value_parser = number::<f32>)]
+    min_score: Option<f32>,
+    /// Kind of score
     #[arg(long, value_enum, default_value_t = OutputType::Prob)]
     output_type: OutputType,
-    /// How predictions are written
+    /// Output format
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
-    /// Images computed at once
+    /// Write to this file instead of standard output
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Replace the file of --output if it exists
+    #[arg(short, long, requires = "output")]
+    force: bool,
+    /// Number of images per batch
     #[arg(long, default_value_t = 8, value_name = "N", value_parser = positive)]
     batch_size: usize,
-    /// Threads that compute on the CPU; default: all cores
+    /// Number of CPU threads; default: all cores
     #[arg(long, value_name = "N", value_parser = positive)]
     threads: Option<usize>,
-    /// Image files, folders of them, or `-` for one image on standard input
-    #[arg(required = true, value_name = "IMAGE|FOLDER|-")]
+    /// Image files, folders, patterns ('*.jpg'), lists of these (@list.txt), or - for standard input
+    #[arg(required = true, value_name = "IMAGE|FOLDER|@LIST|-")]
     images: Vec<PathBuf>,
 }
 
@@ -52,30 +65,68 @@ pub struct Args {
 enum OutputType {
     /// Probabilities
     Prob,
-    /// What the network gives, before softmax
+    /// Outputs of the network before softmax
     Logit,
 }
 
-/// A number from 1 to a bound that no machine reaches.
+/// Parses a count from 1 to 65536, more than any machine needs.
 pub(super) fn positive(s: &str) -> Result<usize, String> {
     match s.parse() {
         Ok(n @ 1..=65536) => Ok(n),
-        _ => Err("expected a number from 1 to 65536".into()),
+        _ => Err("expected a whole number from 1 to 65536".into()),
     }
 }
 
-/// An image's name and its network input, or why there is none.
+/// Parses a finite number.
+pub(super) fn number<T: std::str::FromStr + Into<f64> + Copy>(s: &str) -> Result<T, String> {
+    s.parse().ok().filter(|&n: &T| n.into().is_finite()).ok_or_else(|| "expected a number".to_owned())
+}
+
+/// An image's name, and its network input or the reason why it could not be read.
 type Prepared = (String, anyhow::Result<Vec<f32>>);
 
-/// Runs the command; `false` if an image failed.
-pub fn run(args: Args, out: &mut dyn Write) -> anyhow::Result<bool> {
-    let images = find_images(&args.images)?;
+/// Runs the command.
+pub fn run(args: Args, out: &mut dyn Write) -> anyhow::Result<Outcome> {
+    let Some(path) = &args.output else { return predict(&args, out) };
+    // Before the work, not after it.
+    if !args.force && path.exists() {
+        return Err(resnet_model::Error::Exists(path.clone()).into());
+    }
+    let mut result = Ok(Outcome::Success);
+    let written = write_atomically(path, Existing::replace_if(args.force), |file| {
+        result = predict(&args, file);
+        match result {
+            Ok(_) => Ok(()),
+            // Stops the writing; the error that is reported is `result`.
+            Err(_) => Err(io::Error::other("no predictions").into()),
+        }
+    });
+    let outcome = result?;
+    written?;
+    Ok(outcome)
+}
+
+fn predict(args: &Args, out: &mut dyn Write) -> anyhow::Result<Outcome> {
+    let found = images::find(&args.images)?;
+    found.warnings.iter().for_each(terminal::warn);
+    let images = found.images;
     let device = args.device.open()?;
     let checkpoint = args.selection.open()?;
     let batch = args.batch_size.min(images.len());
     let mut options = EngineOptions { batch, ..EngineOptions::default() };
     options.threads = args.threads.unwrap_or(options.threads);
+    let threads = options.threads;
     let classifier = Classifier::with_options(&checkpoint, &device, options)?;
+    let preprocess = classifier.preprocess();
+    terminal::message(
+        Verbosity::Verbose,
+        format_args!(
+            "device: {}\narchitecture: {}\npreprocessing: {}",
+            crate::device::describe(&device, threads),
+            checkpoint.meta().arch,
+            serde_json::to_string(preprocess)?
+        ),
+    );
     let score = match args.output_type {
         OutputType::Prob => Score::Probability,
         OutputType::Logit => Score::Logit,
@@ -89,7 +140,6 @@ pub fn run(args: Args, out: &mut dyn Write) -> anyhow::Result<bool> {
     std::thread::scope(|scope| {
         // The next batch is decoded while this one is computed.
         let (sender, batches) = mpsc::sync_channel::<Vec<Prepared>>(1);
-        let preprocess = classifier.preprocess();
         let (images, batch_size) = (&images, args.batch_size);
         scope.spawn(move || {
             for batch in images.chunks(batch_size) {
@@ -115,7 +165,9 @@ pub fn run(args: Args, out: &mut dyn Write) -> anyhow::Result<bool> {
                 }
             }
             for (name, logits) in names.iter().zip(classifier.logits(&inputs)?) {
-                writer.image(name, &classifier.top_k(&logits, args.top_k, score))?;
+                let mut predictions = classifier.top_k(&logits, args.top_k, score);
+                predictions.retain(|p| args.min_score.is_none_or(|min| p.score >= min));
+                writer.image(name, &predictions)?;
             }
         }
         anyhow::Ok(())
@@ -125,7 +177,7 @@ pub fn run(args: Args, out: &mut dyn Write) -> anyhow::Result<bool> {
     if failed > 0 && images.len() > 1 {
         writeln!(io::stderr(), "{failed} of {} images failed", images.len())?;
     }
-    Ok(failed == 0)
+    Ok(Outcome::from_failed(failed, images.len()))
 }
 
 fn prepare(path: &Path, preprocess: &Preprocess) -> Prepared {
@@ -144,48 +196,4 @@ fn read_stdin() -> anyhow::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     io::stdin().lock().take(decode::MAX_FILE + 1).read_to_end(&mut bytes).context("standard input")?;
     Ok(bytes)
-}
-
-/// The files that the arguments name: folders are searched, in the order of names.
-fn find_images(arguments: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
-    let mut images = Vec::new();
-    for argument in arguments {
-        if argument.is_dir() {
-            let before = images.len();
-            search(argument, &mut images, 0)?;
-            if images.len() == before {
-                bail!(
-                    "`{}`: no image in this folder ({})",
-                    argument.display(),
-                    decode::EXTENSIONS.join(", ")
-                );
-            }
-        } else {
-            images.push(argument.clone());
-        }
-    }
-    Ok(images)
-}
-
-fn search(folder: &Path, images: &mut Vec<PathBuf>, depth: usize) -> anyhow::Result<()> {
-    // A link back to a parent must not be followed for ever.
-    const MAX_DEPTH: usize = 32;
-    let read = || -> io::Result<Vec<PathBuf>> {
-        std::fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect()
-    };
-    let mut paths = read().with_context(|| format!("`{}`", folder.display()))?;
-    paths.sort();
-    for path in paths {
-        if path.is_dir() {
-            if depth < MAX_DEPTH {
-                search(&path, images, depth + 1)?;
-            }
-        } else if decode::EXTENSIONS
-            .iter()
-            .any(|e| path.extension().is_some_and(|x| x.eq_ignore_ascii_case(e)))
-        {
-            images.push(path);
-        }
-    }
-    Ok(())
 }

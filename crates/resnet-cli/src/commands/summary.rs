@@ -1,108 +1,114 @@
-//! `summary`: the layers of a network with their results, parameters and multiply-adds; as a table or a picture.
+//! `summary`: the layers of a network with output shapes, parameters and MACs; as a table or diagram.
 
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use resnet_model::cost::{self, Cost};
+use resnet_model::cost::Cost;
 use resnet_model::file::{Existing, write_atomically};
 use resnet_model::text::thousands;
-use resnet_model::{Arch, Graph, param_specs};
+use resnet_model::{Arch, Graph};
 
-use crate::draw::{self, Picture};
+use crate::draw::{self, Diagram};
+use crate::exit::Outcome;
 use crate::{models, terminal};
 
-/// Show the layers of a network: results, parameters, multiply-adds.
+/// Show the layers of a network, or draw it
 ///
-/// Layers are folded by the parts of their names: --depth 1 shows a stage in one line, 2 a block, 9 every operation.
-/// A folded line shows the last result in it. Multiply-adds count convolutions and fully connected layers.
+/// For each layer, shows the output shape, parameters and multiply-adds (MACs) of convolutions and fully connected layers.
+/// --depth 1 shows one line per stage, 2 per block, 9 per operation; a line that combines several layers shows the last
+/// output shape.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// An architecture (resnet50), published weights (resnet50.a1_in1k), or a checkpoint file
+    /// An architecture (resnet50), published weights (resnet50.a1_in1k) or a checkpoint file
     #[arg(value_name = "MODEL|FILE")]
     model: String,
-    /// Height and width of the input in pixels; default: what the weights expect
+    /// Height and width of the input in pixels; default: that of the weights
     #[arg(long, value_name = "PIXELS", value_parser = super::predict::positive)]
     input: Option<usize>,
-    /// Parts of the names by which layers are told apart
+    /// Levels of nesting to show
     #[arg(long, value_name = "N", default_value = "2", value_parser = super::predict::positive)]
     depth: usize,
-    /// Only what is under this name, e.g. layer1.0
+    /// Show only the layers under this name, e.g. layer1.0
     #[arg(long, value_name = "NAME")]
     only: Option<String>,
-    /// Draw the graph to this file instead
+    /// Draw the graph to this SVG file instead
     #[arg(long, value_name = "FILE.svg")]
     svg: Option<PathBuf>,
-    /// Write the graph in Graphviz's language to this file instead
+    /// Write the graph to this Graphviz file instead
     #[arg(long, value_name = "FILE.dot")]
     dot: Option<PathBuf>,
-    /// Replace files of --svg and --dot if there are such
+    /// Replace the files of --svg and --dot if they exist
     #[arg(long)]
     force: bool,
 }
 
 /// Runs the command.
-pub fn run(args: Args, out: &mut dyn Write) -> anyhow::Result<bool> {
-    let (name, arch, size) = named(&args.model)?;
+pub fn run(args: Args, out: &mut dyn Write) -> anyhow::Result<Outcome> {
+    if let Some(path) = &args.svg {
+        super::require_extension("--svg", path, "svg")?;
+    }
+    let (name, arch, size) = resolve(&args.model)?;
     let side = args.input.unwrap_or(size);
     let graph = arch.graph()?;
-    let costs = cost::list(&graph, side, side).context("--input")?;
+    let costs = graph.costs(side, side).context("--input")?;
     let only = args.only.as_deref();
     if args.svg.is_none() && args.dot.is_none() {
         let table = Table::new(&graph, &costs, args.depth, only)?;
         table.write(out, &name, terminal::width().unwrap_or(100))?;
-        return Ok(true);
+        return Ok(Outcome::Success);
     }
-    let Some(picture) = Picture::new(&graph, &costs, only) else { return Err(nothing(&graph, only)) };
+    let Some(diagram) = Diagram::new(&graph, &costs, only) else { return Err(unknown_layer(&graph, only)) };
     let title = only.map_or(name.clone(), |only| format!("{name}: {only}"));
     let existing = Existing::replace_if(args.force);
     let write = |path: &Path, text: String| {
         write_atomically(path, existing, |file| Ok(file.write_all(text.as_bytes())?))
     };
     if let Some(path) = &args.svg {
-        write(path, draw::svg(&picture, &title))?;
+        write(path, draw::svg(&diagram, &title))?;
     }
     if let Some(path) = &args.dot {
-        write(path, draw::dot(&picture, &title))?;
+        write(path, draw::dot(&diagram, &title))?;
     }
-    Ok(true)
+    Ok(Outcome::Success)
 }
 
-/// What a name or a file stands for, and the side of its input in pixels.
-fn named(model: &str) -> anyhow::Result<(String, Arch, usize)> {
+/// Resolves a name or file; returns its name, architecture and default input side in pixels.
+fn resolve(model: &str) -> anyhow::Result<(String, Arch, usize)> {
     let path = Path::new(model);
     if path.is_file() {
-        let checkpoint = resnet_convert::open(path, &resnet_convert::Options::default())?.0;
+        let checkpoint = resnet_convert::open(path, &resnet_convert::ConvertOptions::default())?.0;
         let meta = checkpoint.meta();
         let side = meta.preprocess.crop[0];
         return Ok((meta.arch.to_string(), meta.arch.clone(), side));
     }
-    let model = models::find(model)?;
+    let model =
+        models::find(model).with_context(|| format!("`{}` is not a file", resnet_model::escape(model)))?;
     Ok((model.name().to_owned(), model.arch, model.size))
 }
 
-fn nothing(graph: &Graph, only: Option<&str>) -> anyhow::Error {
+fn unknown_layer(graph: &Graph, only: Option<&str>) -> anyhow::Error {
     let mut first: Vec<&str> = graph.nodes().iter().filter_map(|n| n.name.split('.').next()).collect();
     first.dedup();
     anyhow::anyhow!(
-        "--only {}: no layer has that name; there are {}",
+        "--only {}: no layer has this name; available: {}",
         resnet_model::escape(only.unwrap_or_default()),
         first.join(", ")
     )
 }
 
-/// Layers by the parts of their names.
+/// Rows of layers, nested by name.
 struct Table {
-    rows: Vec<Row>,
-    total: Row,
-    /// Bytes of all results in f32.
+    rows: Vec<LayerRow>,
+    total: LayerRow,
+    /// Bytes of all activations in f32.
     bytes: u64,
     input: String,
 }
 
 #[derive(Debug, Clone, Default)]
-struct Row {
+struct LayerRow {
     depth: usize,
     name: String,
     operation: String,
@@ -114,9 +120,9 @@ struct Row {
 impl Table {
     fn new(graph: &Graph, costs: &[Cost], depth: usize, only: Option<&str>) -> anyhow::Result<Table> {
         let weights = parameters(graph);
-        let mut rows: Vec<Row> = Vec::new();
+        let mut rows: Vec<LayerRow> = Vec::new();
         let mut places: BTreeMap<Vec<&str>, usize> = BTreeMap::new();
-        let mut total = Row { name: "total".into(), ..Row::default() };
+        let mut total = LayerRow { name: "total".into(), ..LayerRow::default() };
         let mut bytes = 0;
         for (node, cost) in graph.nodes().iter().zip(costs) {
             if !only.is_none_or(|only| draw::is_under(&node.name, only)) {
@@ -124,12 +130,12 @@ impl Table {
             }
             let params = weights.get(node.name.as_str()).copied().unwrap_or(0);
             let path: Vec<&str> = node.name.split('.').collect();
-            // The operation itself, and everything that it is a part of.
+            // The operation itself and all modules that contain it.
             for end in 1..=path.len().min(depth) {
                 let whole = end == path.len();
                 let place = *places.entry(path[..end].to_vec()).or_insert_with(|| {
                     let name = path[end - 1].to_owned();
-                    rows.push(Row { depth: end - 1, name, ..Row::default() });
+                    rows.push(LayerRow { depth: end - 1, name, ..LayerRow::default() });
                     rows.len() - 1
                 });
                 let row = &mut rows[place];
@@ -146,14 +152,14 @@ impl Table {
             bytes += cost.bytes;
         }
         if rows.is_empty() {
-            return Err(nothing(graph, only));
+            return Err(unknown_layer(graph, only));
         }
         let rows = in_order(rows, &places);
         Ok(Table { rows, total, bytes, input: draw::dims(&costs[0].shape) })
     }
 
     fn write(&self, out: &mut dyn Write, title: &str, width: usize) -> anyhow::Result<()> {
-        let cells = |row: &Row| {
+        let cells = |row: &LayerRow| {
             [
                 format!("{}{}", "  ".repeat(row.depth), row.name),
                 row.operation.clone(),
@@ -162,12 +168,12 @@ impl Table {
                 if row.macs > 0 { terminal::short(row.macs) } else { "-".into() },
             ]
         };
-        let head = ["layer", "operation", "result", "parameters", "MACs"].map(str::to_owned);
+        let head = ["layer", "operation", "output", "parameters", "MACs"].map(str::to_owned);
         let lines: Vec<[String; 5]> =
             std::iter::once(head).chain(self.rows.iter().chain([&self.total]).map(cells)).collect();
         let longest = |column: usize| lines.iter().map(|l| l[column].chars().count()).max().unwrap_or(0);
         let mut widths = [0, 1, 2, 3, 4].map(longest);
-        // Names and operations give way.
+        // Operations, then names are truncated.
         let gaps = 2 * (widths.len() - 1);
         let mut excess = (widths.iter().sum::<usize>() + gaps).saturating_sub(width);
         for (column, least) in [(1, 9), (0, 12)] {
@@ -185,21 +191,20 @@ impl Table {
             let (a, b) = (terminal::fit(a, name), terminal::fit(b, operation));
             writeln!(out, "{a:<name$}  {b:<operation$}  {c:>result$}  {d:>params$}  {e:>macs$}")?;
         }
-        let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
         writeln!(
             out,
-            "in f32: parameters {:.1} MiB, all results of one image {:.1} MiB",
-            mib(4 * self.total.params),
-            mib(self.bytes)
+            "in f32: parameters {:.1} MiB, activations of one image {:.1} MiB",
+            terminal::mib(4 * self.total.params),
+            terminal::mib(self.bytes)
         )?;
         Ok(())
     }
 }
 
-/// Trainable parameters of each operation. Those of parts (`head.q.weight`) are the nearest operation's.
+/// Counts the trainable parameters of each operation. Those of nested modules (`head.q.weight`) count for the nearest one.
 fn parameters(graph: &Graph) -> BTreeMap<&str, u64> {
     let mut counts: BTreeMap<&str, u64> = graph.nodes().iter().map(|n| (n.name.as_str(), 0)).collect();
-    for param in param_specs::list(graph).iter().filter(|p| p.role.is_trainable()) {
+    for param in graph.param_specs().iter().filter(|p| p.role.is_trainable()) {
         let elements = param.shape.iter().map(|&d| d as u64).product::<u64>();
         let mut name = param.name.as_str();
         while let Some((module, _)) = name.rsplit_once('.') {
@@ -213,8 +218,8 @@ fn parameters(graph: &Graph) -> BTreeMap<&str, u64> {
     counts
 }
 
-/// Every row behind the one that it is a part of, in the order in which they are first executed.
-fn in_order(rows: Vec<Row>, places: &BTreeMap<Vec<&str>, usize>) -> Vec<Row> {
+/// Sorts rows so that each follows its parent, in the order of first execution.
+fn in_order(rows: Vec<LayerRow>, places: &BTreeMap<Vec<&str>, usize>) -> Vec<LayerRow> {
     let mut keys: Vec<(Vec<usize>, usize)> = places
         .iter()
         .map(|(path, &place)| {
@@ -231,31 +236,31 @@ mod tests {
     use super::*;
 
     fn table(model: &str, depth: usize, only: Option<&str>) -> Table {
-        let (_, arch, side) = named(model).unwrap();
+        let (_, arch, side) = resolve(model).unwrap();
         let graph = arch.graph().unwrap();
-        Table::new(&graph, &cost::list(&graph, side, side).unwrap(), depth, only).unwrap()
+        Table::new(&graph, &graph.costs(side, side).unwrap(), depth, only).unwrap()
     }
 
     #[test]
-    fn folded_lines_add_up_to_the_whole() {
+    fn combined_lines_add_up_to_the_total() {
         for model in
             ["resnet50", "resnet50_clip", "inception_resnet_v2", "vgg11", "resnetv2_50x1_bit", "senet154"]
         {
-            let (_, arch, side) = named(model).unwrap();
+            let (_, arch, side) = resolve(model).unwrap();
             let graph = arch.graph().unwrap();
             for depth in 1..5 {
                 let table = table(model, depth, None);
-                let sum = |value: &dyn Fn(&Row) -> u64| {
+                let sum = |value: &dyn Fn(&LayerRow) -> u64| {
                     table.rows.iter().filter(|row| row.depth == 0).map(value).sum::<u64>()
                 };
-                assert_eq!(sum(&|row| row.params), param_specs::count(&graph), "{model} {depth}");
-                assert_eq!(sum(&|row| row.macs), cost::macs(&graph, side, side).unwrap(), "{model} {depth}");
+                assert_eq!(sum(&|row| row.params), graph.param_count(), "{model} {depth}");
+                assert_eq!(sum(&|row| row.macs), graph.macs(side, side).unwrap(), "{model} {depth}");
             }
         }
     }
 
     #[test]
-    fn parts_follow_their_whole() {
+    fn rows_follow_their_parents() {
         let names: Vec<String> = table("resnet18", 2, None).rows.into_iter().map(|row| row.name).collect();
         assert_eq!(
             names,

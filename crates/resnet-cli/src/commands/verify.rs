@@ -1,4 +1,4 @@
-//! `verify`: a checkpoint's results against those saved from PyTorch.
+//! `verify`: outputs of a checkpoint compared with outputs saved from PyTorch.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -11,28 +11,30 @@ use resnet_model::{RawTensor, Runtime, safetensors};
 use serde::Serialize;
 
 use crate::device::Choice;
+use crate::exit::Outcome;
 use crate::weights::Selection;
 
-/// Compare a checkpoint's results with those saved from PyTorch.
+/// Compare a checkpoint's outputs with outputs saved from PyTorch
 ///
-/// FILE.safetensors holds `input` [N, C, H, W], already normalised, and what PyTorch gives for it: `logits` [N, K] and,
-/// if wanted, results by name: `layer1` … `layer4`, `pooled`. Prints the largest absolute and relative difference of
-/// each; the relative one is the largest difference over the largest expected magnitude.
+/// FILE.safetensors contains `input` [N, C, H, W], already normalized, and PyTorch's outputs for it: `logits` [N, K] and
+/// optionally intermediate outputs: `layer1` to `layer4`, `pooled`. Prints the largest absolute and relative difference of
+/// each; the relative difference is the largest difference divided by the largest expected magnitude. The exit status is 1
+/// if one exceeds --tolerance.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The checkpoint: a file that resnet-convert reads, or a Hub id
     #[arg(value_name = "CHECKPOINT")]
     checkpoint: String,
-    /// Input and expected results
+    /// File with the input and the expected outputs
     #[arg(long, value_name = "FILE.safetensors")]
     against: PathBuf,
-    /// The largest relative difference that passes
-    #[arg(long, default_value_t = 1e-4)]
+    /// Maximum relative difference
+    #[arg(long, default_value_t = 1e-4, value_name = "X", value_parser = super::predict::number::<f64>)]
     tolerance: f64,
-    /// Where to compute: auto, cpu, cuda, cuda:NUMBER, metal
+    /// Device to compute on: auto, cpu, cuda, cuda:INDEX or metal
     #[arg(long, default_value_t)]
     device: Choice,
-    /// Direct convolutions only, no Winograd (on the CPU)
+    /// Use direct convolution only, not Winograd (CPU)
     #[arg(long)]
     exact: bool,
     /// Write JSON
@@ -40,7 +42,7 @@ pub struct Args {
     json: bool,
 }
 
-/// How one result compares.
+/// The comparison of one output.
 #[derive(Debug, Serialize)]
 struct Difference {
     name: String,
@@ -50,15 +52,15 @@ struct Difference {
     pass: bool,
 }
 
-/// Runs the command; `false` if a difference is beyond the tolerance.
-pub fn run(args: Args, out: &mut dyn Write) -> anyhow::Result<bool> {
+/// Runs the command.
+pub fn run(args: Args, out: &mut dyn Write) -> anyhow::Result<Outcome> {
     let expected: BTreeMap<String, RawTensor> =
         safetensors::open(&args.against)?.tensors.into_iter().collect();
     let against = args.against.display();
     let Some(input) = expected.get("input") else { bail!("`{against}`: no tensor `input`") };
     let names: Vec<&str> = expected.keys().map(String::as_str).filter(|&n| n != "input").collect();
     if names.is_empty() {
-        bail!("`{against}`: no expected result beside `input`, such as `logits`");
+        bail!("`{against}`: no expected outputs; expected `logits` or others next to `input`");
     }
     let device = args.device.open()?;
     let checkpoint = Selection { weights: Some(args.checkpoint.clone()), ..Selection::default() }.open()?;
@@ -94,22 +96,22 @@ pub fn run(args: Args, out: &mut dyn Write) -> anyhow::Result<bool> {
             )?;
         }
     }
-    Ok(pass)
+    Ok(Outcome::from_success(pass))
 }
 
 fn compare(name: &str, found: &Tensor, wanted: &Tensor, tolerance: f64) -> anyhow::Result<Difference> {
     let shape = found.dims().to_vec();
-    // Pooled features are often saved with their two axes of length one.
+    // Pooled features are often saved as [N, C, 1, 1].
     let squeezed: Vec<usize> = wanted.dims().iter().rev().skip_while(|&&d| d == 1).copied().collect();
     let trimmed: Vec<usize> = shape.iter().rev().skip_while(|&&d| d == 1).copied().collect();
     if squeezed != trimmed {
-        bail!("`{name}` has shape {:?}, the network gives {shape:?}", wanted.dims());
+        bail!("`{name}` has shape {:?}, the network's output has {shape:?}", wanted.dims());
     }
     let values = |t: &Tensor| -> candle_core::Result<Vec<f32>> {
         t.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()
     };
     let (found, wanted) = (values(found)?, values(wanted)?);
-    // NaN must not pass for a small difference.
+    // NaN is never within the tolerance.
     let worst = |a: f64, b: f64| if a.is_nan() || b.is_nan() { f64::NAN } else { a.max(b) };
     let max_abs =
         found.iter().zip(&wanted).map(|(&a, &b)| (f64::from(a) - f64::from(b)).abs()).fold(0.0, worst);
@@ -123,7 +125,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn not_a_number_never_passes() {
+    fn nan_never_passes() {
         let t = |values: &[f32]| Tensor::new(values, &Device::Cpu).unwrap();
         assert!(compare("x", &t(&[1.0, 2.0]), &t(&[1.0, 2.0]), 0.0).unwrap().pass);
         assert!(!compare("x", &t(&[1.0, f32::NAN]), &t(&[1.0, 2.0]), 1.0).unwrap().pass);

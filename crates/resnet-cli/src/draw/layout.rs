@@ -1,9 +1,9 @@
-//! Where shapes lie: rows by the longest path from the input, lanes as few as the branches beside each other need.
+//! Positions of shapes: rows by the longest path from the input, and the fewest lanes that parallel branches need.
 //!
-//! The networks here are a trunk with short branches, so that a trunk that stays straight reads best; layered layouts
-//! that minimise crossings (layout-rs, ports of dagre) let it wander, and take long for a thousand layers.
+//! These networks are a trunk with short branches, which reads best if the trunk is straight. Layered layouts that minimize
+//! crossings (layout-rs, ports of dagre) do not keep it straight, and are slow for a thousand layers.
 
-/// Rows, lanes and lines.
+/// Positions of shapes and edges.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Layout {
     /// Row and lane of each shape.
@@ -11,16 +11,16 @@ pub(super) struct Layout {
     pub(super) edges: Vec<Edge>,
 }
 
-/// A line from a shape to one that takes its result.
+/// A line from a shape to one that uses its output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Edge {
     pub(super) from: usize,
     pub(super) to: usize,
-    /// The lane in which it passes the rows between.
+    /// The lane of the rows in between.
     pub(super) lane: usize,
 }
 
-/// What needs a lane of its own over some rows: a branch from its first shape on, or a line past other shapes.
+/// Rows in which a branch, or a line around other shapes, occupies a lane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Span {
     rows: [usize; 2],
@@ -33,7 +33,7 @@ enum Branch {
     Line { from: usize, to: usize },
 }
 
-/// Places shapes that are computed from those before them, `inputs` by shape.
+/// Computes the layout of shapes; `inputs[i]` are the shapes that shape `i` is computed from, all before it.
 pub(super) fn layout(inputs: &[Vec<usize>]) -> Layout {
     let n = inputs.len();
     let mut users: Vec<Vec<usize>> = vec![vec![]; n];
@@ -42,12 +42,12 @@ pub(super) fn layout(inputs: &[Vec<usize>]) -> Layout {
         row[to] = from.iter().map(|&f| row[f] + 1).max().unwrap_or(0);
         from.iter().for_each(|&f| users[f].push(to));
     }
-    // How many shapes follow one another behind each.
+    // Length of the longest path after each shape.
     let mut tail = vec![0usize; n];
     for i in (0..n).rev() {
         tail[i] = users[i].iter().map(|&u| tail[u] + 1).max().unwrap_or(0);
     }
-    // A chain goes on with the user that has the most behind it, if that one comes from here by the longest way.
+    // A chain continues with the user that has the longest path after it, if that user's longest path from the input comes from here.
     let longest = |of: &[usize], by: &dyn Fn(usize) -> usize| {
         of.iter().copied().reduce(|best, i| if by(i) > by(best) { i } else { best })
     };
@@ -67,7 +67,7 @@ pub(super) fn layout(inputs: &[Vec<usize>]) -> Layout {
             chain[user] = ends.len();
             last = user;
         }
-        // Its last result is led down to whoever takes it last.
+        // Its last output is drawn down to its last user.
         let leaves = users[last].iter().map(|&u| row[u].saturating_sub(1)).max();
         ends.push(leaves.unwrap_or(row[last]).max(row[last]));
     }
@@ -121,7 +121,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn trunks_are_straight_and_branches_lie_beside() {
+    fn trunks_are_straight_with_branches_on_the_right() {
         let check = |inputs: &[&[usize]], places: &[[usize; 2]], lanes: &[usize]| {
             let inputs: Vec<Vec<usize>> = inputs.iter().map(|i| i.to_vec()).collect();
             let layout = layout(&inputs);

@@ -1,19 +1,19 @@
 use super::*;
-use resnet_model::{cost, zoo};
+use resnet_model::zoo;
 
-fn picture(name: &str, only: Option<&str>) -> Picture {
+fn diagram(name: &str, only: Option<&str>) -> Diagram {
     let graph = zoo::arch(name).unwrap().graph().unwrap();
-    Picture::new(&graph, &cost::list(&graph, 224, 224).unwrap(), only).unwrap()
+    Diagram::new(&graph, &graph.costs(224, 224).unwrap(), only).unwrap()
 }
 
-fn labels(picture: &Picture) -> Vec<String> {
+fn labels(diagram: &Diagram) -> Vec<String> {
     let label = |s: &Shape| [&[s.label.as_str()], s.notes.as_slice()].concat().join(" | ");
-    picture.shapes.iter().map(label).collect()
+    diagram.shapes.iter().map(label).collect()
 }
 
 #[test]
 fn a_block_is_its_convolutions_and_a_sum() {
-    let block = picture("resnet50", Some("layer2.0"));
+    let block = diagram("resnet50", Some("layer2.0"));
     assert_eq!(
         labels(&block),
         [
@@ -39,7 +39,7 @@ fn blocks_are_found_in_every_family() {
         ("inception_resnet_v2", "mixed_5b", 43),
         ("plain34", "", 0),
     ] {
-        let blocks = picture(name, None).blocks;
+        let blocks = diagram(name, None).blocks;
         assert_eq!((blocks.first().map_or("", |b| b.name.as_str()), blocks.len()), (first, count), "{name}");
     }
 }
@@ -47,17 +47,17 @@ fn blocks_are_found_in_every_family() {
 #[test]
 fn files_hold_every_shape_and_line() {
     for (name, only) in [("resnet18", None), ("inception_v3", None), ("seresnet50", Some("layer1"))] {
-        let picture = picture(name, only);
-        let lines: usize = picture.shapes.iter().map(|s| s.inputs.len()).sum();
-        let svg = svg(&picture, "a <title>");
+        let diagram = diagram(name, only);
+        let lines: usize = diagram.shapes.iter().map(|s| s.inputs.len()).sum();
+        let svg = svg(&diagram, "a <title>");
         assert_eq!(svg.matches("class=\"line\"").count(), lines, "{name}");
-        assert_eq!(svg.matches("<g>").count(), picture.shapes.len(), "{name}");
+        assert_eq!(svg.matches("<g>").count(), diagram.shapes.len(), "{name}");
         assert!(svg.contains("a &lt;title&gt;") && svg.trim_end().ends_with("</svg>"));
-        let dot = dot(&picture, "a \"title\"");
+        let dot = dot(&diagram, "a \"title\"");
         assert_eq!(dot.matches(" -> ").count(), lines, "{name}");
-        assert_eq!(dot.matches("subgraph").count(), picture.blocks.len(), "{name}");
+        assert_eq!(dot.matches("subgraph").count(), diagram.blocks.len(), "{name}");
         assert!(dot.starts_with("digraph \"a \\\"title\\\"\" {"));
     }
     let graph = zoo::arch("resnet18").unwrap().graph().unwrap();
-    assert!(Picture::new(&graph, &cost::list(&graph, 224, 224).unwrap(), Some("layer9")).is_none());
+    assert!(Diagram::new(&graph, &graph.costs(224, 224).unwrap(), Some("layer9")).is_none());
 }

@@ -1,10 +1,12 @@
 use std::io;
 
+use resnet_image::preprocess::Channels;
 use resnet_model::raw::{Bytes, Dtype, byte_len};
-use resnet_model::zoo;
+use resnet_model::{RawTensor, zoo};
 
 use super::*;
-use crate::source::Container;
+use crate::report::IdentifiedBy;
+use crate::source::Format;
 
 /// Zeros that take no memory, so that the largest networks cost nothing.
 #[derive(Debug)]
@@ -26,15 +28,15 @@ fn zeros(shape: &[usize]) -> RawTensor {
     RawTensor::new(Dtype::F32, shape.to_vec(), Arc::new(Zeros(len))).unwrap()
 }
 
-/// The network's tensors, under names and in shapes of somebody else's.
+/// The network's tensors with other names and shapes.
 fn state(
     arch: &Arch,
     rename: impl Fn(&str) -> String,
     reshape: impl Fn(&str, &[usize]) -> Vec<usize>,
 ) -> StateDict {
-    let params = param_specs::list(&arch.graph().unwrap());
+    let params = arch.graph().unwrap().param_specs();
     let named = params.into_iter().map(|p| (rename(&p.name), zeros(&reshape(&p.name, &p.shape))));
-    StateDict { tensors: named.collect(), ..StateDict::new(Container::Safetensors) }
+    StateDict { tensors: named.collect(), ..StateDict::new(Format::Safetensors) }
 }
 
 fn own_shape(_: &str, shape: &[usize]) -> Vec<usize> {
@@ -42,8 +44,8 @@ fn own_shape(_: &str, shape: &[usize]) -> Vec<usize> {
 }
 
 #[track_caller]
-fn known(state: StateDict, options: &Options) -> (Checkpoint, Report) {
-    understand(state, "a.pth".as_ref(), options).unwrap_or_else(|e| panic!("{e}"))
+fn known(state: StateDict, options: &ConvertOptions) -> (Checkpoint, Report) {
+    build_checkpoint(state, "a.pth".as_ref(), options).unwrap_or_else(|e| panic!("{e}"))
 }
 
 #[test]
@@ -56,7 +58,7 @@ fn large_networks_of_torchvision_and_timm() {
         if name == "inception_v3" {
             file.tensors.push(("AuxLogits.fc.weight".into(), zeros(&[7, 768])));
         }
-        let (checkpoint, report) = known(file, &Options::default());
+        let (checkpoint, report) = known(file, &ConvertOptions::default());
         assert_eq!(checkpoint.meta().arch, arch, "{name}");
         assert_eq!(report.dropped.len(), usize::from(name == "inception_v3"));
         let half = checkpoint.meta().preprocess.mean == [0.5; 3];
@@ -64,7 +66,7 @@ fn large_networks_of_torchvision_and_timm() {
     }
 }
 
-/// The image tower of OpenAI's files; the text's is left out.
+/// The image encoder of OpenAI's files; the text encoder is dropped.
 #[test]
 fn towers_of_clip() {
     let arch = zoo::arch("resnet50x4_clip").unwrap();
@@ -89,10 +91,10 @@ fn towers_of_clip() {
     let mut file = state(&arch, openai, own_shape);
     file.tensors
         .extend(["logit_scale", "transformer.resblocks.0.ln_1.weight"].map(|n| (n.to_owned(), zeros(&[1]))));
-    let (checkpoint, report) = known(file, &Options::default());
+    let (checkpoint, report) = known(file, &ConvertOptions::default());
     assert_eq!((&checkpoint.meta().arch, report.dialect.as_str()), (&arch, "OpenAI CLIP"));
     assert_eq!((report.dropped.len(), checkpoint.meta().preprocess.crop), (2, [288; 2]));
-    let (checkpoint, report) = known(state(&arch, str::to_owned, own_shape), &Options::default());
+    let (checkpoint, report) = known(state(&arch, str::to_owned, own_shape), &ConvertOptions::default());
     assert_eq!((&checkpoint.meta().arch, report.dialect.as_str()), (&arch, "timm"));
     assert!(checkpoint.meta().preprocess.mean[0] > 0.48 && checkpoint.meta().preprocess.mean[0] < 0.482);
 }
@@ -110,7 +112,7 @@ fn vgg_of_timm() {
         ("classifier.3.weight", &[out, inner]) => vec![out, inner, 1, 1],
         _ => s.to_vec(),
     };
-    let (checkpoint, report) = known(state(&arch, rename, reshape), &Options::default());
+    let (checkpoint, report) = known(state(&arch, rename, reshape), &ConvertOptions::default());
     assert_eq!((&checkpoint.meta().arch, report.dialect.as_str()), (&arch, "timm"));
     assert_eq!(report.reshaped.len(), 2);
     assert_eq!((report.reshaped[0].from.len(), report.reshaped[0].to.len()), (4, 2));
@@ -121,11 +123,11 @@ fn vgg_of_timm() {
 fn inception_resnet_v2_of_old() {
     let arch = zoo::arch("inception_resnet_v2").unwrap();
     let (checkpoint, _) =
-        known(state(&arch, |n| n.replace("classif.", "last_linear."), own_shape), &Options::default());
+        known(state(&arch, |n| n.replace("classif.", "last_linear."), own_shape), &ConvertOptions::default());
     assert_eq!(checkpoint.meta().arch, arch);
 }
 
-/// `Sequential(*resnet.children())` and other names that say nothing, for networks with a name.
+/// Uninformative names for networks of the zoo.
 #[test]
 fn structure_finds_networks_of_the_zoo() {
     for name in ["resnet18", "resnext50_32x4d", "seresnet50", "resnetv2_50", "vgg11_bn"] {
@@ -140,26 +142,31 @@ fn structure_finds_networks_of_the_zoo() {
             tensors.push((format!("model/layer_{modules}/{leaf}"), tensor));
         }
         let file =
-            |tensors: &Vec<_>| StateDict { tensors: tensors.clone(), ..StateDict::new(Container::Pickle) };
-        let (checkpoint, report) = known(file(&tensors), &Options::default());
+            |tensors: &Vec<_>| StateDict { tensors: tensors.clone(), ..StateDict::new(Format::Pickle) };
+        let (checkpoint, report) = known(file(&tensors), &ConvertOptions::default());
         assert_eq!(zoo::name_of(&checkpoint.meta().arch), Some(name));
-        assert_eq!((report.identified.how, report.dialect.as_str()), (How::Guessed, "unknown"));
+        assert_eq!((report.identified.by, report.dialect.as_str()), (IdentifiedBy::Guessed, "unknown"));
         assert!(report.identified.evidence.contains("a guess"), "{report}");
         let twins = ["resnet18", "resnetv2_50"].contains(&name);
         assert_eq!(report.identified.alternatives.is_empty(), !twins, "{report}");
 
-        // In another order nothing tells modules of equal shapes apart.
+        // In another order, modules of equal shapes cannot be distinguished.
+        let letters = |name: &str| -> String {
+            let letter = |c: char| c.to_digit(10).map_or(c, |n| char::from(b'a' + n as u8));
+            name.chars().map(letter).collect()
+        };
         let inner = 1..tensors.len() - 2;
         tensors[inner].reverse();
-        let error = understand(file(&tensors), "a".as_ref(), &Options::default()).unwrap_err();
-        assert!(error.to_string().contains("nothing tells them apart"), "{name}: {error}");
-        assert_eq!(error.hint(), Some("--arch NAME insists on an architecture"));
+        tensors.iter_mut().for_each(|(name, _)| *name = letters(name));
+        let error = build_checkpoint(file(&tensors), "a".as_ref(), &ConvertOptions::default()).unwrap_err();
+        assert!(error.to_string().contains("is ambiguous"), "{name}: {error}");
+        assert_eq!(error.hint(), Some("--arch NAME sets the architecture"));
     }
 }
 
-/// Who insists is believed as far as the shapes allow.
+/// A specified architecture is used if the shapes allow it.
 #[test]
-fn structure_with_an_architecture_insisted_on() {
+fn structure_with_a_specified_architecture() {
     let arch = zoo::arch("resnet50d").unwrap();
     let tensors: Vec<_> = state(&arch, str::to_owned, own_shape).tensors;
     let number = |(i, (name, t)): (usize, (String, RawTensor))| {
@@ -167,52 +174,52 @@ fn structure_with_an_architecture_insisted_on() {
         (format!("{}.{leaf}", module.replace(['.', 'c'], "_")), (i, t).1)
     };
     let tensors: Vec<_> = tensors.into_iter().enumerate().map(number).collect();
-    let file = || StateDict { tensors: tensors.clone(), ..StateDict::new(Container::Pickle) };
+    let file = || StateDict { tensors: tensors.clone(), ..StateDict::new(Format::Pickle) };
     // No tensor's shape shows whether a mean comes before the projections.
-    let (checkpoint, report) = known(file(), &Options::default());
+    let (checkpoint, report) = known(file(), &ConvertOptions::default());
     assert_eq!(checkpoint.meta().arch.to_string(), "resnet50c");
     assert!(report.identified.alternatives.contains(&"resnet50d".to_owned()), "{report}");
-    let insist = |name| Options { arch: Some(zoo::arch(name).unwrap()), ..Options::default() };
+    let insist = |name| ConvertOptions { arch: Some(zoo::arch(name).unwrap()), ..ConvertOptions::default() };
     let (checkpoint, report) = known(file(), &insist("resnet50d"));
-    assert_eq!((&checkpoint.meta().arch, report.identified.how), (&arch, How::Insisted));
-    let named = Options { name: Some("resnet50d.ra2_in1k".into()), ..Options::default() };
+    assert_eq!((&checkpoint.meta().arch, report.identified.by), (&arch, IdentifiedBy::Specified));
+    let named = ConvertOptions { name: Some("resnet50d.ra2_in1k".into()), ..ConvertOptions::default() };
     assert_eq!(known(file(), &named).0.meta().arch, arch);
-    let error = understand(file(), "a".as_ref(), &insist("resnet34")).unwrap_err();
-    assert!(error.to_string().contains("no ResNet among them"), "{error}");
+    let error = build_checkpoint(file(), "a".as_ref(), &insist("resnet34")).unwrap_err();
+    assert!(error.to_string().contains("match no known network"), "{error}");
 }
 
-/// A backbone with another head: what does not fit is left out and listed, but only if that is allowed.
+/// A backbone with another head: with `partial`, unexpected tensors are omitted and listed.
 #[test]
-fn partial_leaves_out_what_does_not_fit() {
+fn partial_omits_unexpected_tensors() {
     let arch = zoo::arch("resnet18").unwrap();
     let file = || {
         let mut file = state(&arch, |n| n.replace("fc.", "fc.1."), own_shape);
         file.tensors.push(("layer1.0.gate".into(), zeros(&[3])));
         file
     };
-    let error = understand(file(), "a".as_ref(), &Options::default()).unwrap_err();
-    assert_eq!(error.hint(), Some("--partial leaves them out"), "{error}");
-    let partial = Options { partial: true, ..Options::default() };
+    let error = build_checkpoint(file(), "a".as_ref(), &ConvertOptions::default()).unwrap_err();
+    assert_eq!(error.hint(), Some("--partial omits them"), "{error}");
+    let partial = ConvertOptions { partial: true, ..ConvertOptions::default() };
     let (checkpoint, report) = known(file(), &partial);
     assert_eq!(checkpoint.meta().arch, arch.clone().with_classes(0));
     let dropped: Vec<&str> = report.dropped.iter().map(|d| d.name.as_str()).collect();
     assert_eq!(dropped, ["fc.1.bias", "fc.1.weight", "layer1.0.gate"]);
 
-    // A head without its bias is no head.
+    // A head without its bias is omitted.
     let mut file = state(&arch, str::to_owned, own_shape);
     file.tensors.retain(|(name, _)| name != "fc.bias");
     assert_eq!(known(file, &partial).0.meta().arch.classes(), None);
 
-    // Nothing stands in for a part of the body.
+    // Tensors of the backbone are required.
     let mut file = state(&arch, str::to_owned, own_shape);
     file.tensors.retain(|(name, _)| name != "layer4.1.bn2.running_var");
-    let error = understand(file, "a".as_ref(), &partial).unwrap_err().to_string();
+    let error = build_checkpoint(file, "a".as_ref(), &partial).unwrap_err().to_string();
     assert!(error.contains("1 tensor missing (layer4.1.bn2.running_var)"), "{error}");
 }
 
-/// Norms that were folded into the convolutions come back as norms that change nothing but add.
+/// Folded norms become norms with scale 1 and the bias of the convolution.
 #[test]
-fn folded_norms_are_made_anew() {
+fn folded_norms_are_synthesized() {
     let arch = zoo::arch("resnet18").unwrap();
     let mut file = state(&arch, str::to_owned, own_shape);
     let norms = |name: &str| name.contains("bn") || name.contains("downsample.1");
@@ -228,9 +235,9 @@ fn folded_norms_are_made_anew() {
             norm.replace("bn", "conv").replace("downsample.1", "downsample.0").replace("running_var", "bias");
         file.tensors.push((conv, RawTensor::from_f32(vec![*width], &vec![0.25; *width]).unwrap()));
     }
-    let (checkpoint, report) = known(file, &Options::default());
+    let (checkpoint, report) = known(file, &ConvertOptions::default());
     assert_eq!(checkpoint.meta().arch, arch);
-    assert_eq!(report.synthesised.len(), 4 * widths.len());
+    assert_eq!(report.synthesized.len(), 4 * widths.len());
     assert_eq!(checkpoint.values("layer2.0.downsample.1.bias").unwrap(), vec![0.25; 128]);
     let var = checkpoint.values("bn1.running_var").unwrap()[0];
     assert_eq!((var + 1e-5, checkpoint.values("bn1.weight").unwrap()[0]), (1.0, 1.0));
@@ -249,7 +256,7 @@ fn an_author_changes_preprocessing_and_strides() {
         if stem { format!("stem.{n}") } else { n.replace("fc.", "linear.") }
     };
     let file = || state(&arch, rename, own_shape);
-    let (checkpoint, report) = known(file(), &Options::default());
+    let (checkpoint, report) = known(file(), &ConvertOptions::default());
     assert_eq!(checkpoint.meta().arch.to_string(), "resnet50 with strides in the first 1×1");
     let preprocess = &checkpoint.meta().preprocess;
     assert_eq!((preprocess.channels, preprocess.std.as_slice()), (Channels::Bgr, &[1.0; 3][..]));
@@ -257,7 +264,99 @@ fn an_author_changes_preprocessing_and_strides() {
     assert!(report.identified.evidence.contains("Detectron2"), "{report}");
     let mut by_torchvision = file();
     by_torchvision.metadata.insert("__author__".into(), "torchvision".into());
-    let (checkpoint, _) = known(by_torchvision, &Options::default());
+    let (checkpoint, _) = known(by_torchvision, &ConvertOptions::default());
     assert_eq!(checkpoint.meta().arch, arch);
     assert_eq!(checkpoint.meta().preprocess, Preprocess::torchvision(256, 224));
+}
+
+/// A detection checkpoint's `pixel_mean` and `pixel_std` override Detectron2's defaults.
+#[test]
+fn pixel_stats_decide_preprocessing_and_strides() {
+    let arch = zoo::arch("resnet50").unwrap();
+    let rename = |n: &str| {
+        let n = n.replace("downsample.0", "shortcut").replace("downsample.1", "shortcut.norm");
+        let n = (1..=3).fold(n, |n, i| n.replace(&format!("bn{i}"), &format!("conv{i}.norm")));
+        let n = (1..=4).fold(n, |n, i| n.replace(&format!("layer{i}"), &format!("res{}", i + 1)));
+        if n.starts_with("conv1") { format!("stem.{n}") } else { n.replace("fc.", "linear.") }
+    };
+    let file = |mean: [f32; 3], std: [f32; 3]| {
+        let rename = |n: &str| format!("backbone.bottom_up.{}", rename(n));
+        let mut file = state(&arch, rename, own_shape);
+        for (name, values) in [("pixel_mean", mean), ("pixel_std", std)] {
+            file.tensors.push((name.into(), RawTensor::from_f32(vec![3, 1, 1], &values).unwrap()));
+        }
+        known(file, &ConvertOptions::default()).0
+    };
+    let rgb = file([123.675, 116.280, 103.530], [58.395, 57.120, 57.375]);
+    assert_eq!(rgb.meta().arch, arch);
+    let preprocess = &rgb.meta().preprocess;
+    assert_eq!((preprocess.channels, preprocess.std[0]), (Channels::Rgb, 58.395));
+    let bgr = file([100.0, 110.0, 120.0], [2.0; 3]);
+    assert_eq!(bgr.meta().arch.to_string(), "resnet50 with strides in the first 1×1");
+    let preprocess = &bgr.meta().preprocess;
+    assert_eq!((preprocess.channels, preprocess.mean[0], preprocess.std[0]), (Channels::Bgr, 100.0, 2.0));
+}
+
+/// Numbered names in file order, sorted as text or shuffled: the result is exact or an error.
+#[test]
+fn numbered_names_are_matched_in_numeric_order() {
+    for name in ["resnet18", "resnet34", "resnet101", "seresnet50"] {
+        let arch = zoo::arch(name).unwrap();
+        let expected = state(&arch, str::to_owned, own_shape).tensors;
+        // Every tensor has a first element that identifies it.
+        let marked = |i: usize, tensor: &RawTensor| {
+            let marker = Marked { index: i as u32, len: tensor.byte_len() };
+            RawTensor::new(Dtype::F32, tensor.shape().to_vec(), Arc::new(marker)).unwrap()
+        };
+        let (mut modules, mut last) = (0, String::new());
+        let mut tensors = Vec::new();
+        for (i, (from, tensor)) in expected.iter().enumerate() {
+            let (module, leaf) = from.rsplit_once('.').unwrap();
+            if module != last {
+                (modules, last) = (modules + 1, module.to_owned());
+            }
+            tensors.push((format!("net.{modules}.{leaf}"), marked(i, tensor)));
+        }
+        let mut sorted = tensors.clone();
+        sorted.sort_by(|a, b| a.0.cmp(&b.0));
+        let mut reversed = tensors.clone();
+        reversed.reverse();
+        let mut rotated = tensors.clone();
+        rotated.rotate_left(40);
+        let mut exact = 0;
+        for tensors in [tensors, sorted, reversed, rotated] {
+            let file = StateDict { tensors, ..StateDict::new(Format::Safetensors) };
+            let Ok((checkpoint, _)) = build_checkpoint(file, "a".as_ref(), &ConvertOptions::default()) else {
+                continue;
+            };
+            exact += 1;
+            for (i, (name, _)) in expected.iter().enumerate().filter(|(_, (_, t))| !t.shape().is_empty()) {
+                let mut first = [0; 4];
+                checkpoint.tensors()[name].bytes().read_at(0, &mut first).unwrap();
+                assert_eq!(u32::from_le_bytes(first), i as u32, "{name}");
+            }
+        }
+        assert!(exact >= 2, "{name}: file order and sorted names are matched");
+    }
+}
+
+/// Zeros after an index.
+#[derive(Debug)]
+struct Marked {
+    index: u32,
+    len: u64,
+}
+
+impl Bytes for Marked {
+    fn len(&self) -> u64 {
+        self.len
+    }
+
+    fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        out.fill(0);
+        if offset == 0 {
+            out.iter_mut().zip(self.index.to_le_bytes()).for_each(|(to, from)| *to = from);
+        }
+        Ok(())
+    }
 }

@@ -1,22 +1,21 @@
-//! Patterns of names: literal text, `{x}` for a number, and `*` at the end for whatever follows; or `*` at the start and
-//! how a name ends.
+//! Name patterns: literal text, `{x}` for a number, and a final `*` for any rest; or a leading `*` and a suffix.
 
 /// A pattern, e.g. `layers.{s}.blocks.{b}.*`.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Pattern<'a>(pub(super) &'a str);
 
-/// What the pattern's variables stand for.
+/// Values of a pattern's variables.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Match<'n> {
+pub(super) struct PatternMatch<'n> {
     numbers: Vec<(char, u32)>,
     rest: &'n str,
 }
 
 impl Pattern<'_> {
-    pub(super) fn matches<'n>(self, name: &'n str) -> Option<Match<'n>> {
+    pub(super) fn matches<'n>(self, name: &'n str) -> Option<PatternMatch<'n>> {
         let (mut pattern, mut name) = (self.0, name);
         if let Some(end) = pattern.strip_prefix('*').filter(|end| !end.is_empty()) {
-            return Some(Match { numbers: vec![], rest: name.strip_suffix(end)? });
+            return Some(PatternMatch { numbers: vec![], rest: name.strip_suffix(end)? });
         }
         let mut numbers = Vec::new();
         loop {
@@ -24,10 +23,10 @@ impl Pattern<'_> {
             let (text, rest) = pattern.split_at_checked(literal)?;
             name = name.strip_prefix(text)?;
             if rest == "*" {
-                return Some(Match { numbers, rest: name });
+                return Some(PatternMatch { numbers, rest: name });
             }
             let Some(variable) = rest.strip_prefix('{') else {
-                return name.is_empty().then_some(Match { numbers, rest: "" });
+                return name.is_empty().then_some(PatternMatch { numbers, rest: "" });
             };
             let digits = name.find(|c: char| !c.is_ascii_digit()).unwrap_or(name.len());
             let (number, after) = name.split_at_checked(digits)?;
@@ -37,8 +36,7 @@ impl Pattern<'_> {
         }
     }
 
-    /// The name that `template` makes of a matching name: `{x}` is the number, `{x+1}` and `{x-1}` its neighbours, `*`
-    /// whatever followed.
+    /// Rewrites a matching name by `template`: `{x}` inserts the number, `{x+1}` and `{x-1}` its neighbors, `*` the rest.
     pub(super) fn rewrite(self, name: &str, template: &str) -> Option<String> {
         let found = self.matches(name)?;
         let mut out = String::new();

@@ -1,27 +1,31 @@
-//! Names that no table knows: shapes and order are matched against the networks of the zoo.
+//! Matching by structure: tensors with unknown names are matched by shapes and order against the networks of the zoo.
 //!
-//! Tensors are taken module by module (`x.weight` and `x.bias` are one), in the order of the file. A network is found
-//! if its modules, in the order of `state_dict()` or of execution, have the same shapes one after the other, or if every
-//! module's shapes occur once, so that order does not matter. Which network it then is is a guess, and told as one.
+//! Tensors are grouped by module (`x.weight` and `x.bias` form one). A network matches if its modules, in the order of
+//! `state_dict()` or of execution, have the same shapes as the file's modules in order, or if the shapes of every module
+//! are unique, so that order is irrelevant. The result is reported as a guess.
+//!
+//! The order is that of the file and that of the numbers in the names ([`order`]). A file whose names are sorted as text
+//! (block 10 before block 2) has no order of its own. If both orders match but assign tensors differently, nothing
+//! decides between them and the file is rejected.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use resnet_model::arch::Arch;
 use resnet_model::graph::{Graph, Node};
-use resnet_model::param_specs::{self, ParamSpec, Role};
+use resnet_model::param_specs::{ParamSpec, Role};
 use resnet_model::{RawTensor, escape, zoo};
 
-use super::{MOMENTUM, TRAINING, Translation};
-use crate::identify::Hint;
-use crate::report::{How, Identified, Renamed, plural};
+use super::{MOMENTUM, TRAINING, Translation, order};
+use crate::identify::NameHint;
+use crate::report::{Identified, IdentifiedBy, Renamed, plural};
 
-/// More places for a network than any file has.
+/// Maximum number of prefixes searched.
 const MAX_ROOTS: usize = 32;
-/// Fewer tensors are no network.
+/// Minimum number of tensors of a network.
 const MIN_TENSORS: usize = 10;
 
-/// A network that was found by its structure.
-pub(crate) struct Solved {
+/// Network identified by its structure.
+pub(crate) struct StructureMatch {
     pub(crate) names: Translation,
     pub(crate) arch: Arch,
     pub(crate) identified: Identified,
@@ -30,29 +34,29 @@ pub(crate) struct Solved {
 /// Tensors of one module.
 struct Module<'a> {
     name: &'a str,
-    /// What follows the module's name, and the tensor.
+    /// Suffixes after the module's name, and tensors.
     parts: Vec<(&'a str, &'a RawTensor)>,
 }
 
 /// Names in the file and in the zoo.
 type Pairs = Vec<(String, String)>;
 
-/// What a tensor is to its module, whatever the network.
+/// Role of a tensor in its module.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-enum Kind {
+enum ParamKind {
     Weight,
     Bias,
     Mean,
     Variance,
 }
 
-/// Finds the network among `tensors` without knowing their names; `only` is the one that the user insists on. Fails with
-/// the nearest that was found.
+/// Finds the network among `tensors` without using a naming scheme. `only` restricts the search to one architecture.
+/// Returns a description of the nearest mismatch, if any, as the error.
 pub(crate) fn solve(
     tensors: &[(String, RawTensor)],
     only: Option<&Arch>,
-    hints: &[Hint],
-) -> Result<Solved, Option<String>> {
+    hints: &[NameHint],
+) -> Result<StructureMatch, Option<String>> {
     let candidates = match only {
         Some(arch) => vec![(None, arch.clone())],
         None => zoo::all().into_iter().map(|(name, arch)| (Some(name), arch)).collect(),
@@ -62,17 +66,21 @@ pub(crate) fn solve(
     let mut near = None;
     for root in roots(tensors) {
         let modules = modules(tensors, root);
+        let orders = orders(&modules);
         let mut found: Vec<(&Candidate, Arch, Pairs)> = Vec::new();
         for candidate in &candidates {
-            match candidate.matches(&modules) {
-                Match::Found(arch, names) => found.push((candidate, arch, names)),
-                Match::Disordered(equal) => {
+            match candidate.matches(&orders) {
+                CandidateMatch::Found(arch, names) => found.push((candidate, arch, names)),
+                CandidateMatch::Disordered(equal) => {
                     near.get_or_insert_with(|| candidate.disordered(equal));
                 }
-                Match::None => {}
+                CandidateMatch::Ambiguous => {
+                    near.get_or_insert_with(|| candidate.ambiguous());
+                }
+                CandidateMatch::None => {}
             }
         }
-        let named = |hint: &Hint| {
+        let named = |hint: &NameHint| {
             let name = hint.name.split('.').next();
             found.iter().position(|(c, ..)| name.is_some() && c.name == name)
         };
@@ -80,7 +88,7 @@ pub(crate) fn solve(
         let others: Vec<String> = found.iter().filter_map(|(c, ..)| c.name).map(str::to_owned).collect();
         if chosen < found.len() {
             let (candidate, arch, pairs) = found.swap_remove(chosen);
-            let solved = Solved::new(tensors, root, arch, pairs);
+            let solved = StructureMatch::new(tensors, root, arch, pairs);
             let alternatives = others.into_iter().filter(|n| Some(n.as_str()) != candidate.name);
             return Ok(solved.guessed(&modules, alternatives.collect(), only.is_some()));
         }
@@ -88,8 +96,13 @@ pub(crate) fn solve(
     Err(near)
 }
 
-impl Solved {
-    fn new(tensors: &[(String, RawTensor)], root: &str, arch: Arch, pairs: Vec<(String, String)>) -> Solved {
+impl StructureMatch {
+    fn new(
+        tensors: &[(String, RawTensor)],
+        root: &str,
+        arch: Arch,
+        pairs: Vec<(String, String)>,
+    ) -> StructureMatch {
         let to: HashMap<&str, &str> = pairs.iter().map(|(from, to)| (from.as_str(), to.as_str())).collect();
         let mut names =
             Translation { dialect: "unknown", root: root.to_owned(), ..Translation::identity(&[]) };
@@ -99,34 +112,33 @@ impl Solved {
                     names.tensors.insert(to.to_owned(), tensor.clone());
                     names.renamed.push(Renamed { from: name.clone(), to: to.to_owned() });
                 }
-                None if is_counter(name, tensor) => names.drop(name, "a counter of batches"),
+                None if is_counter(name, tensor) => names.drop(name, "batch counter"),
                 None => names.outside(name, &[root]),
             }
         }
-        Solved { names, arch, identified: Identified::default() }
+        StructureMatch { names, arch, identified: Identified::default() }
     }
 
-    fn guessed(mut self, modules: &[Module], alternatives: Vec<String>, insisted: bool) -> Solved {
+    fn guessed(mut self, modules: &[Module], alternatives: Vec<String>, insisted: bool) -> StructureMatch {
         let tensors = modules.iter().map(|m| m.parts.len()).sum::<usize>();
         let evidence = format!(
-            "a guess, since no table has these names: {} in {} have the shapes of this network, {}",
+            "a guess from shapes, because the names are unknown: {} in {} match this network{}",
             plural(tensors, "tensor"),
             plural(modules.len(), "module"),
-            if alternatives.is_empty() { "and of no other known one" } else { "and of others" },
+            if alternatives.is_empty() { " and no other known one" } else { " and others" },
         );
-        let how = if insisted { How::Insisted } else { How::Guessed };
-        self.identified = Identified { how, evidence, alternatives, ..Identified::default() };
+        let by = if insisted { IdentifiedBy::Specified } else { IdentifiedBy::Guessed };
+        self.identified = Identified { by, evidence, alternatives, ..Identified::default() };
         self
     }
 }
 
-/// Counters say nothing of the structure, and some files have them where others do not.
+/// Returns `true` for batch counters, which are irrelevant to the structure and optional.
 fn is_counter(name: &str, tensor: &RawTensor) -> bool {
     tensor.shape().is_empty() || name.ends_with("num_batches_tracked")
 }
 
-/// Where the network may be: the whole file, or what lies under a prefix. The fullest first, averaged weights before
-/// others.
+/// Returns the prefixes that may hold the network: averaged weights first, then the prefix with most tensors.
 fn roots(tensors: &[(String, RawTensor)]) -> Vec<&str> {
     let mut counts: HashMap<&str, usize> = HashMap::new();
     for (name, _) in tensors {
@@ -141,12 +153,12 @@ fn roots(tensors: &[(String, RawTensor)]) -> Vec<&str> {
         .filter(|(_, n)| *n >= MIN_TENSORS)
         .map(|(root, n)| (super::rank(root), usize::MAX.saturating_sub(n), root))
         .collect();
-    // A prefix of all names is the whole file; the longest says most.
+    // Of prefixes of the same tensors, the longest is the most specific.
     roots.sort_by(|a, b| (a.0, a.1).cmp(&(b.0, b.1)).then(b.2.len().cmp(&a.2.len())).then(a.2.cmp(b.2)));
     roots.into_iter().map(|(.., root)| root).take(MAX_ROOTS).collect()
 }
 
-/// The modules under `root`, in the order in which the file begins them.
+/// Groups the tensors under `root` by module, in the order of their first tensors.
 fn modules<'a>(tensors: &'a [(String, RawTensor)], root: &str) -> Vec<Module<'a>> {
     let mut modules: Vec<Module> = Vec::new();
     let mut places: HashMap<&str, usize> = HashMap::new();
@@ -167,6 +179,22 @@ fn modules<'a>(tensors: &'a [(String, RawTensor)], root: &str) -> Vec<Module<'a>
     modules
 }
 
+/// Returns the orders to match: file order and numeric order, or one if they agree or the file is sorted by name.
+fn orders<'a, 'b>(modules: &'b [Module<'a>]) -> Vec<Vec<&'b Module<'a>>> {
+    let names: Vec<&str> = modules.iter().map(|m| m.name).collect();
+    let numeric = order::numeric(&names);
+    let numeric: Vec<&Module> = numeric.iter().filter_map(|&i| modules.get(i)).collect();
+    let file: Vec<&Module> = modules.iter().collect();
+    if numeric.iter().zip(&file).all(|(a, b)| a.name == b.name) || names.is_sorted() {
+        return vec![numeric];
+    }
+    vec![file, numeric]
+}
+
+fn same_pairs(a: &Pairs, b: &Pairs) -> bool {
+    a.iter().collect::<HashSet<_>>() == b.iter().collect::<HashSet<_>>()
+}
+
 impl Module<'_> {
     fn key(&self) -> Vec<&[usize]> {
         let mut key: Vec<&[usize]> = self.parts.iter().map(|(_, t)| t.shape()).collect();
@@ -174,13 +202,13 @@ impl Module<'_> {
         key
     }
 
-    /// The module's tensors as those of `needed`, by the words in their names or, if those say nothing, by order.
+    /// Assigns the module's tensors to `needed`, by the words in their names or, without known words, by order.
     fn assign(&self, needed: &[ParamSpec]) -> Option<Vec<(String, String)>> {
-        let kinds: Option<Vec<Kind>> = self.parts.iter().map(|(leaf, _)| kind_of_leaf(leaf)).collect();
-        let told = kinds.filter(|kinds| kinds.iter().collect::<HashSet<_>>().len() == kinds.len());
+        let kinds: Option<Vec<ParamKind>> = self.parts.iter().map(|(leaf, _)| kind_of_leaf(leaf)).collect();
+        let kinds = kinds.filter(|kinds| kinds.iter().collect::<HashSet<_>>().len() == kinds.len());
         let mut pairs = Vec::new();
         for (i, param) in needed.iter().enumerate() {
-            let at = match &told {
+            let at = match &kinds {
                 Some(kinds) => kinds.iter().position(|k| *k == kind_of_role(param.role))?,
                 None => i,
             };
@@ -194,75 +222,101 @@ impl Module<'_> {
     }
 }
 
-fn kind_of_leaf(leaf: &str) -> Option<Kind> {
+fn kind_of_leaf(leaf: &str) -> Option<ParamKind> {
     let word = leaf.trim_start_matches(['.', '/', '_']).trim_end_matches(":0").to_ascii_lowercase();
     Some(match word.as_str() {
-        "weight" | "kernel" | "w" | "gamma" | "scale" | "s" | "g" => Kind::Weight,
-        "bias" | "beta" | "b" | "shift" | "offset" => Kind::Bias,
-        _ if word.contains("mean") => Kind::Mean,
-        _ if word.contains("var") => Kind::Variance,
+        "weight" | "kernel" | "w" | "gamma" | "scale" | "s" | "g" => ParamKind::Weight,
+        "bias" | "beta" | "b" | "shift" | "offset" => ParamKind::Bias,
+        _ if word.contains("mean") => ParamKind::Mean,
+        _ if word.contains("var") => ParamKind::Variance,
         _ => return None,
     })
 }
 
-fn kind_of_role(role: Role) -> Kind {
+fn kind_of_role(role: Role) -> ParamKind {
     match role {
-        Role::ConvBias | Role::NormShift | Role::LinearBias => Kind::Bias,
-        Role::RunningMean => Kind::Mean,
-        Role::RunningVar => Kind::Variance,
-        _ => Kind::Weight,
+        Role::ConvBias | Role::NormShift | Role::LinearBias => ParamKind::Bias,
+        Role::RunningMean => ParamKind::Mean,
+        Role::RunningVar => ParamKind::Variance,
+        _ => ParamKind::Weight,
     }
 }
 
-/// A network that the file may hold.
+/// Network of the zoo to match.
 struct Candidate {
     name: Option<&'static str>,
     arch: Arch,
-    /// Modules with tensors, the head among them.
+    /// Number of modules with tensors, including the head.
     modules: usize,
 }
 
-enum Match {
+enum CandidateMatch {
     Found(Arch, Vec<(String, String)>),
-    /// The shapes are right, their order is not; so many modules are alike.
+    /// The shapes match in another order; this many modules have equal shapes.
     Disordered(usize),
+    /// File order and numeric order match, with different results.
+    Ambiguous,
     None,
 }
 
 impl Candidate {
     fn new(name: Option<&'static str>, arch: Arch) -> Option<Candidate> {
         let arch = arch.with_classes(1);
-        let modules = by_module(param_specs::list(&arch.graph().ok()?)).len();
+        let modules = by_module(arch.graph().ok()?.param_specs()).len();
         Some(Candidate { name, arch, modules })
     }
 
     fn disordered(&self, equal: usize) -> String {
         format!(
-            "the shapes are those of {}, but {equal} modules are alike and lie in another order, so that nothing tells \
-             them apart",
+            "the shapes match {}, but the order of {equal} modules with equal shapes is ambiguous",
             escape(&self.arch.to_string())
         )
     }
 
-    fn matches(&self, modules: &[Module]) -> Match {
+    fn ambiguous(&self) -> String {
+        format!(
+            "the shapes match {}, but file order and the numbers in the names assign them differently",
+            escape(&self.arch.to_string())
+        )
+    }
+
+    /// Matches modules in the given orders. Orders that assign the tensors differently are ambiguous.
+    fn matches(&self, orders: &[Vec<&Module>]) -> CandidateMatch {
+        let mut result = CandidateMatch::None;
+        for modules in orders {
+            match (self.matches_in_order(modules), &result) {
+                (CandidateMatch::Found(_, found), CandidateMatch::Found(_, known))
+                    if !same_pairs(&found, known) =>
+                {
+                    return CandidateMatch::Ambiguous;
+                }
+                (found @ CandidateMatch::Found(..), _) => result = found,
+                (found, CandidateMatch::None) => result = found,
+                _ => {}
+            }
+        }
+        result
+    }
+
+    fn matches_in_order(&self, modules: &[&Module]) -> CandidateMatch {
         let headless = modules.len().checked_add(1) == Some(self.modules);
         if modules.len() != self.modules && !headless {
-            return Match::None;
+            return CandidateMatch::None;
         }
-        let Some((arch, graph)) = self.fitted(modules, headless) else { return Match::None };
-        let registered = by_module(param_specs::list(&graph));
+        let Some((arch, graph)) = self.fitted(modules, headless) else { return CandidateMatch::None };
+        let registered = by_module(graph.param_specs());
         let executed = in_execution(&graph, &registered);
         for order in [&registered, &executed] {
             let pairs: Option<Vec<_>> = modules.iter().zip(order).map(|(m, p)| m.assign(p)).collect();
             if let Some(pairs) = pairs {
-                return Match::Found(arch, pairs.into_iter().flatten().collect());
+                return CandidateMatch::Found(arch, pairs.into_iter().flatten().collect());
             }
         }
         self.unordered(arch, modules, &registered)
     }
 
-    /// The network with the file's numbers of classes and input channels.
-    fn fitted(&self, modules: &[Module], headless: bool) -> Option<(Arch, Graph)> {
+    /// Returns the network with the file's numbers of classes and input channels.
+    fn fitted(&self, modules: &[&Module], headless: bool) -> Option<(Arch, Graph)> {
         let mut arch = self.arch.clone();
         let weight =
             |m: &Module| m.parts.iter().map(|(_, t)| t.shape()).max_by_key(|s| s.len()).map(<[_]>::to_vec);
@@ -278,8 +332,8 @@ impl Candidate {
         Some((arch, graph))
     }
 
-    /// Whether the shapes fit in another order, and if so which is which, provided that all differ.
-    fn unordered(&self, arch: Arch, modules: &[Module], needed: &[Vec<ParamSpec>]) -> Match {
+    /// Matches modules regardless of order, provided that their shapes are unique.
+    fn unordered(&self, arch: Arch, modules: &[&Module], needed: &[Vec<ParamSpec>]) -> CandidateMatch {
         let mut by_key: BTreeMap<Vec<&[usize]>, Vec<&Module>> = BTreeMap::new();
         for module in modules {
             by_key.entry(module.key()).or_default().push(module);
@@ -288,19 +342,19 @@ impl Candidate {
         for params in needed {
             let mut key: Vec<&[usize]> = params.iter().map(|p| p.shape.as_slice()).collect();
             key.sort();
-            let Some(same) = by_key.get(&key) else { return Match::None };
+            let Some(same) = by_key.get(&key) else { return CandidateMatch::None };
             let count = taken.entry(key).or_default();
             *count = count.saturating_add(1);
             match same.as_slice() {
-                _ if *count > same.len() => return Match::None,
+                _ if *count > same.len() => return CandidateMatch::None,
                 [module] => match module.assign(params) {
                     Some(found) => pairs.extend(found),
-                    None => return Match::None,
+                    None => return CandidateMatch::None,
                 },
                 _ => alike = alike.saturating_add(1),
             }
         }
-        if alike > 0 { Match::Disordered(alike) } else { Match::Found(arch, pairs) }
+        if alike > 0 { CandidateMatch::Disordered(alike) } else { CandidateMatch::Found(arch, pairs) }
     }
 }
 

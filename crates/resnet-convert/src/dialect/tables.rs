@@ -1,93 +1,93 @@
-//! The tables. A dialect is added by a row.
+//! The dialect tables. A new dialect is a new row.
 
+use resnet_image::preprocess::{CLIP_MEAN, CLIP_STD, Channels, Filter, Range};
 use resnet_model::Preprocess;
-use resnet_model::preprocess::{CLIP_MEAN, CLIP_STD, Channels, Filter, Range};
 
 /// A naming scheme.
 #[derive(Debug)]
 pub(crate) struct Dialect {
     pub(super) name: &'static str,
-    /// Names that prove the dialect; where they are found is the network's root.
+    /// Names that identify the dialect; their common prefix in the file is the network's root.
     pub(super) anchors: &'static [&'static str],
-    /// What the root must end with.
+    /// Required suffix of the root.
     pub(super) root_ends: &'static str,
-    /// Ends of names and what they become, before the rules.
+    /// Suffix replacements, applied before the rules.
     pub(super) ends: &'static [(&'static str, &'static str)],
-    /// Names under the root and what they become; the first match counts, names without one stay.
+    /// Rename rules for names under the root; the first match applies, other names are kept.
     pub(super) rules: &'static [(&'static str, &'static str)],
-    /// Names under the root that are no part of the network: heads of training.
+    /// Names under the root to drop: training heads.
     pub(super) drop: &'static [&'static str],
-    /// How weights lie in memory.
-    pub(super) layout: Layout,
-    /// What differs from PyTorch's networks of the same shapes.
+    /// Memory layout of weights.
+    pub(super) layout: WeightLayout,
+    /// Differences from PyTorch's networks with the same shapes.
     pub(super) traits: Traits,
-    /// What the images were normalised with.
-    pub(super) norm: Norm,
+    /// Input normalization in training.
+    pub(super) norm: InputNorm,
 }
 
-/// How weights lie in memory.
+/// Memory layout of weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Layout {
+pub(super) enum WeightLayout {
     /// `[out, in, height, width]` and `[out, in]`.
     Torch,
     /// `[height, width, in, out]` and `[in, out]`.
     Tensorflow,
 }
 
-/// What no tensor shows and the dialect tells.
+/// Properties that the dialect implies and no tensor shows.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Traits {
-    /// Batch norms are a factor and an addend, without statistics.
+    /// Batch norms have scale and bias only, without running statistics.
     pub(crate) affine: bool,
     /// Bottleneck blocks of one group have their stride in the first 1×1 convolution.
     pub(crate) stride_first: bool,
-    /// What the norms add to the variance, if that is not the family's usual.
+    /// Epsilon of the norms, unless it is the family's default.
     pub(crate) norm_eps: Option<f64>,
 }
 
-/// What images were normalised with in training.
+/// Input normalization in training.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Norm {
-    /// The architecture's usual.
-    Usual,
-    /// SwAV's deviation, which differs by 0.001 in its first channel.
+pub(super) enum InputNorm {
+    /// The default of the architecture.
+    Default,
+    /// SwAV's std, which differs by 0.001 in the red channel.
     Swav,
-    /// Detectron's: blue, green, red from 0 to 255, less a mean.
+    /// Detectron's: BGR from 0 to 255, mean subtracted, std 1.
     Detectron,
-    /// Keras' `caffe` mode: as Detectron's, with another mean.
+    /// Keras' `caffe` mode: Detectron's with another mean.
     Keras,
-    /// CLIP's own mean and deviation.
+    /// CLIP's mean and std.
     Clip,
 }
 
-impl Norm {
-    /// The preprocessing that `usual` becomes; `grouped` is whether the network has grouped convolutions.
-    pub(super) fn preprocess(self, usual: Preprocess, grouped: bool) -> Preprocess {
+impl InputNorm {
+    /// Returns `default` with this normalization; `grouped` is `true` for networks with grouped convolutions.
+    pub(super) fn preprocess(self, default: Preprocess, grouped: bool) -> Preprocess {
         let bytes = |mean: [f32; 3], std: [f32; 3]| Preprocess {
             channels: Channels::Bgr,
             range: Range::Byte,
             mean: mean.to_vec(),
             std: std.to_vec(),
-            ..usual.clone()
+            ..default.clone()
         };
         match self {
-            Norm::Usual => usual,
-            Norm::Swav => Preprocess { std: vec![0.228, 0.224, 0.225], ..usual },
-            // Its ResNeXt is of another origin, and does divide.
-            Norm::Detectron if grouped => bytes([103.530, 116.280, 123.675], [57.375, 57.120, 58.395]),
-            Norm::Detectron => bytes([103.530, 116.280, 123.675], [1.0; 3]),
-            Norm::Keras => bytes([103.939, 116.779, 123.68], [1.0; 3]),
-            Norm::Clip => Preprocess {
+            InputNorm::Default => default,
+            InputNorm::Swav => Preprocess { std: vec![0.228, 0.224, 0.225], ..default },
+            // Detectron's ResNeXt weights have another origin and a std.
+            InputNorm::Detectron if grouped => bytes([103.530, 116.280, 123.675], [57.375, 57.120, 58.395]),
+            InputNorm::Detectron => bytes([103.530, 116.280, 123.675], [1.0; 3]),
+            InputNorm::Keras => bytes([103.939, 116.779, 123.68], [1.0; 3]),
+            InputNorm::Clip => Preprocess {
                 filter: Filter::Bicubic,
                 mean: CLIP_MEAN.to_vec(),
                 std: CLIP_STD.to_vec(),
-                ..usual
+                ..default
             },
         }
     }
 }
 
-/// PyTorch's own ways.
+/// Traits of PyTorch's networks.
 pub(super) const AS_TORCH: Traits = Traits { affine: false, stride_first: false, norm_eps: None };
 
 const PLAIN: Dialect = Dialect {
@@ -97,9 +97,9 @@ const PLAIN: Dialect = Dialect {
     ends: &[],
     rules: &[],
     drop: &[],
-    layout: Layout::Torch,
+    layout: WeightLayout::Torch,
     traits: AS_TORCH,
-    norm: Norm::Usual,
+    norm: InputNorm::Default,
 };
 
 const HUGGING_FACE: &[(&str, &str)] = &[
@@ -118,7 +118,7 @@ const HUGGING_FACE: &[(&str, &str)] = &[
     ("encoder.stages.{s}.layers.{b}.shortcut.normalization.*", "layer{s+1}.{b}.downsample.1.*"),
 ];
 
-/// Detectron2's own names. Its ImageNet weights are Caffe2's, unless the file names another author.
+/// Detectron2's names. Its ImageNet weights come from Caffe2, unless the file names another author.
 const DETECTRON: &[(&str, &str)] = &[
     ("stem.conv1.norm.*", "bn1.*"),
     ("stem.conv1.*", "conv1.*"),
@@ -178,7 +178,7 @@ const BIT: &[(&str, &str)] = &[
     ("head/conv2d.*", "head.fc.*"),
 ];
 
-/// The children of a torchvision ResNet in a row, as in `Sequential(*resnet.children())`.
+/// `nn.Sequential(*resnet.children())` of a torchvision ResNet.
 const CHILDREN: &[(&str, &str)] = &[
     ("0.*", "conv1.*"),
     ("1.*", "bn1.*"),
@@ -208,7 +208,7 @@ const OPENAI_CLIP: &[(&str, &str)] = &[
     ("attnpool.c_proj.*", "head.proj.*"),
 ];
 
-/// The first row that is proved counts: rows that need more come before rows that need less.
+/// The dialects. The first row whose anchors exist applies: rows with more anchors come first.
 pub(super) static DIALECTS: &[Dialect] = &[
     // transformers' ResNetForImageClassification, then a bare ResNetModel.
     Dialect {
@@ -227,13 +227,13 @@ pub(super) static DIALECTS: &[Dialect] = &[
         name: "OpenAI CLIP",
         anchors: &["conv3.weight", "layer1.0.conv1.weight", "attnpool.positional_embedding"],
         rules: OPENAI_CLIP,
-        norm: Norm::Clip,
+        norm: InputNorm::Clip,
         ..PLAIN
     },
     Dialect {
         name: "timm",
         anchors: &["stem.conv1.conv.weight", "stages.0.0.conv1_1x1.conv.weight"],
-        norm: Norm::Clip,
+        norm: InputNorm::Clip,
         ..PLAIN
     },
     Dialect {
@@ -241,7 +241,7 @@ pub(super) static DIALECTS: &[Dialect] = &[
         anchors: &["stem.conv1.weight", "res2.0.conv1.weight"],
         rules: DETECTRON,
         traits: Traits { stride_first: true, ..AS_TORCH },
-        norm: Norm::Detectron,
+        norm: InputNorm::Detectron,
         ..PLAIN
     },
     Dialect {
@@ -258,7 +258,7 @@ pub(super) static DIALECTS: &[Dialect] = &[
         rules: CAFFE2,
         drop: &["*_momentum", "lr", "model_iter"],
         traits: Traits { affine: true, stride_first: true, ..AS_TORCH },
-        norm: Norm::Detectron,
+        norm: InputNorm::Detectron,
         ..PLAIN
     },
     Dialect {
@@ -266,9 +266,9 @@ pub(super) static DIALECTS: &[Dialect] = &[
         anchors: &["conv1_conv/kernel", "conv1_bn/gamma"],
         ends: KERAS_ENDS,
         rules: KERAS,
-        layout: Layout::Tensorflow,
+        layout: WeightLayout::Tensorflow,
         traits: Traits { stride_first: true, norm_eps: Some(1.001e-5), ..AS_TORCH },
-        norm: Norm::Keras,
+        norm: InputNorm::Keras,
         ..PLAIN
     },
     // Google's own files of BiT.
@@ -277,10 +277,10 @@ pub(super) static DIALECTS: &[Dialect] = &[
         anchors: &["root_block/standardized_conv2d/kernel", "block1/unit01/a/standardized_conv2d/kernel"],
         ends: KERAS_ENDS,
         rules: BIT,
-        layout: Layout::Tensorflow,
+        layout: WeightLayout::Tensorflow,
         ..PLAIN
     },
-    // OpenMMLab keeps the head beside the backbone.
+    // OpenMMLab keeps the head outside the backbone.
     Dialect {
         name: "OpenMMLab",
         anchors: &["backbone.conv1.weight", "backbone.layer1.0.conv1.weight", "head.fc.weight"],
@@ -288,12 +288,12 @@ pub(super) static DIALECTS: &[Dialect] = &[
         ..PLAIN
     },
     Dialect {
-        name: "torchvision's modules in a row",
+        name: "torchvision, nn.Sequential of children",
         anchors: &["0.weight", "1.running_mean", "4.0.conv1.weight"],
         rules: CHILDREN,
         ..PLAIN
     },
-    // MoCo v1 and v2: the head projects for the contrastive loss.
+    // MoCo v1 and v2: the head is the projection of the contrastive loss.
     Dialect {
         name: "MoCo",
         anchors: &["conv1.weight", "layer1.0.conv1.weight"],
@@ -312,29 +312,29 @@ pub(super) static DIALECTS: &[Dialect] = &[
         name: "SwAV",
         anchors: &["conv1.weight", "layer1.0.conv1.weight", "projection_head.0.weight"],
         drop: &["projection_head.*", "prototypes.*"],
-        norm: Norm::Swav,
+        norm: InputNorm::Swav,
         ..PLAIN
     },
-    // The CIFAR-10 networks that circulate: projections are called shortcut, the head linear.
+    // kuangliu/pytorch-cifar and its descendants: `shortcut` projections and a `linear` head.
     Dialect {
         name: "CIFAR",
         anchors: &["conv1.weight", "layer1.0.conv1.weight", "linear.weight"],
         rules: &[("linear.*", "fc.*"), ("layer{s}.{b}.shortcut.*", "layer{s}.{b}.downsample.*")],
         ..PLAIN
     },
-    // torchvision and timm call the parts of the plain family alike; the deep stem is timm's.
+    // torchvision and timm share names; the deep stem is timm's.
     Dialect { anchors: &["conv1.weight", "layer1.0.conv1.weight"], ..PLAIN },
     Dialect { name: "timm", anchors: &["conv1.0.weight", "layer1.0.conv1.weight"], ..PLAIN },
     Dialect { name: "timm", anchors: &["stem.conv.weight", "stages.0.blocks.0.norm1.weight"], ..PLAIN },
     Dialect { name: "timm", anchors: &["stem.conv1.weight", "stages.0.blocks.0.norm1.weight"], ..PLAIN },
-    // torchvision and timm again. The auxiliary head is for training.
+    // torchvision and timm. The auxiliary head is for training.
     Dialect {
         anchors: &["Conv2d_1a_3x3.conv.weight", "Mixed_5b.branch1x1.conv.weight"],
         drop: &["AuxLogits.*"],
         ..PLAIN
     },
     Dialect { name: "timm", anchors: &["features.0.conv.weight", "features.3.conv.conv.weight"], ..PLAIN },
-    // timm's head was called otherwise before; so it was in the collection that the network comes from.
+    // `last_linear` is the head's name in older timm and in pretrained-models.pytorch.
     Dialect {
         name: "timm",
         anchors: &["conv2d_1a.conv.weight", "mixed_5b.branch0.conv.weight"],
@@ -342,7 +342,7 @@ pub(super) static DIALECTS: &[Dialect] = &[
         ..PLAIN
     },
     Dialect { anchors: &["features.0.weight", "classifier.0.weight"], ..PLAIN },
-    // timm's VGG keeps its first fully connected layers as convolutions.
+    // timm's VGG stores its first linear layers as convolutions.
     Dialect {
         name: "timm",
         anchors: &["features.0.weight", "pre_logits.fc1.weight"],
@@ -355,7 +355,7 @@ pub(super) static DIALECTS: &[Dialect] = &[
     },
 ];
 
-/// Keys that wrap a state dict and are never the name of a module: what lies beside them is not the network.
+/// Keys that wrap a state dict and never name a module: their siblings are not the network.
 pub(super) static WRAPPERS: &[&str] = &[
     "state_dict",
     "blobs",
@@ -371,7 +371,7 @@ pub(super) static WRAPPERS: &[&str] = &[
     "weights",
 ];
 
-/// Keys under which training scripts keep what is not the network.
+/// Top-level keys of training state.
 pub(super) static TRAINING: &[&str] = &[
     "optimizer",
     "optimizer_state",
@@ -403,7 +403,7 @@ pub(super) static TRAINING: &[&str] = &[
     "MixedPrecisionPlugin",
 ];
 
-/// What lies beside the backbone and is no part of it: heads of self-supervised training, and of detection.
+/// Modules next to the backbone that are not part of it: heads of self-supervised training and detection.
 pub(super) static SIBLINGS: &[&str] = &[
     "transformer.*",
     "token_embedding.*",

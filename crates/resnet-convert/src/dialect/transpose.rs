@@ -1,4 +1,4 @@
-//! TensorFlow's layouts of weights, brought into PyTorch's when they are read.
+//! Lazy transposition of TensorFlow's weight layouts to PyTorch's.
 
 use std::io;
 use std::sync::Arc;
@@ -8,11 +8,11 @@ use resnet_model::raw::Bytes;
 
 use crate::source::lazy::Computed;
 
-/// `[height, width, in, out]` as `[out, in, height, width]` and `[in, out]` as `[out, in]`; `None` for vectors, which
-/// need nothing.
+/// Transposes `[height, width, in, out]` to `[out, in, height, width]` and `[in, out]` to `[out, in]`; returns `None` for
+/// vectors, whose layout is the same.
 pub(super) fn to_torch(tensor: &RawTensor) -> Option<RawTensor> {
     let shape = tensor.shape();
-    // The source's axes in the order of the result's.
+    // Source axes in the order of the result.
     let axes: &[usize] = match shape.len() {
         2 => &[1, 0],
         4 => &[3, 2, 0, 1],
@@ -31,7 +31,7 @@ pub(super) fn to_torch(tensor: &RawTensor) -> Option<RawTensor> {
     RawTensor::new(tensor.dtype(), size, Arc::new(computed))
 }
 
-/// All elements in the order of `steps`: sizes, and bytes between neighbours, from the slowest axis to the fastest.
+/// Gathers all elements in the order of `steps`: (size, stride in bytes) from the slowest axis to the fastest.
 fn gather(bytes: &dyn Bytes, item: usize, steps: &[(usize, usize)]) -> io::Result<Vec<u8>> {
     let len = usize::try_from(bytes.len()).map_err(|_| io::ErrorKind::OutOfMemory)?;
     let mut source = vec![0; len];
@@ -63,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn axes_change_places() {
+    fn axes_are_transposed() {
         let check = |shape: &[usize], expected_shape: &[usize], expected: &[f32]| {
             let values: Vec<f32> = (0..expected.len()).map(|i| i as f32).collect();
             let tensor = to_torch(&RawTensor::from_f32(shape.to_vec(), &values).unwrap()).unwrap();

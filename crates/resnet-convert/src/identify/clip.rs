@@ -1,4 +1,4 @@
-//! CLIP's residual networks.
+//! Identification of CLIP's ResNets.
 
 use resnet_model::arch::{Arch, Clip, ClipHead};
 
@@ -11,13 +11,13 @@ pub(super) fn identify(shapes: &Shapes) -> Result<Arch, String> {
         |s: usize| count(MAX_BLOCKS, |b| shapes.has(&format!("stages.{s}.{b}.conv1_1x1.conv.weight")));
     let depths: Vec<usize> = (0..MAX_STAGES).map(depth).take_while(|&d| d > 0).collect();
     let (head, num_classes) = match shapes.get("head.pos_embed") {
-        // One position for the mean of all pixels, then one for each.
+        // One position for the mean of all pixels, then one per pixel.
         Some(&[positions, _]) => {
             let pixels = positions.saturating_sub(1);
             let side = pixels.isqrt();
             if side.checked_mul(side) != Some(pixels) {
                 return Err(format!(
-                    "`head.pos_embed` has {positions} positions, expected one more than a square"
+                    "`head.pos_embed` has {positions} positions, expected a square number plus one"
                 ));
             }
             let classes = shapes.linear("head.proj.weight")?.map_or(0, |[classes, _]| classes);

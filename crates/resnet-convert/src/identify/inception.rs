@@ -1,4 +1,4 @@
-//! The Inception networks, whose widths are fixed.
+//! Identification of Inception networks, whose widths are fixed.
 
 use resnet_model::arch::{Arch, Inception};
 

@@ -1,4 +1,4 @@
-//! ResNets with the norm after the convolution, and plain networks.
+//! Identification of post-activation ResNets and plain networks.
 
 use resnet_model::arch::{
     AntiAlias, Arch, Attention, Block, Norm, PrunedStage, ResNet, Shortcut, Stage, Stem, StemPool,
@@ -11,7 +11,7 @@ pub(super) fn identify(shapes: &Shapes) -> Result<Arch, String> {
     let (stem_pool, anti_alias) = match (shapes.has("maxpool.1.weight"), shapes.has("maxpool.0.weight")) {
         (_, false) => (StemPool::Max, AntiAlias::None),
         (true, true) => (StemPool::Conv, AntiAlias::None),
-        // What smooths stands between the convolution and its norm.
+        // The anti-aliasing layer is between the convolution and its norm.
         (false, true) => (StemPool::Conv, AntiAlias::Avg),
     };
     let norm = match (shapes.has("bn1.weight"), shapes.has("bn1.running_mean")) {
@@ -46,7 +46,7 @@ fn stem(shapes: &Shapes) -> Result<(Stem, usize), String> {
         return match kernel {
             7 => Ok((Stem::Conv7 { width }, channels)),
             3 => Ok((Stem::Conv3 { width }, channels)),
-            k => Err(format!("a stem with a {k}×{k} convolution, expected 7×7 or 3×3")),
+            k => Err(format!("unsupported stem: {k}×{k} convolution, expected 7×7 or 3×3")),
         };
     }
     let [first, channels, ..] = shapes.need("conv1.0.weight")?;
@@ -55,12 +55,12 @@ fn stem(shapes: &Shapes) -> Result<(Stem, usize), String> {
     Ok((Stem::Deep { widths: [first, second, third] }, channels))
 }
 
-/// A stage as its tensors show it.
+/// Blocks of one stage.
 struct Blocks {
     block: Block,
-    /// Channels of the result.
+    /// Output channels.
     out: usize,
-    /// Channels of each block's first and second convolution.
+    /// Output channels of each block's first and second convolution.
     inner: Vec<[usize; 2]>,
     /// Groups of the 3×3 convolutions.
     groups: usize,
@@ -72,12 +72,12 @@ enum Projection {
     Plain,
     /// A 3×3 convolution.
     Wide,
-    /// After a mean.
+    /// A 1×1 convolution after average pooling.
     Averaged,
 }
 
 impl Blocks {
-    /// The stage of number `n`, from 1; `None` if there is none.
+    /// Reads stage `n`, counted from 1; `None` if there is none.
     fn read(shapes: &Shapes, n: usize) -> Result<Option<Blocks>, String> {
         let depth = count(MAX_BLOCKS, |b| shapes.has(&format!("layer{n}.{b}.conv1.weight")));
         if depth == 0 {
@@ -94,7 +94,7 @@ impl Blocks {
             let fits = first.checked_div(per_group).filter(|g| g.checked_mul(per_group) == Some(first));
             stage.groups = fits.ok_or_else(|| {
                 format!(
-                    "`layer{n}.{b}.conv2.weight` takes {per_group} of {first} channels, which fits no groups"
+                    "`layer{n}.{b}.conv2.weight` has {per_group} input channels per group, which do not divide {first}"
                 )
             })?;
             let down = format!("layer{n}.{b}.downsample");
@@ -111,7 +111,7 @@ impl Blocks {
     }
 }
 
-/// The network with stages, groups and widths.
+/// Returns the network with stages, groups and widths.
 fn widths(net: ResNet, stages: &[Blocks]) -> Result<ResNet, String> {
     let regular = |s: &Blocks| {
         let width = s.out.checked_div(s.block.expansion())?;
@@ -135,9 +135,9 @@ fn widths(net: ResNet, stages: &[Blocks]) -> Result<ResNet, String> {
         }
     }
     if groups != 1 || stages.iter().any(|s| s.block == Block::Basic) {
-        return Err("the widths of the blocks follow no rule that is known".into());
+        return Err("unsupported block widths".into());
     }
-    // What pruning left; the widths before it are the usual ones.
+    // A pruned network; the widths before pruning are the standard ones.
     let stage = |(i, s): (u32, &Blocks)| Stage {
         block: s.block,
         depth: s.inner.len(),
@@ -147,8 +147,8 @@ fn widths(net: ResNet, stages: &[Blocks]) -> Result<ResNet, String> {
     Ok(ResNet { stages: (0..).zip(stages).map(stage).collect(), pruned, ..net })
 }
 
-/// The width of a group at a stage width of 64 and the reduction of the first convolution that explain the channels of
-/// all bottleneck stages, given as width and channels of the first two convolutions.
+/// Returns `base_width` and `first_reduction` (timm) that yield the channels of all bottleneck stages, which are passed as
+/// width and output channels of the first two convolutions.
 fn inner_widths(groups: usize, stages: &[(usize, [usize; 2])]) -> Option<(usize, usize)> {
     let Some((_, [first, second])) = stages.first() else { return Some((64, 1)) };
     let reduction = second.checked_div(*first)?;
@@ -167,7 +167,7 @@ fn inner_widths(groups: usize, stages: &[(usize, [usize; 2])]) -> Option<(usize,
     (low < high).then_some((low, reduction))
 }
 
-/// The kind of shortcut, from the blocks that have a projection.
+/// Returns the kind of shortcut, from the blocks with a projection.
 fn shortcut(net: &ResNet, stages: &[Blocks]) -> Result<Shortcut, String> {
     let mut channels = net.stem.width();
     let (mut all, mut none, mut where_needed) = (true, true, true);
@@ -190,10 +190,11 @@ fn shortcut(net: &ResNet, stages: &[Blocks]) -> Result<Shortcut, String> {
     match net.stem {
         _ if where_needed => Ok(kind),
         _ if all && kind == Shortcut::Projection => Ok(Shortcut::ProjectionAll),
-        // The paper's CIFAR networks have option A; its ImageNet networks without projections are the plain ones.
+        // The CIFAR networks of the ResNet paper have option A (zero padding); ImageNet networks without projections are
+        // its plain networks.
         Stem::Conv3 { .. } if none => Ok(Shortcut::ZeroPad),
         _ if none => Ok(Shortcut::None),
-        _ => Err("some blocks have a projection where none is needed, or lack one".into()),
+        _ => Err("unsupported combination of blocks with and without projection".into()),
     }
 }
 
@@ -205,12 +206,12 @@ fn attention(shapes: &Shapes, stages: &[Stage]) -> Result<Attention, String> {
     if hidden(1).is_none() {
         return Ok(Attention::None);
     }
-    // Several reductions may round to the same sizes; then they are the same network, and the usual one is told.
-    let explains = |&reduction: &usize| {
+    // Reductions that round to the same sizes are the same network; common ones come first.
+    let matches = |&reduction: &usize| {
         let mut numbered = (1..).zip(stages);
         numbered.all(|(n, stage)| hidden(n) == Some(Attention::hidden(stage.out_channels(), reduction)))
     };
-    let reduction = [16, 4, 8].into_iter().chain(1..=1024).find(explains);
-    let reduction = reduction.ok_or("the hidden layers of the attention follow no rule that is known")?;
+    let reduction = [16, 4, 8].into_iter().chain(1..=1024).find(matches);
+    let reduction = reduction.ok_or("unsupported hidden sizes of squeeze-and-excitation")?;
     Ok(Attention::Se { reduction })
 }

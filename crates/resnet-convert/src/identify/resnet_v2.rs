@@ -1,4 +1,4 @@
-//! ResNets with the norm before the convolution, and BiT.
+//! Identification of pre-activation ResNets and BiT.
 
 use resnet_model::arch::{Arch, Block, Norm, ProjectionV2, ResNetV2, StageV2, StemV2, StrideIn};
 
@@ -13,7 +13,7 @@ pub(super) fn identify(shapes: &Shapes) -> Result<Arch, String> {
         () if shapes.has("norm.tau") => Norm::FilterResponse,
         () => Norm::Group,
     };
-    // A plain stem with group norm is BiT's, whose weights are standardised and whose pool has zeros around.
+    // A 7×7 stem with group norm is BiT's: standardized weights and zero-padded max pooling.
     let (stem, in_channels, standardize) = if shapes.has("stem.conv1.weight") {
         let conv = |i: usize| shapes.need(&format!("stem.conv{i}.weight"));
         let ([first, channels, ..], [second, ..], [third, ..]) = (conv(1)?, conv(2)?, conv(3)?);
@@ -25,7 +25,7 @@ pub(super) fn identify(shapes: &Shapes) -> Result<Arch, String> {
             (7, _) if shapes.has("stem.norm0.weight") => (StemV2::NormConv7 { width }, channels, None),
             (7, _) => (StemV2::Conv7 { width }, channels, None),
             (3, _) => (StemV2::Conv3 { width }, channels, None),
-            (k, _) => return Err(format!("a stem with a {k}×{k} convolution, expected 7×7 or 3×3")),
+            (k, _) => return Err(format!("unsupported stem: {k}×{k} convolution, expected 7×7 or 3×3")),
         }
     };
     let mut stages = Vec::new();

@@ -1,5 +1,5 @@
 use resnet_model::arch::{ArchOptions, Attention, Block, ResNet, Shortcut, Stage, Stem, StemPool};
-use resnet_model::param_specs;
+use resnet_model::param_specs::ParamSpec;
 
 use super::*;
 
@@ -23,36 +23,44 @@ const HIDDEN: &[(&str, &str)] = &[
 ];
 
 fn list(arch: &Arch) -> Vec<ParamSpec> {
-    param_specs::list(&arch.graph().unwrap())
+    arch.graph().unwrap().param_specs()
+}
+
+fn shapes_of(params: &[ParamSpec]) -> Shapes<'_> {
+    Shapes(params.iter().map(|p| (p.name.as_str(), p.shape.as_slice())).collect())
 }
 
 #[track_caller]
-fn found(arch: &Arch, hints: &[Hint]) -> (Arch, Identified) {
+fn found(arch: &Arch, hints: &[NameHint]) -> (Arch, Identified) {
     let params = list(arch);
-    let (found, how) = identify(&Shapes::of_params(&params), hints).unwrap_or_else(|e| panic!("{arch}: {e}"));
+    let (found, identified) = identify(&shapes_of(&params), hints).unwrap_or_else(|e| panic!("{arch}: {e}"));
     assert_eq!(list(&found), params, "{arch} and {found}");
-    (found, how)
+    (found, identified)
 }
 
 #[test]
-fn every_network_of_the_zoo_is_known_by_its_tensors() {
+fn every_network_of_the_zoo_is_identified_by_its_tensors() {
     for (name, arch) in zoo::all() {
-        let (by_shape, how) = found(&arch, &[]);
+        let (by_shape, identified) = found(&arch, &[]);
         let hidden = HIDDEN.iter().find(|(hidden, _)| *hidden == name);
         let expected = hidden.map_or(name, |(_, taken)| taken);
         assert_eq!(zoo::name_of(&by_shape), Some(expected), "{name}");
-        assert_eq!(how.alternatives.contains(&name.to_owned()), hidden.is_some(), "{name}: {how:?}");
-        assert_eq!(how.how == How::Shapes, how.assumed.is_empty(), "{name}");
+        assert_eq!(
+            identified.alternatives.contains(&name.to_owned()),
+            hidden.is_some(),
+            "{name}: {identified:?}"
+        );
+        assert_eq!(identified.by == IdentifiedBy::Shapes, identified.assumed.is_empty(), "{name}");
 
-        let hint = Hint { name: format!("{name}.a1_in1k"), place: "in config.json".into() };
-        let (by_name, how) = found(&arch, &[hint]);
-        assert_eq!((by_name, how.how), (arch, How::Named), "{name}");
+        let hint = NameHint { name: format!("{name}.a1_in1k"), place: "in config.json".into() };
+        let (by_name, identified) = found(&arch, &[hint]);
+        assert_eq!((by_name, identified.by), (arch, IdentifiedBy::Named), "{name}");
     }
 }
 
 /// No two other networks of the zoo have the same tensors.
 #[test]
-fn what_shapes_cannot_tell_is_all_listed() {
+fn all_ambiguous_shapes_are_listed() {
     let mut seen = HashMap::new();
     for (name, arch) in zoo::all() {
         let params: Vec<_> = list(&arch.with_classes(0)).into_iter().map(|p| (p.name, p.shape)).collect();
@@ -67,15 +75,15 @@ fn what_shapes_cannot_tell_is_all_listed() {
 }
 
 #[test]
-fn a_name_that_does_not_fit_is_told_and_not_followed() {
-    let hint = Hint { name: "resnet34".into(), place: "under `arch`".into() };
-    let (arch, how) = found(&zoo::arch("resnet18").unwrap(), &[hint]);
+fn a_contradicting_name_is_reported_and_ignored() {
+    let hint = NameHint { name: "resnet34".into(), place: "under `arch`".into() };
+    let (arch, identified) = found(&zoo::arch("resnet18").unwrap(), &[hint]);
     assert_eq!(zoo::name_of(&arch), Some("resnet18"));
-    assert!(how.evidence.contains("not those of the `resnet34` named under `arch`"), "{how:?}");
+    assert!(identified.evidence.contains("contradict the name `resnet34` under `arch`"), "{identified:?}");
 }
 
 #[test]
-fn networks_that_nobody_has_named() {
+fn unnamed_networks_are_identified() {
     let stage = |block, depth, width| Stage { block, depth, width };
     let small = |stages: Vec<Stage>| ResNet { stages, num_classes: 7, ..ResNet::imagenet(Block::Basic, &[]) };
     let bottlenecks = || {
@@ -123,7 +131,7 @@ fn networks_that_nobody_has_named() {
 
 /// `--arch NAME`: the numbers of classes and channels are the file's in every family.
 #[test]
-fn an_architecture_insisted_on_takes_the_files_classes() {
+fn a_specified_architecture_takes_the_classes_of_the_file() {
     for name in [
         "resnet18",
         "resnet50d",
@@ -137,25 +145,25 @@ fn an_architecture_insisted_on_takes_the_files_classes() {
         for classes in [0, 5] {
             let arch = named.clone().with_classes(classes).with_in_channels(1);
             let params = list(&arch);
-            assert_eq!(adapt(&named, &Shapes::of_params(&params)), arch, "{name}");
+            assert_eq!(adapt(&named, &shapes_of(&params)), arch, "{name}");
         }
     }
 }
 
 #[test]
-fn odd_shapes_are_refused_with_the_tensors_name() {
+fn unsupported_shapes_are_errors_with_the_tensor_name() {
     let check = |name: &str, shape: &[usize], expected: &str| {
         let mut params = list(&zoo::arch("resnet26").unwrap());
         params.iter_mut().find(|p| p.name == name).unwrap().shape = shape.to_vec();
-        let error = identify(&Shapes::of_params(&params), &[]).unwrap_err();
+        let error = identify(&shapes_of(&params), &[]).unwrap_err();
         assert!(error.contains(expected), "{error}");
     };
-    check("conv1.weight", &[64, 3, 5, 5], "a stem with a 5×5 convolution");
+    check("conv1.weight", &[64, 3, 5, 5], "unsupported stem: 5×5 convolution");
     check("conv1.weight", &[64, 3], "`conv1.weight` has shape [64, 3]");
-    check("layer1.0.conv2.weight", &[64, 0, 3, 3], "takes 0 of 64 channels");
-    check("layer1.0.conv2.weight", &[64, 48, 3, 3], "takes 48 of 64 channels");
+    check("layer1.0.conv2.weight", &[64, 0, 3, 3], "has 0 input channels per group");
+    check("layer1.0.conv2.weight", &[64, 48, 3, 3], "has 48 input channels per group");
     check("fc.weight", &[10], "expected [classes, features]");
-    check("layer2.1.conv1.weight", &[usize::MAX, usize::MAX, 1, 1], "fits no groups");
-    let error = identify(&Shapes::of_params(&[]), &[]).unwrap_err();
-    assert!(error.contains("no family"), "{error}");
+    check("layer2.1.conv1.weight", &[usize::MAX, usize::MAX, 1, 1], "do not divide");
+    let error = identify(&shapes_of(&[]), &[]).unwrap_err();
+    assert!(error.contains("no known network family"), "{error}");
 }

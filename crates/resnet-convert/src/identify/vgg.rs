@@ -1,16 +1,16 @@
-//! VGG.
+//! Identification of VGG networks.
 
 use resnet_model::arch::{Arch, Vgg, VggNorm, VggStage};
 
 use super::Shapes;
 
-/// More modules than any VGG has.
+/// Limit on the module index.
 const MAX_MODULES: usize = 4096;
 
 pub(super) fn identify(shapes: &Shapes) -> Result<Arch, String> {
     let [_, in_channels, ..] = shapes.need("features.0.weight")?;
     let norm = if shapes.has("features.1.running_mean") { VggNorm::Batch } else { VggNorm::None };
-    // A convolution, its norm and its ReLU count; one more before the next convolution is a max-pool.
+    // Convolution, norm and ReLU are numbered modules; a further one before the next convolution is max pooling.
     let step = if norm == VggNorm::Batch { 3usize } else { 2 };
     let mut stages = Vec::<VggStage>::new();
     let mut expected = 0usize;
@@ -22,12 +22,12 @@ pub(super) fn identify(shapes: &Shapes) -> Result<Arch, String> {
             }
             Some(stage) if i == expected => {
                 return Err(format!(
-                    "`features.{i}.weight` changes {} channels to {width} without a pool",
+                    "`features.{i}.weight` changes {} channels to {width} without max pooling",
                     stage.width
                 ));
             }
             Some(_) if i != expected.saturating_add(1) => {
-                return Err(format!("`features.{i}.weight` stands where a VGG has no convolution"));
+                return Err(format!("`features.{i}.weight`: a VGG has no convolution at this index"));
             }
             _ => stages.push(VggStage { depth: 1, width }),
         }

@@ -12,7 +12,7 @@ use resnet_model::file::{Existing, write_atomically};
 use resnet_model::graph::{Graph, Op};
 use resnet_model::meta::KEY;
 use resnet_model::raw::Dtype;
-use resnet_model::{Checkpoint, Labels, RawTensor, cost, fold};
+use resnet_model::{Checkpoint, Labels, RawTensor, fold};
 
 use self::emit::{Fixed, Initializer, Source};
 use self::message::{Head, Tail, TensorHead};
@@ -169,7 +169,7 @@ fn size(graph: &Graph, checkpoint: &Checkpoint) -> Result<Option<Fixed>> {
         _ => crop,
     };
     let [height, width] = image;
-    Ok(Some(Fixed { image, costs: cost::list(graph, height, width)? }))
+    Ok(Some(Fixed { image, costs: graph.costs(height, width)? }))
 }
 
 fn metadata(checkpoint: &Checkpoint) -> Result<Vec<Entry>> {

@@ -6,11 +6,11 @@ use std::sync::Arc;
 
 use resnet_model::escape;
 use resnet_model::file::SharedFile;
-use resnet_model::raw::{Bytes, Part};
+use resnet_model::raw::{ByteRange, Bytes};
 
 use super::proto::Entry;
 use crate::error::{Code, Fault};
-use crate::source::beside;
+use crate::source::companion_files;
 
 /// The files beside a model.
 #[derive(Debug)]
@@ -60,7 +60,7 @@ impl External {
             return Err(Fault::new(Code::TensorBytes, detail));
         }
         let size = file.len();
-        match Part::new(file, place.offset, len) {
+        match ByteRange::new(file, place.offset, len) {
             Some(part) => Ok(Arc::new(part)),
             None => Err(bounds(format!("{len} bytes at {} of `{shown}`, which has {size}", place.offset))),
         }
@@ -78,7 +78,7 @@ impl External {
         let Some(model) = &self.model else {
             return Err(refused("cannot be found: the model has no folder"));
         };
-        let found = beside::find(model, Path::new(location))
+        let found = companion_files::find(model, Path::new(location))
             .map_err(|e| Fault::new(Code::Read, format!("the external file `{shown}`: {e}")))?;
         if !found.folders.iter().any(|folder| found.target.starts_with(folder)) {
             return Err(refused("leads out of the model's folder"));

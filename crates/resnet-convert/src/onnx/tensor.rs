@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use resnet_model::RawTensor;
-use resnet_model::raw::{Bytes, Dtype, Part, byte_len};
+use resnet_model::raw::{ByteRange, Bytes, Dtype, byte_len};
 
 use super::external::External;
 use super::proto::Tensor;
@@ -91,7 +91,7 @@ fn make(
         _ if elsewhere => external.part(&tensor.external, needed)?,
         Some((offset, len)) => {
             let eof = || Fault::new(Code::Protobuf, "bytes outside the file");
-            Arc::new(Part::new(file.clone(), offset, len).ok_or_else(eof)?)
+            Arc::new(ByteRange::new(file.clone(), offset, len).ok_or_else(eof)?)
         }
         None => Arc::new(listed(tensor, dtype)?),
     };

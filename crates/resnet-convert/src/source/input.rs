@@ -1,4 +1,4 @@
-//! A buffered cursor over bytes that lie anywhere: what the stream-like formats are read through.
+//! Buffered cursor over bytes, for the stream formats.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use resnet_model::raw::Bytes;
 
 use crate::error::{Code, Fault};
 
-/// What is read at once; also the longest piece that can be asked for.
+/// Buffer size, and the maximum of [`Input::take`].
 pub(crate) const BUFFER: usize = 1 << 16;
 
 #[derive(Debug)]
@@ -14,7 +14,7 @@ pub(crate) struct Input {
     bytes: Arc<dyn Bytes>,
     len: u64,
     buffer: Vec<u8>,
-    /// Where the buffer lies in the bytes.
+    /// The offset of the buffer.
     start: u64,
     /// The cursor, in the buffer.
     at: usize,
@@ -34,13 +34,13 @@ impl Input {
         self.start.saturating_add(self.at as u64)
     }
 
-    /// How many bytes are left.
+    /// Returns the number of bytes left.
     pub(crate) fn left(&self) -> u64 {
         self.len.saturating_sub(self.pos())
     }
 
     fn eof(&self) -> Fault {
-        Fault::new(Code::Eof, "the data ends too early").at(self.pos())
+        Fault::new(Code::Eof, "unexpected end of data").at(self.pos())
     }
 
     #[inline]
@@ -52,7 +52,7 @@ impl Input {
         Ok(self.array::<1>()?[0])
     }
 
-    /// The next `n` bytes, at most [`BUFFER`].
+    /// Returns the next `n` bytes, at most [`BUFFER`].
     pub(crate) fn take(&mut self, n: usize) -> Result<&[u8], Fault> {
         let end = self.at.checked_add(n).ok_or_else(|| self.eof())?;
         if end > self.buffer.len() {
@@ -60,7 +60,7 @@ impl Input {
         }
         let end = self.at.saturating_add(n);
         let start = std::mem::replace(&mut self.at, end);
-        self.buffer.get(start..end).ok_or_else(|| Fault::new(Code::Eof, "the data ends too early"))
+        self.buffer.get(start..end).ok_or_else(|| Fault::new(Code::Eof, "unexpected end of data"))
     }
 
     pub(crate) fn array<const N: usize>(&mut self) -> Result<[u8; N], Fault> {
@@ -81,18 +81,18 @@ impl Input {
         self.array().map(i64::from_le_bytes)
     }
 
-    /// Refuses a length beyond the bytes left, before anything is done with it.
+    /// Returns an error if fewer than `n` bytes are left.
     pub(crate) fn check(&self, n: u64) -> Result<(), Fault> {
         match n <= self.left() {
             true => Ok(()),
             false => {
-                Err(Fault::new(Code::Length, format!("{n} bytes announced, {} left", self.left()))
+                Err(Fault::new(Code::Length, format!("length of {n} bytes, {} left", self.left()))
                     .at(self.pos()))
             }
         }
     }
 
-    /// Moves on without reading.
+    /// Skips `n` bytes.
     pub(crate) fn skip(&mut self, n: u64) -> Result<(), Fault> {
         self.check(n)?;
         match usize::try_from(n).ok().and_then(|n| self.at.checked_add(n)) {
@@ -106,7 +106,7 @@ impl Input {
         Ok(())
     }
 
-    /// The bytes up to the next line feed, which is passed; at most `max` bytes.
+    /// Returns the bytes up to the next line feed, which is consumed; at most `max` bytes.
     pub(crate) fn line(&mut self, max: usize) -> Result<&[u8], Fault> {
         let ahead = (max as u64).saturating_add(1).min(self.left()).min(BUFFER as u64) as usize;
         if self.buffer.len().saturating_sub(self.at) < ahead {
@@ -115,7 +115,7 @@ impl Input {
         let seen = self.buffer.get(self.at..self.at.saturating_add(ahead)).unwrap_or(&[]);
         let Some(n) = seen.iter().position(|&b| b == b'\n') else {
             return Err(match ahead > max {
-                true => Fault::new(Code::Line, format!("a line of more than {max} bytes")).at(self.pos()),
+                true => Fault::new(Code::Line, format!("line of more than {max} bytes")).at(self.pos()),
                 false => self.eof(),
             });
         };
@@ -124,7 +124,7 @@ impl Input {
         Ok(self.buffer.get(start..start.saturating_add(n)).unwrap_or(&[]))
     }
 
-    /// Brings at least `n` bytes from the cursor on into the buffer.
+    /// Fills the buffer with at least `n` bytes from the cursor.
     fn fill(&mut self, n: usize) -> Result<(), Fault> {
         if n > BUFFER || n as u64 > self.left() {
             return Err(self.eof());

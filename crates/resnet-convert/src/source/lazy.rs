@@ -1,4 +1,4 @@
-//! Bytes that are checked, swapped or gathered when they are read, and not before.
+//! Bytes that are verified, byte-swapped or computed when they are read.
 
 use std::fmt;
 use std::io;
@@ -8,24 +8,24 @@ use resnet_model::raw::Bytes;
 
 use crate::error::{Code, Fault};
 
-/// How much is read at once where a whole part is passed over.
+/// Chunk size of checksum passes.
 const CHUNK: usize = 1 << 20;
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Bytes with a checksum. Read from start to end, the checksum is computed on the way and the last read fails if it is
-/// wrong; read otherwise, everything is checked first.
+/// Bytes with a checksum. A sequential read computes it on the way, and the last read fails on a mismatch; another order of
+/// reads verifies all bytes first.
 pub(crate) struct Checked {
     bytes: Arc<dyn Bytes>,
     crc: u32,
     entry: String,
-    state: Mutex<State>,
+    state: Mutex<ChecksumState>,
 }
 
-enum State {
-    /// The bytes before `next` are in the checksum.
+enum ChecksumState {
+    /// `crc` covers the bytes before `next`.
     Reading {
         next: u64,
         crc: crc32fast::Hasher,
@@ -35,37 +35,37 @@ enum State {
 }
 
 impl Checked {
-    /// `entry` names the bytes in the error.
+    /// `entry` is the name in errors.
     pub(crate) fn new(bytes: Arc<dyn Bytes>, crc: u32, entry: String) -> Checked {
         Checked {
             bytes,
             crc,
             entry,
-            state: Mutex::new(State::Reading { next: 0, crc: crc32fast::Hasher::new() }),
+            state: Mutex::new(ChecksumState::Reading { next: 0, crc: crc32fast::Hasher::new() }),
         }
     }
 
     fn bad(&self, found: u32) -> io::Error {
-        let detail = format!("checksum {found:08x}, the archive says {:08x}", self.crc);
+        let detail = format!("checksum mismatch: expected {:08x}, found {found:08x}", self.crc);
         Fault::new(Code::Crc, detail).within(&self.entry).into()
     }
 
-    fn judge(&self, state: &mut State, found: u32) -> io::Result<()> {
+    fn judge(&self, state: &mut ChecksumState, found: u32) -> io::Result<()> {
         if found == self.crc {
-            *state = State::Good;
+            *state = ChecksumState::Good;
             return Ok(());
         }
-        *state = State::Bad(found);
+        *state = ChecksumState::Bad(found);
         Err(self.bad(found))
     }
 
-    /// Checks all bytes, unless that is done already.
+    /// Verifies all bytes, once.
     fn verify(&self) -> io::Result<()> {
         let mut state = lock(&self.state);
         match *state {
-            State::Good => Ok(()),
-            State::Bad(found) => Err(self.bad(found)),
-            State::Reading { .. } => {
+            ChecksumState::Good => Ok(()),
+            ChecksumState::Bad(found) => Err(self.bad(found)),
+            ChecksumState::Reading { .. } => {
                 let found = checksum(&*self.bytes)?;
                 self.judge(&mut state, found)
             }
@@ -73,7 +73,7 @@ impl Checked {
     }
 }
 
-/// The CRC-32 of all bytes.
+/// Computes the CRC-32 of all bytes.
 pub(crate) fn checksum(bytes: &dyn Bytes) -> io::Result<u32> {
     let mut crc = crc32fast::Hasher::new();
     let mut buffer = vec![0; bytes.len().min(CHUNK as u64) as usize];
@@ -102,7 +102,7 @@ impl Bytes for Checked {
     fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
         let mut state = lock(&self.state);
         match &mut *state {
-            State::Reading { next, crc } if *next == offset => {
+            ChecksumState::Reading { next, crc } if *next == offset => {
                 self.bytes.read_at(offset, out)?;
                 crc.update(out);
                 *next = next.saturating_add(out.len() as u64);
@@ -134,7 +134,7 @@ impl Bytes for Verified {
     }
 }
 
-/// Elements of `item` bytes in the other byte order.
+/// Byte-swapped elements of `item` bytes.
 #[derive(Debug)]
 pub(crate) struct Swapped {
     pub(crate) bytes: Arc<dyn Bytes>,
@@ -162,13 +162,13 @@ impl Bytes for Swapped {
     }
 }
 
-/// Bytes that have to be computed as a whole: decoded, gathered by strides. Computed when first read, kept until they
-/// have been read to the end, or for good.
+/// Bytes that are computed as a whole on first access: decoded or gathered by strides. Kept until they have been read to
+/// the end, or permanently.
 pub(crate) struct Computed {
     len: u64,
     compute: Box<dyn Fn() -> io::Result<Vec<u8>> + Send + Sync>,
     kept: Mutex<Option<Arc<Vec<u8>>>>,
-    for_good: bool,
+    permanent: bool,
 }
 
 impl Computed {
@@ -176,15 +176,15 @@ impl Computed {
         len: u64,
         compute: impl Fn() -> io::Result<Vec<u8>> + Send + Sync + 'static,
     ) -> Computed {
-        Computed { len, compute: Box::new(compute), kept: Mutex::new(None), for_good: false }
+        Computed { len, compute: Box::new(compute), kept: Mutex::new(None), permanent: false }
     }
 
-    /// As [`Computed::new`], computed once however often they are read.
+    /// Like [`Computed::new`], but computed only once.
     pub(crate) fn kept(
         len: u64,
         compute: impl Fn() -> io::Result<Vec<u8>> + Send + Sync + 'static,
     ) -> Computed {
-        Computed { for_good: true, ..Computed::new(len, compute) }
+        Computed { permanent: true, ..Computed::new(len, compute) }
     }
 }
 
@@ -214,7 +214,7 @@ impl Bytes for Computed {
                 all
             }
         };
-        if end == self.len && !self.for_good {
+        if end == self.len && !self.permanent {
             *kept = None;
         }
         drop(kept);
@@ -248,7 +248,10 @@ mod tests {
             assert!(errors > 0, "{order:?}");
         }
         let first = Verified(Arc::new(checked(!CRC))).read_at(0, &mut out).unwrap_err();
-        assert!(first.to_string().contains("entry: checksum cbf43926"), "{first}");
+        assert!(
+            first.to_string().contains("entry: checksum mismatch: expected 340bc6d9, found cbf43926"),
+            "{first}"
+        );
     }
 
     #[test]

@@ -1,55 +1,54 @@
-//! `numpy.save` and `numpy.savez`: an array after a header that is a Python dictionary, and zip archives of such files.
+//! Reader of `.npy` and `.npz` files: an array with a Python dictionary as its header, and zip archives of these.
 //!
-//! numpy evaluates the header as a Python literal; here it is parsed by hand, and holds exactly the three keys that
-//! numpy writes.
+//! numpy evaluates the header as a Python literal; this parser accepts exactly the three keys that numpy writes.
 
 use std::sync::Arc;
 
 use resnet_model::escape;
-use resnet_model::raw::{Bytes, Dtype, Part};
+use resnet_model::raw::{ByteRange, Bytes, Dtype};
 
 use super::lazy::checksum;
 use super::pickle::numpy;
 use super::pickle::specs::{MAX_DIMS, MAX_TENSORS};
-use super::tensors::{Layout, Maker};
-use super::zip::Archive;
-use super::{Container, MAX_NAME, StateDict};
+use super::tensors::{ArrayOrder, TensorBuilder};
+use super::zip::ZipReader;
+use super::{Format, MAX_NAME, StateDict};
 use crate::error::{Code, Fault};
 
 const MAGIC: &[u8] = b"\x93NUMPY";
-/// numpy's own limit.
+/// numpy's limit.
 const MAX_HEADER: u64 = 10_000;
-/// Magic number, version, length of the header.
+/// Magic bytes, version and header length.
 const MAX_PREAMBLE: u64 = 12;
-/// What `numpy.savez` calls an array without a name.
+/// Name of an unnamed array in `numpy.savez`.
 const UNNAMED: &str = "arr_0";
 
 pub(super) fn is_array(head: &[u8]) -> bool {
     head.starts_with(MAGIC)
 }
 
-/// One array.
+/// Reads one array.
 pub(super) fn read(bytes: Arc<dyn Bytes>) -> Result<StateDict, Fault> {
-    let mut maker = Maker::new(bytes.len());
-    let mut into = StateDict::new(Container::Npy);
+    let mut maker = TensorBuilder::new(bytes.len());
+    let mut into = StateDict::new(Format::Npy);
     let header = Header::read(&*bytes)?;
     let dtype = header.dtype.map_err(|found| {
-        Fault::new(Code::Dtype, format!("an array of type `{found}`, expected numbers or booleans"))
+        Fault::new(Code::Dtype, format!("unsupported dtype `{found}`, expected numbers or booleans"))
     })?;
     let data = part(bytes, header.len)?;
     into.tensors.push((UNNAMED.into(), maker.elements(dtype, header.layout, &header.shape, data)?));
     Ok(into)
 }
 
-/// Whether an archive is one of arrays, as far as its entries' names tell.
-pub(super) fn is_archive(archive: &Archive) -> bool {
+/// Returns `true` if an entry has the name of an array.
+pub(super) fn is_archive(archive: &ZipReader) -> bool {
     archive.entries.iter().any(|e| e.name.ends_with(b".npy"))
 }
 
-/// An archive of arrays, named as its entries without `.npy`.
-pub(super) fn read_archive(archive: &Archive, file_len: u64) -> Result<StateDict, Fault> {
-    let mut maker = Maker::new(file_len);
-    let mut into = StateDict::new(Container::Npz);
+/// Reads an archive of arrays, named by their entries without `.npy`.
+pub(super) fn read_archive(archive: &ZipReader, file_len: u64) -> Result<StateDict, Fault> {
+    let mut maker = TensorBuilder::new(file_len);
+    let mut into = StateDict::new(Format::Npz);
     let mut others = 0usize;
     for entry in &archive.entries {
         let shown = entry.shown();
@@ -64,7 +63,7 @@ pub(super) fn read_archive(archive: &Archive, file_len: u64) -> Result<StateDict
         let name = array_name(name).map_err(within)?;
         let bytes = archive.array(entry).map_err(within)?;
         let header = match entry.is_deflated() {
-            // Only the header is inflated: the array waits until somebody asks.
+            // Only the header is inflated; the array is read lazily.
             true => Header::read(&archive.start_of(entry, MAX_PREAMBLE.saturating_add(MAX_HEADER))?),
             false => Header::read(&*bytes),
         };
@@ -72,7 +71,7 @@ pub(super) fn read_archive(archive: &Archive, file_len: u64) -> Result<StateDict
         match header.dtype {
             Ok(dtype) => {
                 let data = part(bytes.clone(), header.len).map_err(within)?;
-                // Of an array without elements nothing will be read, and its shape is in the header.
+                // An empty array is never read, so its checksum is verified here.
                 if data.is_empty() {
                     checksum(&*bytes).map_err(|e| within(e.into()))?;
                 }
@@ -80,56 +79,56 @@ pub(super) fn read_archive(archive: &Archive, file_len: u64) -> Result<StateDict
                 into.tensors.push((name, tensor));
             }
             Err(found) => {
-                // Nobody will read it, so this is the time to see whether the type is the one that was written.
+                // An unsupported array is never read, so the checksum of its header is verified here.
                 checksum(&*bytes).map_err(|e| within(e.into()))?;
-                into.unsupported.push((name, format!("an array of type `{found}`")));
+                into.unsupported.push((name, format!("array of dtype `{found}`")));
             }
         }
     }
     if into.tensors.is_empty() && into.unsupported.is_empty() {
-        return Err(Fault::new(Code::Empty, "no array in the archive"));
+        return Err(Fault::new(Code::Empty, "the archive has no arrays"));
     }
     if others > 0 {
-        into.notes.push(format!("{others} entries of the archive are no arrays and were left out"));
+        into.notes.push(format!("{others} entries that are not arrays were ignored"));
     }
     Ok(into)
 }
 
 fn part(bytes: Arc<dyn Bytes>, start: u64) -> Result<Arc<dyn Bytes>, Fault> {
     let len = bytes.len().saturating_sub(start);
-    let part =
-        Part::new(bytes, start, len).ok_or_else(|| Fault::new(Code::Eof, "the array ends in its header"))?;
+    let part = ByteRange::new(bytes, start, len)
+        .ok_or_else(|| Fault::new(Code::Eof, "unexpected end of data in the header"))?;
     Ok(Arc::new(part))
 }
 
 fn array_name(name: &[u8]) -> Result<String, Fault> {
-    let bad = |what: &str| Fault::new(Code::Name, format!("an array whose name is {what}"));
+    let bad = |what: &str| Fault::new(Code::Name, format!("invalid array name: {what}"));
     match std::str::from_utf8(name) {
         Err(_) => Err(bad("not UTF-8")),
         Ok("") => Err(bad("empty")),
         Ok(name) if name.len() > MAX_NAME => Err(bad(&format!("longer than {MAX_NAME} bytes"))),
-        Ok(name) if name.contains('\0') => Err(bad("with NUL")),
+        Ok(name) if name.contains('\0') => Err(bad("contains NUL")),
         Ok(name) => Ok(name.to_owned()),
     }
 }
 
-/// What stands before an array's elements.
+/// Header of an array.
 struct Header {
-    /// The element type, or what was found instead.
+    /// The dtype, or the unsupported type.
     dtype: Result<Dtype, String>,
-    layout: Layout,
+    layout: ArrayOrder,
     shape: Vec<u64>,
-    /// Where the elements begin.
+    /// The offset of the elements.
     len: u64,
 }
 
 impl Header {
-    /// Reads the header at the start of `bytes`, front to back, so that a checksum can be computed on the way.
+    /// Reads the header at the start of `bytes` sequentially, so that a checksum can be computed on the way.
     fn read(bytes: &dyn Bytes) -> Result<Header, Fault> {
         let mut at = 0u64;
         let mut take = |n: u64| {
             if at.checked_add(n).is_none_or(|end| end > bytes.len()) {
-                return Err(Fault::new(Code::Eof, "the array ends in its header").at(at));
+                return Err(Fault::new(Code::Eof, "unexpected end of data in the header").at(at));
             }
             let mut out = vec![0; n as usize];
             bytes.read_at(at, &mut out)?;
@@ -138,13 +137,13 @@ impl Header {
         };
         let magic = take(8)?;
         let &[major, minor] = magic.strip_prefix(MAGIC).unwrap_or_default() else {
-            return Err(Fault::new(Code::Format, "no numpy array: it does not begin as one").at(0));
+            return Err(Fault::new(Code::Format, "invalid magic bytes of a numpy array").at(0));
         };
         let len = match (major, minor) {
             (1, 0) => take(2)?,
             (2 | 3, 0) => take(4)?,
             _ => {
-                let detail = format!("version {major}.{minor} of numpy's format, expected 1.0, 2.0 or 3.0");
+                let detail = format!("unsupported npy version {major}.{minor}, expected 1.0, 2.0 or 3.0");
                 return Err(Fault::new(Code::Version, detail).at(6));
             }
         };
@@ -152,15 +151,14 @@ impl Header {
         if len > MAX_HEADER {
             return Err(Fault::new(
                 Code::NpyHeader,
-                format!("a header of {len} bytes, more than {MAX_HEADER}"),
+                format!("header of {len} bytes, the limit is {MAX_HEADER}"),
             )
             .at(8));
         }
         let text = take(len)?;
         let start = at.saturating_sub(len);
         let bad = |n: usize, what: &str| Fault::new(Code::NpyHeader, what).at(start.saturating_add(n as u64));
-        let text =
-            std::str::from_utf8(&text).map_err(|e| bad(e.valid_up_to(), "a header that is not UTF-8"))?;
+        let text = std::str::from_utf8(&text).map_err(|e| bad(e.valid_up_to(), "header is not UTF-8"))?;
         let mut parser = Parser { text: text.as_bytes(), at: 0 };
         let fields = parser.header();
         let (descr, fortran, shape) = fields.map_err(|what| bad(parser.at, &what))?;
@@ -171,17 +169,17 @@ impl Header {
             },
             Descr::Structured => (Err("[…]".to_owned()), false),
         };
-        Ok(Header { dtype, layout: Layout { big_endian, fortran }, shape, len: at })
+        Ok(Header { dtype, layout: ArrayOrder { big_endian, fortran }, shape, len: at })
     }
 }
 
 enum Descr {
     Text(String),
-    /// A list of fields, or of anything else.
+    /// A list of fields.
     Structured,
 }
 
-/// The few forms of a Python literal that numpy writes.
+/// Parser of the Python literals that numpy writes.
 struct Parser<'a> {
     text: &'a [u8],
     at: usize,
@@ -204,7 +202,7 @@ impl Parser<'_> {
         }
     }
 
-    /// Passes `byte` and the blanks around it; whether it was there.
+    /// Consumes `byte` and the blanks around it. Returns `false` if it is not there.
     fn has(&mut self, byte: u8) -> bool {
         self.blanks();
         let found = self.peek() == Some(byte);
@@ -230,7 +228,7 @@ impl Parser<'_> {
         found
     }
 
-    /// `{'descr': …, 'fortran_order': …, 'shape': …, }`, blanks and the end of the line.
+    /// Parses `{'descr': …, 'fortran_order': …, 'shape': …, }`, blanks and the end of the line.
     fn header(&mut self) -> Parsed<(Descr, bool, Vec<u64>)> {
         let (mut descr, mut fortran, mut shape) = (None, None, None);
         self.expect(b'{')?;
@@ -241,10 +239,10 @@ impl Parser<'_> {
                 "descr" => descr.replace(self.descr()?).is_some(),
                 "fortran_order" => fortran.replace(self.boolean()?).is_some(),
                 "shape" => shape.replace(self.shape()?).is_some(),
-                _ => return Err(format!("the key `{}` in the header", escape(&key))),
+                _ => return Err(format!("unexpected key `{}` in the header", escape(&key))),
             };
             if again {
-                return Err(format!("the key `{key}` twice in the header"));
+                return Err(format!("duplicate key `{key}` in the header"));
             }
             if !self.has(b',') {
                 self.expect(b'}')?;
@@ -255,14 +253,14 @@ impl Parser<'_> {
         let ends = self.peek() == Some(b'\n') && self.at.saturating_add(1) == self.text.len();
         match (descr, fortran, shape) {
             (Some(descr), Some(fortran), Some(shape)) if ends => Ok((descr, fortran, shape)),
-            (Some(_), Some(_), Some(_)) => Err("expected the end of the line after the header".into()),
-            _ => Err("a header without one of `descr`, `fortran_order`, `shape`".into()),
+            (Some(_), Some(_), Some(_)) => Err("expected a line feed after the header".into()),
+            _ => Err("the header lacks `descr`, `fortran_order` or `shape`".into()),
         }
     }
 
     fn string(&mut self) -> Parsed<String> {
         let quote =
-            self.peek().filter(|b| matches!(b, b'\'' | b'"')).ok_or("expected a text in the header")?;
+            self.peek().filter(|b| matches!(b, b'\'' | b'"')).ok_or("expected a string in the header")?;
         self.step();
         let rest = self.text.get(self.at..).unwrap_or_default();
         let len = rest.iter().position(|&b| b == quote || b == b'\\' || b == b'\n');
@@ -272,7 +270,7 @@ impl Parser<'_> {
                 self.at = self.at.saturating_add(text.len()).saturating_add(1);
                 Ok(String::from_utf8_lossy(text).into_owned())
             }
-            _ => Err("a text without end, or with an escape, in the header".into()),
+            _ => Err("unterminated string or escape in the header".into()),
         }
     }
 
@@ -280,7 +278,7 @@ impl Parser<'_> {
         if self.peek() != Some(b'[') {
             return self.string().map(Descr::Text);
         }
-        // A structured type is refused or left out, so only its end is of interest.
+        // Structured types are unsupported: only the end is needed.
         let mut depth = 0usize;
         loop {
             match self.peek() {
@@ -290,7 +288,7 @@ impl Parser<'_> {
                 }
                 Some(b'[' | b'(') => depth = depth.saturating_add(1),
                 Some(b']' | b')') => depth = depth.saturating_sub(1),
-                None => return Err("a type without end in the header".into()),
+                None => return Err("unterminated dtype in the header".into()),
                 Some(_) => {}
             }
             self.step();
@@ -308,7 +306,7 @@ impl Parser<'_> {
         }
     }
 
-    /// `()`, `(3,)`, `(3, 4)`; Python 2 wrote its long numbers with an L.
+    /// Parses `()`, `(3,)`, `(3, 4)`; Python 2 writes long integers with a suffix `L`.
     fn shape(&mut self) -> Parsed<Vec<u64>> {
         self.expect(b'(')?;
         let mut dims = Vec::new();
@@ -324,7 +322,7 @@ impl Parser<'_> {
             comma = self.has(b',');
         }
         match dims.len() == 1 && !comma {
-            true => Err("a shape that is no tuple".into()),
+            true => Err("shape is not a tuple".into()),
             false => Ok(dims),
         }
     }
@@ -334,8 +332,7 @@ impl Parser<'_> {
         let len = rest.iter().take_while(|b| b.is_ascii_digit()).count();
         let digits = rest.get(..len).unwrap_or_default();
         let number = std::str::from_utf8(digits).ok().filter(|d| len == 1 || !d.starts_with('0'));
-        let number =
-            number.and_then(|d| d.parse().ok()).ok_or("a size in the shape that is no number from 0 on")?;
+        let number = number.and_then(|d| d.parse().ok()).ok_or("invalid dimension in the shape")?;
         self.at = self.at.saturating_add(len);
         if self.peek() == Some(b'L') {
             self.step();

@@ -1,38 +1,39 @@
-//! A pickle machine that executes nothing: instructions move values about, calls are matched against a closed list
-//! ([`globals`]), everything else stays an opaque object.
+//! Pickle virtual machine that executes nothing: calls are matched against a closed list ([`globals`]), everything else is
+//! an opaque object.
 //!
-//! Every length is checked against the bytes present before it is used; values are shared by index, never copied; the
-//! numbers of instructions, values and levels are limited.
+//! Every length is checked against the input before use, values are shared by index, and the numbers of opcodes, values
+//! and levels are limited. `candle_core::pickle` is not used: its file readers take zip archives only, it
+//! lacks the opcodes of protocols 0 and 4 (text, FRAME, MEMOIZE, STACK_GLOBAL), and it has no limits.
 
 pub(crate) mod call;
 pub(crate) mod globals;
 mod memo;
 pub(crate) mod numpy;
-mod persid;
+mod persistent_id;
 pub(crate) mod specs;
 mod text;
 pub(crate) mod value;
 
-use self::call::World;
+use self::call::CallContext;
 use self::globals::{Globals, MAX_NAME};
 use self::memo::Memo;
-pub(crate) use self::persid::Ids;
+pub(crate) use self::persistent_id::PersistentIds;
 use self::specs::Specs;
 use self::value::{Arena, Node, Span, Text, Value};
 use super::input::Input;
 use crate::error::{Code, Fault};
 
-/// The largest pickle, in bytes, strings too long for names apart.
+/// Maximum size of a pickle, in bytes, without strings longer than [`MAX_INLINE`].
 pub(crate) const MAX_PICKLE: u64 = 64 << 20;
 const MAX_OPCODES: u64 = 5_000_000;
 const MAX_STACK: usize = 1_000_000;
-/// The longest string that is kept; longer ones are left in the pickle until somebody asks.
+/// Maximum length of a string kept in memory; longer ones are read lazily.
 const MAX_INLINE: u64 = 4096;
-/// The longest line of the text instructions.
+/// Maximum line length of text opcodes.
 const MAX_LINE: usize = 4096;
 const MAX_PROTOCOL: u8 = 5;
 
-/// What a pickle holds.
+/// Contents of a pickle.
 #[derive(Debug)]
 pub(crate) struct Pickle {
     pub(crate) root: Value,
@@ -41,9 +42,9 @@ pub(crate) struct Pickle {
     pub(crate) specs: Specs,
 }
 
-/// Reads one pickle from the cursor on, up to and including its STOP; `ids` tells what persistent ids mean and `specs`
-/// which storages and tensors are known already.
-pub(crate) fn read(input: &mut Input, ids: &Ids, specs: Specs) -> Result<Pickle, Fault> {
+/// Reads one pickle from the cursor up to and including its STOP. `ids` resolves persistent ids; `specs` holds the storages
+/// and tensors declared so far.
+pub(crate) fn read(input: &mut Input, ids: &PersistentIds, specs: Specs) -> Result<Pickle, Fault> {
     let mut machine = Machine {
         ids,
         stack: Vec::new(),
@@ -60,27 +61,27 @@ pub(crate) fn read(input: &mut Input, ids: &Ids, specs: Specs) -> Result<Pickle,
     Ok(Pickle { root, arena: machine.arena, globals: machine.globals, specs: machine.specs })
 }
 
-/// The element type of the storage class that is `value` in a pickle.
-pub(crate) fn persid_dtype(pickle: &Pickle, value: Value) -> Result<resnet_model::raw::Dtype, Fault> {
+/// Returns the dtype of the storage class `value`.
+pub(crate) fn storage_class_dtype(pickle: &Pickle, value: Value) -> Result<resnet_model::raw::Dtype, Fault> {
     match value {
-        Value::Global(class) => persid::storage_dtype(&pickle.globals, class),
-        _ => Err(Fault::new(Code::Args, "a storage without a class")),
+        Value::Global(class) => persistent_id::storage_dtype(&pickle.globals, class),
+        _ => Err(Fault::new(Code::Args, "storage without a class")),
     }
 }
 
 struct Machine<'a> {
     input: &'a mut Input,
-    ids: &'a Ids,
+    ids: &'a PersistentIds,
     stack: Vec<Value>,
-    /// Heights of the stack at the open marks.
+    /// Stack heights of the open marks.
     marks: Vec<usize>,
     memo: Memo,
     arena: Arena,
     globals: Globals,
     specs: Specs,
-    /// Where the current frame ends.
+    /// The end of the current frame.
     frame: Option<u64>,
-    /// Bytes of long strings passed over.
+    /// Number of bytes in skipped strings.
     skipped: u64,
 }
 
@@ -94,26 +95,21 @@ impl Machine<'_> {
                     std::cmp::Ordering::Less => {}
                     std::cmp::Ordering::Equal => self.frame = None,
                     std::cmp::Ordering::Greater => {
-                        return Err(
-                            Fault::new(Code::Frame, "an instruction crosses the end of its frame").at(end)
-                        );
+                        return Err(Fault::new(Code::Frame, "opcode crosses the end of its frame").at(end));
                     }
                 }
             }
             if at.saturating_sub(start).saturating_sub(self.skipped) > MAX_PICKLE {
-                return Err(
-                    Fault::new(Code::Limit, format!("a pickle of more than {MAX_PICKLE} bytes")).at(at)
-                );
+                return Err(Fault::new(Code::Limit, format!("pickle of more than {MAX_PICKLE} bytes")).at(at));
             }
             if let Some(root) = self.step().map_err(|fault| fault.at(at))? {
                 return Ok(root);
             }
         }
-        Err(Fault::new(Code::OpcodeCount, format!("more than {MAX_OPCODES} instructions"))
-            .at(self.input.pos()))
+        Err(Fault::new(Code::OpcodeCount, format!("more than {MAX_OPCODES} opcodes")).at(self.input.pos()))
     }
 
-    /// One instruction; the result if it was STOP.
+    /// Executes one opcode. Returns the result at STOP.
     fn step(&mut self) -> Result<Option<Value>, Fault> {
         let opcode = self.input.u8()?;
         match opcode {
@@ -157,7 +153,7 @@ impl Machine<'_> {
             }
             0x8b => {
                 let n = u64::try_from(i32::from_le_bytes(self.input.array()?))
-                    .map_err(|_| Fault::new(Code::Length, "a number of negative length"))?;
+                    .map_err(|_| Fault::new(Code::Length, "negative length of an integer"))?;
                 self.long(n)?;
             }
             b'I' | b'L' | b'F' => {
@@ -176,7 +172,7 @@ impl Machine<'_> {
             }
             b'T' => {
                 let n = u64::try_from(i32::from_le_bytes(self.input.array()?))
-                    .map_err(|_| Fault::new(Code::Length, "a string of negative length"))?;
+                    .map_err(|_| Fault::new(Code::Length, "negative length of a string"))?;
                 self.string(Text::Either, n)?;
             }
             0x8d | 0x8e | 0x96 => {
@@ -218,18 +214,18 @@ impl Machine<'_> {
             b'd' => {
                 let parts = self.pop_mark()?;
                 let dict = self.arena.push(Node::Dict(vec![]), &[])?;
-                self.world().set_items(dict, &parts)?;
+                self.calls().set_items(dict, &parts)?;
                 self.push(dict)?;
             }
             b'a' => {
                 let value = self.pop()?;
                 let target = self.top()?;
-                self.world().append(target, &[value])?;
+                self.calls().append(target, &[value])?;
             }
             b'e' => {
                 let values = self.pop_mark()?;
                 let target = self.top()?;
-                self.world().append(target, &values)?;
+                self.calls().append(target, &values)?;
             }
             0x90 => {
                 let values = self.pop_mark()?;
@@ -240,12 +236,12 @@ impl Machine<'_> {
                 let value = self.pop()?;
                 let key = self.pop()?;
                 let target = self.top()?;
-                self.world().set_items(target, &[key, value])?;
+                self.calls().set_items(target, &[key, value])?;
             }
             b'u' => {
                 let flat = self.pop_mark()?;
                 let target = self.top()?;
-                self.world().set_items(target, &flat)?;
+                self.calls().set_items(target, &flat)?;
             }
             // The memo.
             b'p' | b'g' => {
@@ -284,7 +280,7 @@ impl Machine<'_> {
                     let found = (self.arena.type_name(module), self.arena.type_name(name));
                     return Err(Fault::new(
                         Code::Type,
-                        format!("a name made from ({}, {})", found.0, found.1),
+                        format!("STACK_GLOBAL: expected two strings, found ({}, {})", found.0, found.1),
                     ));
                 };
                 let global = self.globals.find(module, name)?;
@@ -292,23 +288,23 @@ impl Machine<'_> {
             }
             b'R' => {
                 let (args, function) = (self.pop()?, self.pop()?);
-                let value = self.world().call(function, args)?;
+                let value = self.calls().call(function, args)?;
                 self.push(value)?;
             }
             0x81 => {
                 let (args, class) = (self.pop()?, self.pop()?);
-                let value = self.world().new_object(class, args)?;
+                let value = self.calls().new_object(class, args)?;
                 self.push(value)?;
             }
             0x92 => {
                 let (_, args, class) = (self.pop()?, self.pop()?, self.pop()?);
-                let value = self.world().new_object(class, args)?;
+                let value = self.calls().new_object(class, args)?;
                 self.push(value)?;
             }
             b'b' => {
                 let state = self.pop()?;
                 let target = self.top()?;
-                self.world().build(target, state)?;
+                self.calls().build(target, state)?;
             }
             b'Q' => {
                 let id = self.pop()?;
@@ -323,7 +319,7 @@ impl Machine<'_> {
             }
             b'i' => {
                 self.global_lines()?;
-                return Err(Fault::new(Code::Opcode, "an instance of a Python 2 class"));
+                return Err(Fault::new(Code::Opcode, "unsupported instance of a Python 2 class"));
             }
             // The protocol.
             0x80 => match self.input.u8()? {
@@ -331,16 +327,13 @@ impl Machine<'_> {
                 n => {
                     return Err(Fault::new(
                         Code::Protocol,
-                        format!("pickle protocol {n}, {MAX_PROTOCOL} is the last known"),
+                        format!("unsupported pickle protocol {n}, expected at most {MAX_PROTOCOL}"),
                     ));
                 }
             },
             0x95 => self.open_frame()?,
             _ => {
-                return Err(Fault::new(
-                    Code::Opcode,
-                    format!("instruction 0x{opcode:02x}, which no checkpoint needs"),
-                ));
+                return Err(Fault::new(Code::Opcode, format!("unsupported opcode 0x{opcode:02x}")));
             }
         }
         Ok(None)
@@ -349,12 +342,10 @@ impl Machine<'_> {
     fn stop(&mut self) -> Result<Value, Fault> {
         let root = self.pop()?;
         if !self.stack.is_empty() || !self.marks.is_empty() {
-            return Err(Fault::new(Code::Stack, "values are left over at the end"));
+            return Err(Fault::new(Code::Stack, "values left on the stack at STOP"));
         }
         match self.frame {
-            Some(end) if end != self.input.pos() => {
-                Err(Fault::new(Code::Frame, "the frame goes on after the end"))
-            }
+            Some(end) if end != self.input.pos() => Err(Fault::new(Code::Frame, "frame exceeds the pickle")),
             _ => Ok(root),
         }
     }
@@ -362,21 +353,21 @@ impl Machine<'_> {
     fn open_frame(&mut self) -> Result<(), Fault> {
         let len = self.input.u64()?;
         if self.frame.is_some() {
-            return Err(Fault::new(Code::Frame, "a frame in a frame"));
+            return Err(Fault::new(Code::Frame, "nested frames"));
         }
         if len > self.input.left() {
-            let detail = format!("a frame of {len} bytes where {} are left", self.input.left());
+            let detail = format!("frame of {len} bytes, {} left", self.input.left());
             return Err(Fault::new(Code::Frame, detail));
         }
         self.frame = Some(self.input.pos().saturating_add(len));
         Ok(())
     }
 
-    fn world(&mut self) -> World<'_> {
-        World { arena: &mut self.arena, globals: &self.globals, specs: &mut self.specs }
+    fn calls(&mut self) -> CallContext<'_> {
+        CallContext { arena: &mut self.arena, globals: &self.globals, specs: &mut self.specs }
     }
 
-    /// The height below which nothing may be popped.
+    /// Returns the stack height of the last mark.
     fn floor(&self) -> usize {
         self.marks.last().copied().unwrap_or(0)
     }
@@ -399,7 +390,7 @@ impl Machine<'_> {
         Ok(self.stack.split_off(start))
     }
 
-    /// The values above the last mark, which is removed.
+    /// Pops the last mark and the values above it.
     fn pop_mark(&mut self) -> Result<Vec<Value>, Fault> {
         let height = self.marks.pop().ok_or_else(|| Fault::new(Code::Stack, "no mark on the stack"))?;
         Ok(self.stack.split_off(height.min(self.stack.len())))
@@ -422,7 +413,7 @@ impl Machine<'_> {
     }
 
     fn add_items(&mut self, target: Value, values: &[Value]) -> Result<(), Fault> {
-        let error = self.world().type_error("elements", target);
+        let error = self.calls().type_error("elements", target);
         let Value::Node(id) = target else { return Err(error) };
         match self.arena.grow(id, values)? {
             Some(Node::Set(set)) => set.extend_from_slice(values),
@@ -432,11 +423,14 @@ impl Machine<'_> {
         Ok(())
     }
 
-    /// A little-endian two's complement number of `n` bytes.
+    /// Reads a little-endian two's complement integer of `n` bytes.
     fn long(&mut self, n: u64) -> Result<(), Fault> {
         self.input.check(n)?;
         if n > MAX_INLINE {
-            return Err(Fault::new(Code::Integer, format!("a number of {n} bytes")));
+            return Err(Fault::new(
+                Code::Integer,
+                format!("integer of {n} bytes, the limit is {MAX_INLINE}"),
+            ));
         }
         let value = text::long(self.input.take(n as usize)?);
         self.push(value)
@@ -447,7 +441,7 @@ impl Machine<'_> {
         let value = if n <= MAX_INLINE {
             let bytes = self.input.take(n as usize)?;
             if text == Text::Unicode && std::str::from_utf8(bytes).is_err() {
-                return Err(Fault::new(Code::Text, "text that is not UTF-8"));
+                return Err(Fault::new(Code::Text, "invalid UTF-8"));
             }
             self.arena.push_str(text, bytes)?
         } else {
@@ -460,7 +454,7 @@ impl Machine<'_> {
     }
 
     fn global_lines(&mut self) -> Result<Value, Fault> {
-        let not_text = |_| Fault::new(Code::Text, "a name that is not UTF-8");
+        let not_text = |_| Fault::new(Code::Text, "invalid UTF-8 in a name");
         let module = std::str::from_utf8(self.input.line(MAX_NAME)?).map_err(not_text)?.to_owned();
         let name = std::str::from_utf8(self.input.line(MAX_NAME)?).map_err(not_text)?;
         self.globals.find(&module, name).map(Value::Global)
@@ -473,11 +467,11 @@ impl Machine<'_> {
 
     fn get(&mut self, index: u32) -> Result<(), Fault> {
         let value = self.memo.get(index);
-        self.push(value.ok_or_else(|| Fault::new(Code::Memo, format!("memo {index} was never stored")))?)
+        self.push(value.ok_or_else(|| Fault::new(Code::Memo, format!("missing memo entry {index}")))?)
     }
 }
 
-/// What the string instructions make.
+/// Returns the kind of string that an opcode creates.
 fn kind(opcode: u8) -> Text {
     match opcode {
         b'X' | 0x8c | 0x8d => Text::Unicode,
@@ -487,7 +481,7 @@ fn kind(opcode: u8) -> Text {
 }
 
 fn empty_stack() -> Fault {
-    Fault::new(Code::Stack, "an instruction lacks its operand")
+    Fault::new(Code::Stack, "stack underflow")
 }
 
 fn check_stack(len: usize) -> Result<(), Fault> {

@@ -1,4 +1,4 @@
-//! Checkpoints in several files with an index, as the Hugging Face libraries save large ones:
+//! Reader of sharded checkpoints with an index, as saved by the Hugging Face libraries:
 //! `model.safetensors.index.json`, `pytorch_model.bin.index.json`.
 
 use std::collections::HashMap;
@@ -11,19 +11,19 @@ use resnet_model::raw::Bytes;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 
 use super::pickle::specs::MAX_TENSORS;
-use super::{StateDict, beside, read_bytes};
+use super::{StateDict, companion_files, read_bytes};
 use crate::error::{Code, Fault, Result};
 
 const MAX_INDEX: u64 = 64 << 20;
 const MAX_SHARDS: usize = 10_000;
 
-/// Which tensor is in which file; the rest of an index is of no interest.
+/// Index of shards; other keys are ignored.
 #[derive(serde::Deserialize)]
 struct Index {
     weight_map: Option<Pairs>,
 }
 
-/// An object's keys and values in their order, duplicates included: JSON readers keep one of them in silence.
+/// Key-value pairs of a JSON object in order, including duplicates, which a map would drop silently.
 struct Pairs(Vec<(String, String)>);
 
 impl<'de> Deserialize<'de> for Pairs {
@@ -32,7 +32,7 @@ impl<'de> Deserialize<'de> for Pairs {
         impl<'de> Visitor<'de> for Keep {
             type Value = Pairs;
             fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-                f.write_str("an object from tensor to file")
+                f.write_str("an object from tensor name to file name")
             }
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Pairs, A::Error> {
                 let mut pairs = Vec::new();
@@ -46,36 +46,37 @@ impl<'de> Deserialize<'de> for Pairs {
     }
 }
 
-/// Reads the index at `path`, which holds `bytes`, and the files that it names, which must lie beside it.
+/// Reads the index at `path` with contents `bytes`, and the files that it names in the same folder.
 pub(super) fn read(path: &Path, bytes: &dyn Bytes) -> Result<StateDict> {
-    let index = parse(bytes).map_err(|fault| fault.of_file(path))?;
+    let index = parse(bytes).map_err(|fault| fault.in_file(path))?;
     let mut files: Vec<&str> = Vec::new();
     let mut places: HashMap<&str, &str> = HashMap::new();
     for (tensor, file) in &index {
         if places.insert(tensor, file).is_some() {
-            let detail = format!("the tensor `{}` is in the index twice", escape(tensor));
-            return Err(Fault::new(Code::DuplicateName, detail).of_file(path));
+            let detail = format!("tensor `{}` is in the index twice", escape(tensor));
+            return Err(Fault::new(Code::DuplicateName, detail).in_file(path));
         }
     }
     let mut seen = std::collections::HashSet::new();
     files.extend(index.iter().map(|(_, file)| file.as_str()).filter(|file| seen.insert(*file)));
     if files.len() > MAX_SHARDS {
-        let detail = format!("{} files, more than {MAX_SHARDS}", files.len());
-        return Err(Fault::new(Code::Limit, detail).of_file(path));
+        let detail = format!("{} shards, the limit is {MAX_SHARDS}", files.len());
+        return Err(Fault::new(Code::Limit, detail).in_file(path));
     }
     let mut whole: Option<StateDict> = None;
     for name in &files {
-        let (file, bytes) = beside::open(path, name, Code::ShardPath).map_err(|fault| fault.of_file(path))?;
-        let part = read_bytes(Arc::new(bytes)).map_err(|fault| fault.of_file(&file))?;
+        let (file, bytes) =
+            companion_files::open(path, name, Code::ShardPath).map_err(|fault| fault.in_file(path))?;
+        let part = read_bytes(Arc::new(bytes)).map_err(|fault| fault.in_file(&file))?;
         let whole = whole.get_or_insert_with(|| StateDict::new(part.container));
-        add(whole, part, name, &mut places).map_err(|fault| fault.of_file(&file))?;
+        add(whole, part, name, &mut places).map_err(|fault| fault.in_file(&file))?;
     }
-    // What is left was found in no file.
+    // Tensors left in `places` are in no file.
     if let Some((tensor, file)) = index.iter().find(|(tensor, _)| places.contains_key(tensor.as_str())) {
-        let detail = format!("the tensor `{}` is not in `{}`", escape(tensor), escape(file));
-        return Err(Fault::new(Code::Shard, detail).of_file(path));
+        let detail = format!("tensor `{}` is not in `{}`", escape(tensor), escape(file));
+        return Err(Fault::new(Code::Shard, detail).in_file(path));
     }
-    let empty = || Fault::new(Code::Empty, "an index of no tensors").of_file(path);
+    let empty = || Fault::new(Code::Empty, "the index has no tensors").in_file(path);
     let mut whole = whole.ok_or_else(empty)?;
     whole.notes.push(format!("read from {}", crate::report::plural(files.len(), "shard")));
     Ok(whole)
@@ -84,24 +85,25 @@ pub(super) fn read(path: &Path, bytes: &dyn Bytes) -> Result<StateDict> {
 fn parse(bytes: &dyn Bytes) -> Result<Vec<(String, String)>, Fault> {
     let len = bytes.len();
     if len > MAX_INDEX {
-        return Err(Fault::new(Code::Limit, format!("JSON text of {len} bytes, more than {MAX_INDEX}")));
+        return Err(Fault::new(Code::Limit, format!("JSON of {len} bytes, the limit is {MAX_INDEX}")));
     }
     let mut text = vec![0; len as usize];
     bytes.read_at(0, &mut text)?;
     let index = serde_json::from_slice::<Index>(&text);
     let index = index.map_err(|e| {
-        let detail = format!("JSON text, but no index of shards: {}", escape(&e.to_string()));
+        let detail = format!("JSON, but not an index of shards: {}", escape(&e.to_string()));
         Fault::new(Code::Shard, detail)
     })?;
-    let Pairs(pairs) =
-        index.weight_map.ok_or_else(|| Fault::new(Code::Format, "JSON text, not a checkpoint"))?;
+    let Pairs(pairs) = index
+        .weight_map
+        .ok_or_else(|| Fault::new(Code::Format, "JSON without `weight_map`, not an index of shards"))?;
     match pairs.len() > MAX_TENSORS {
         true => Err(Fault::new(Code::Limit, format!("more than {MAX_TENSORS} tensors"))),
         false => Ok(pairs),
     }
 }
 
-/// Adds the tensors of the file `name`, and takes their places from those that the index has.
+/// Adds the tensors of the file `name` and removes them from `places`.
 fn add(
     whole: &mut StateDict,
     part: StateDict,
@@ -109,7 +111,7 @@ fn add(
     places: &mut HashMap<&str, &str>,
 ) -> Result<(), Fault> {
     if part.container != whole.container {
-        let detail = format!("a {}, where other shards are of the kind {}", part.container, whole.container);
+        let detail = format!("shard format {}, expected {}", part.container, whole.container);
         return Err(Fault::new(Code::Shard, detail));
     }
     let names = part.tensors.iter().map(|(n, _)| n).chain(part.unsupported.iter().map(|(n, _)| n));
@@ -117,13 +119,16 @@ fn add(
         match places.remove(tensor.as_str()) {
             Some(place) if place == name => {}
             Some(place) => {
-                let detail =
-                    format!("the tensor `{}`, which the index has in `{}`", escape(tensor), escape(place));
+                let detail = format!(
+                    "unexpected tensor `{}`, the index has it in `{}`",
+                    escape(tensor),
+                    escape(place)
+                );
                 return Err(Fault::new(Code::Shard, detail));
             }
             None => {
                 let detail =
-                    format!("the tensor `{}`, which is not in the index or in two files", escape(tensor));
+                    format!("unexpected tensor `{}`: not in the index, or in two files", escape(tensor));
                 return Err(Fault::new(Code::Shard, detail));
             }
         }

@@ -1,23 +1,22 @@
-//! `torch.save` before PyTorch 0.1.10: a tar of `sys_info`, `pickle`, `tensors` and `storages`.
+//! Reader of `torch.save` files before PyTorch 0.1.10: a tar of `sys_info`, `pickle`, `tensors` and `storages`.
 //!
-//! Nothing is extracted. The walker knows regular members and, because Python's `tarfile` writes them for times with a
-//! fraction, PAX headers, which may not change a member's name or size.
+//! Nothing is extracted. Regular members and PAX headers are supported: Python's `tarfile` writes the latter for fractional
+//! timestamps. They must not change a member's name or size.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use resnet_model::escape;
-use resnet_model::raw::{Bytes, Part};
+use resnet_model::raw::{ByteRange, Bytes};
 
 use super::input::Input;
 use super::legacy::{check_machine, simple};
-use super::objects::{self, Storages};
-use super::pickle::persid_dtype;
 use super::pickle::specs::{Specs, StorageRef, TensorSpec};
+use super::pickle::storage_class_dtype;
 use super::pickle::value::Value;
-use super::pickle::{self, Ids, Pickle};
-use super::tensors::{Blob, Maker};
-use super::{Container, StateDict};
+use super::pickle::{self, PersistentIds, Pickle};
+use super::pickled_tensors::{self, Storages};
+use super::tensors::{Blob, TensorBuilder};
+use super::{Format, StateDict};
 use crate::error::{Code, Fault};
 
 const BLOCK: u64 = 512;
@@ -26,13 +25,12 @@ const MAX_PAX: u64 = 64 << 10;
 const NAMES: [&str; 4] = ["sys_info", "pickle", "tensors", "storages"];
 
 pub(super) fn read(bytes: Arc<dyn Bytes>) -> Result<StateDict, Fault> {
-    let mut maker = Maker::new(bytes.len());
-    let mut into = StateDict::new(Container::TorchTar);
+    let mut maker = TensorBuilder::new(bytes.len());
+    let mut into = StateDict::new(Format::TorchTar);
     let members = members(&bytes)?;
     let member = |name: &str| {
         let part = members.get(name).cloned();
-        let part =
-            part.ok_or_else(|| Fault::new(Code::TarLayout, format!("the archive has no member `{name}`")));
+        let part = part.ok_or_else(|| Fault::new(Code::TarLayout, format!("missing member `{name}`")));
         part.map(|part| Input::new(part, 0))
     };
     check_machine(&simple(&mut member("sys_info")?).map_err(|f| f.within("sys_info"))?)?;
@@ -43,20 +41,20 @@ pub(super) fn read(bytes: Arc<dyn Bytes>) -> Result<StateDict, Fault> {
     let mut input = member("pickle")?;
     let bytes = input.bytes().clone();
     let within = |fault: Fault| fault.within("pickle");
-    let pickle = pickle::read(&mut input, &Ids::Tar(tables.ids), tables.specs).map_err(within)?;
+    let pickle = pickle::read(&mut input, &PersistentIds::Tar(tables.ids), tables.specs).map_err(within)?;
     if input.left() > 0 {
         return Err(within(Fault::new(Code::Trailing, "data after the end of the pickle").at(input.pos())));
     }
     let storages = Storages { blobs: tables.blobs, big_endian: false };
-    objects::collect(&pickle, &bytes, &storages, &mut maker, &mut into).map_err(within)?;
+    pickled_tensors::collect(&pickle, &bytes, &storages, &mut maker, &mut into).map_err(within)?;
     Ok(into)
 }
 
-/// The four members.
+/// Returns the four members.
 fn members(bytes: &Arc<dyn Bytes>) -> Result<HashMap<&'static str, Arc<dyn Bytes>>, Fault> {
     let mut found = HashMap::new();
     let mut at = 0u64;
-    // What the headers before a member say about it.
+    // Values of the extension headers before a member.
     let mut renamed = false;
     let mut pax_size = None;
     for _ in 0..MAX_MEMBERS {
@@ -65,15 +63,17 @@ fn members(bytes: &Arc<dyn Bytes>) -> Result<HashMap<&'static str, Arc<dyn Bytes
         if at == bytes.len() {
             break;
         }
-        bytes.read_at(at, &mut block).map_err(|_| fault(Code::Eof, "the file ends in a header".into()))?;
+        bytes
+            .read_at(at, &mut block)
+            .map_err(|_| fault(Code::Eof, "unexpected end of file in a header".into()))?;
         if block.iter().all(|&b| b == 0) {
             break;
         }
         let header =
-            Header::parse(&block).ok_or_else(|| fault(Code::TarHeader, "a malformed header".into()))?;
+            Header::parse(&block).ok_or_else(|| fault(Code::TarHeader, "malformed header".into()))?;
         let data = at.saturating_add(BLOCK);
-        let part = Part::new(bytes.clone(), data, header.size).ok_or_else(|| {
-            fault(Code::Eof, format!("a member of {} bytes in a file of {}", header.size, bytes.len()))
+        let part = ByteRange::new(bytes.clone(), data, header.size).ok_or_else(|| {
+            fault(Code::Eof, format!("member of {} bytes in a file of {}", header.size, bytes.len()))
         })?;
         let name = NAMES.into_iter().find(|n| header.name == n.as_bytes() && !renamed);
         match header.kind {
@@ -81,7 +81,7 @@ fn members(bytes: &Arc<dyn Bytes>) -> Result<HashMap<&'static str, Arc<dyn Bytes
             b'L' | b'K' => renamed = true,
             b'0' | 0 => {
                 if pax_size.is_some_and(|size| size != header.size) {
-                    return Err(fault(Code::TarSize, "a member with two sizes".into()));
+                    return Err(fault(Code::TarSize, "member with two sizes".into()));
                 }
                 if let Some(name) = name
                     && found.insert(name, Arc::new(part) as Arc<dyn Bytes>).is_some()
@@ -93,13 +93,13 @@ fn members(bytes: &Arc<dyn Bytes>) -> Result<HashMap<&'static str, Arc<dyn Bytes
             kind => {
                 if let Some(name) = name {
                     let detail = format!(
-                        "`{name}` is no regular file but of type `{}`",
+                        "`{name}` is not a regular file but of type `{}`",
                         char::from(kind).escape_default()
                     );
                     return Err(fault(Code::TarLink, detail));
                 }
                 if matches!(kind, b'S' | b'g' | b'M') {
-                    return Err(fault(Code::TarHeader, "a sparse file or a global header".into()));
+                    return Err(fault(Code::TarHeader, "unsupported sparse file or global header".into()));
                 }
                 (renamed, pax_size) = (false, None);
             }
@@ -107,7 +107,7 @@ fn members(bytes: &Arc<dyn Bytes>) -> Result<HashMap<&'static str, Arc<dyn Bytes
         let padded = header.size.checked_next_multiple_of(BLOCK);
         at = padded
             .and_then(|p| data.checked_add(p))
-            .ok_or_else(|| fault(Code::TarHeader, "a size".into()))?;
+            .ok_or_else(|| fault(Code::TarHeader, "member size out of range".into()))?;
         at = at.min(bytes.len());
     }
     Ok(found)
@@ -141,9 +141,9 @@ impl Header {
     }
 }
 
-/// The records of a PAX header: the size it gives; `renamed` is set if it gives a name.
-fn pax(part: &Part, renamed: &mut bool) -> Result<Option<u64>, Fault> {
-    let bad = || Fault::new(Code::TarHeader, "a malformed PAX header");
+/// Parses a PAX header and returns its size record; sets `renamed` for a path record.
+fn pax(part: &ByteRange, renamed: &mut bool) -> Result<Option<u64>, Fault> {
+    let bad = || Fault::new(Code::TarHeader, "malformed PAX header");
     if part.len() > MAX_PAX {
         return Err(bad());
     }
@@ -175,7 +175,7 @@ fn pax(part: &Part, renamed: &mut bool) -> Result<Option<u64>, Fault> {
     Ok(size)
 }
 
-/// Storages and tensors with the numbers that the pickle knows them by.
+/// Storages and tensors by the ids that the pickle uses.
 #[derive(Default)]
 struct Tables {
     specs: Specs,
@@ -185,57 +185,54 @@ struct Tables {
 }
 
 impl Tables {
-    /// A count, then each storage: (number, location, class), 64-bit count, elements; then views as
-    /// (number, root, offset, elements).
+    /// Reads a count, then each storage: (id, location, class), 64-bit count, elements; then views as
+    /// (id, root, offset, elements).
     fn storages(&mut self, input: &mut Input) -> Result<(), Fault> {
         for _ in 0..count(input)? {
             let at = input.pos();
             let head = simple(input)?;
-            let bad =
-                || Fault::new(Code::TarLayout, "a storage that is not (number, location, class)").at(at);
+            let bad = || Fault::new(Code::TarLayout, "expected a storage (id, location, class)").at(at);
             let Some([Value::Int(id), _, class]) = head.arena.tuple(head.root) else { return Err(bad()) };
-            let dtype = persid_dtype(&head, *class)?;
+            let dtype = storage_class_dtype(&head, *class)?;
             let elements = input.i64()?;
             let storage =
                 self.specs.declare(&id.to_string(), dtype, Value::Int(elements)).map_err(|f| f.at(at))?;
-            let eof = || Fault::new(Code::Eof, format!("the file ends in storage {id}")).at(at);
-            let part = Part::new(input.bytes().clone(), input.pos(), storage.bytes).ok_or_else(eof)?;
+            let eof = || Fault::new(Code::Eof, format!("unexpected end of file in storage {id}")).at(at);
+            let part = ByteRange::new(input.bytes().clone(), input.pos(), storage.bytes).ok_or_else(eof)?;
             input.skip(storage.bytes)?;
             self.blobs.push(Blob::Plain(Arc::new(part)));
             if self.blobs.len() != self.specs.roots.len() {
-                return Err(Fault::new(Code::TarLayout, format!("two storages of number {id}")).at(at));
+                return Err(Fault::new(Code::TarLayout, format!("two storages with id {id}")).at(at));
             }
-            self.know_storage(*id, storage)?;
+            self.add_storage(*id, storage)?;
         }
         let at = input.pos();
         let views = simple(input)?;
-        let bad =
-            || Fault::new(Code::TarLayout, "a view that is not (number, root, offset, elements)").at(at);
+        let bad = || Fault::new(Code::TarLayout, "expected a view (id, root, offset, elements)").at(at);
         for &view in views.arena.list(views.root).ok_or_else(bad)? {
             let parts = views.arena.tuple(view).ok_or_else(bad)?;
             let [Value::Int(id), Value::Int(root), Value::Int(offset), Value::Int(len)] = *parts else {
                 return Err(bad());
             };
-            let outside =
-                || Fault::new(Code::Bounds, format!("view {id} lies outside storage {root}")).at(at);
+            let outside = || Fault::new(Code::Bounds, format!("view {id} exceeds storage {root}")).at(at);
             let root = self.refs.get(&root).copied().ok_or_else(outside)?;
             let (offset, len) =
                 u64::try_from(offset).ok().zip(u64::try_from(len).ok()).ok_or_else(outside)?;
-            self.know_storage(id, root.part(offset, len).map_err(|f| f.at(at))?)?;
+            self.add_storage(id, root.part(offset, len).map_err(|f| f.at(at))?)?;
         }
         end(input)
     }
 
-    fn know_storage(&mut self, id: i64, storage: StorageRef) -> Result<(), Fault> {
+    fn add_storage(&mut self, id: i64, storage: StorageRef) -> Result<(), Fault> {
         let value = self.specs.push_ref(storage)?;
         self.refs.insert(id, storage);
-        self.know(id, value)
+        self.add(id, value)
     }
 
-    fn know(&mut self, id: i64, value: Value) -> Result<(), Fault> {
+    fn add(&mut self, id: i64, value: Value) -> Result<(), Fault> {
         match self.ids.insert(id, value) {
             None => Ok(()),
-            Some(_) => Err(Fault::new(Code::Bounds, format!("two storages or tensors of number {id}"))),
+            Some(_) => Err(Fault::new(Code::Bounds, format!("two storages or tensors with id {id}"))),
         }
     }
 
@@ -251,7 +248,7 @@ impl Tables {
             };
             let bounds = |what: String| Fault::new(Code::Bounds, what).at(at);
             let storage = self.refs.get(storage).copied();
-            let storage = storage.ok_or_else(|| bounds(format!("tensor {id} without a storage")))?;
+            let storage = storage.ok_or_else(|| bounds(format!("tensor {id} has no storage")))?;
             let ndim = i32::from_le_bytes(input.array()?);
             let dims = usize::try_from(ndim).ok().filter(|&n| n <= 16);
             let dims = dims.ok_or_else(|| bounds(format!("{ndim} dimensions, expected 0 to 16")))?;
@@ -259,7 +256,7 @@ impl Tables {
             let mut numbers = |n: usize| {
                 let number = |_| {
                     let n = input.i64()?;
-                    u64::try_from(n).map_err(|_| bounds(format!("a size, stride or offset of {n}")))
+                    u64::try_from(n).map_err(|_| bounds(format!("negative size, stride or offset {n}")))
                 };
                 (0..n).map(number).collect::<Result<Box<[u64]>, Fault>>()
             };
@@ -267,13 +264,13 @@ impl Tables {
             let offset = offset.first().copied().unwrap_or_default();
             let spec = TensorSpec { storage, dtype: storage.dtype, offset, size, stride };
             let value = self.specs.push_tensor(spec).map_err(|f| f.at(at))?;
-            self.know(*id, value)?;
+            self.add(*id, value)?;
         }
         end(input)
     }
 }
 
-/// A pickled count of things of which each takes at least a byte.
+/// Reads a pickled count of items of at least one byte each.
 fn count(input: &mut Input) -> Result<u64, Fault> {
     let at = input.pos();
     let Pickle { root, .. } = simple(input)?;
@@ -281,15 +278,13 @@ fn count(input: &mut Input) -> Result<u64, Fault> {
         Value::Int(n) => u64::try_from(n).ok(),
         _ => None,
     };
-    let bad = || {
-        Fault::new(Code::Count, format!("a count that cannot be: {}", escape(&format!("{root:?}")))).at(at)
-    };
+    let bad = || Fault::new(Code::Count, "invalid count").at(at);
     count.filter(|&n| n <= input.left()).ok_or_else(bad)
 }
 
 fn end(input: &Input) -> Result<(), Fault> {
     match input.left() {
         0 => Ok(()),
-        n => Err(Fault::new(Code::Trailing, format!("{n} bytes after the last one")).at(input.pos())),
+        n => Err(Fault::new(Code::Trailing, format!("{n} bytes after the last item")).at(input.pos())),
     }
 }

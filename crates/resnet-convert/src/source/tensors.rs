@@ -1,10 +1,10 @@
-//! From a pickle's views into storages to tensors whose bytes are read when somebody asks.
+//! Lazy tensors from views into storages and from numpy arrays.
 
 use std::io;
 use std::sync::Arc;
 
 use resnet_model::RawTensor;
-use resnet_model::raw::{Bytes, Dtype, Part};
+use resnet_model::raw::{ByteRange, Bytes, Dtype};
 
 use super::lazy::{Checked, Computed, Swapped, Verified};
 use super::pickle::call::latin1;
@@ -14,10 +14,10 @@ use super::pickle::value::{Arena, Span};
 use super::zip::inflate::Deflated;
 use crate::error::{Code, Fault};
 
-/// What may be in memory however few of its elements are needed.
+/// Size up to which a whole storage may be read for few elements.
 const SMALL: u64 = 64 << 20;
 
-/// A storage's bytes.
+/// Bytes of a storage.
 #[derive(Debug, Clone)]
 pub(crate) enum Blob {
     Plain(Arc<dyn Bytes>),
@@ -35,19 +35,19 @@ impl Blob {
     }
 }
 
-/// Makes tensors, and keeps what they add up to within reason: views may repeat elements at will.
+/// Builder of tensors that limits their total size, because views may repeat elements.
 #[derive(Debug)]
-pub(crate) struct Maker {
+pub(crate) struct TensorBuilder {
     left: u64,
     limit: u64,
-    /// How many bytes may yet be inflated and kept, because tensors are parts of them.
+    /// Remaining budget, in bytes, for inflated storages kept in memory.
     kept: u64,
 }
 
-impl Maker {
-    pub(crate) fn new(file_len: u64) -> Maker {
+impl TensorBuilder {
+    pub(crate) fn new(file_len: u64) -> TensorBuilder {
         let limit = file_len.saturating_mul(4).max(1 << 20);
-        Maker { left: limit, limit, kept: limit.max(SMALL) }
+        TensorBuilder { left: limit, limit, kept: limit.max(SMALL) }
     }
 
     fn spend(&mut self, bytes: Option<u64>) -> Result<u64, Fault> {
@@ -58,7 +58,7 @@ impl Maker {
                 Ok(bytes)
             }
             _ => {
-                let detail = format!("tensors of more than {} bytes, four times the file", self.limit);
+                let detail = format!("tensors exceed {} bytes, four times the file size", self.limit);
                 Err(Fault::new(Code::TensorBytes, detail))
             }
         }
@@ -67,22 +67,23 @@ impl Maker {
     fn keep(&mut self, bytes: u64) -> Result<(), Fault> {
         let left = self.kept.checked_sub(bytes).ok_or_else(|| {
             let most = self.limit.max(SMALL);
-            let detail =
-                format!("tensors that are parts of deflated storages of more than {most} bytes in all");
+            let detail = format!(
+                "views into deflated storages exceed {most} bytes; save the file without compression"
+            );
             Fault::new(Code::ZipRatio, detail)
         })?;
         self.kept = left;
         Ok(())
     }
 
-    /// The tensor that `spec` sees in its storage.
+    /// Returns the tensor for a view into a storage.
     pub(crate) fn tensor(
         &mut self,
         spec: &TensorSpec,
         storage: &Blob,
         big_endian: bool,
     ) -> Result<RawTensor, Fault> {
-        let bounds = || Fault::new(Code::Bounds, "a tensor outside its storage");
+        let bounds = || Fault::new(Code::Bounds, "tensor exceeds its storage");
         let len = self.spend(spec.byte_len())?;
         let item = item_size(spec.dtype);
         let start = spec
@@ -97,13 +98,14 @@ impl Maker {
             Blob::Plain(bytes) => bytes.clone(),
             Blob::Checked(bytes) if whole => bytes.clone(),
             Blob::Checked(bytes) => Arc::new(Verified(bytes.clone())),
-            // Read from start to end, in rows or at once; parts would inflate what is before them again and again.
+            // Streams are for sequential reads; each view would inflate everything before it again.
             Blob::Deflated(entry) if all => entry.stream(),
             Blob::Deflated(entry) => entry.kept(|| self.keep(entry.len()))?,
         };
         let start = if span == 0 { 0 } else { start };
-        let part =
-            |bytes| Part::new(bytes, start, span).map(|p| Arc::new(p) as Arc<dyn Bytes>).ok_or_else(bounds);
+        let part = |bytes| {
+            ByteRange::new(bytes, start, span).map(|p| Arc::new(p) as Arc<dyn Bytes>).ok_or_else(bounds)
+        };
         let mut bytes = if whole { bytes } else { part(bytes)? };
         if big_endian && item > 1 {
             bytes = Arc::new(Swapped { bytes, item });
@@ -115,7 +117,7 @@ impl Maker {
         raw(spec.dtype, &spec.size, bytes)
     }
 
-    /// The tensor that a numpy array is; `None` if its elements are no numbers.
+    /// Returns the tensor for a numpy array; `None` if its elements are not numbers.
     pub(crate) fn array(
         &mut self,
         array: &Array,
@@ -126,15 +128,17 @@ impl Maker {
         let item = item_size(array.dtype);
         let len = array.shape.iter().try_fold(item, |n, &d| n.checked_mul(d));
         let len = self.spend(len)?;
-        let size = |found: u64| Fault::new(Code::StorageSize, format!("an array of {len} bytes in {found}"));
+        let size = |found: u64| {
+            Fault::new(Code::StorageSize, format!("array of {len} bytes with {found} bytes of data"))
+        };
         let bytes: Arc<dyn Bytes> = match data {
             Span::Inline { .. } => Arc::new(arena.inline(data).unwrap_or(&[]).to_vec()),
             Span::Input { offset, len } => {
-                Arc::new(Part::new(pickle.clone(), offset, len).ok_or_else(|| size(len))?)
+                Arc::new(ByteRange::new(pickle.clone(), offset, len).ok_or_else(|| size(len))?)
             }
             Span::Latin1 { offset, len: encoded } => {
-                let text = Part::new(pickle.clone(), offset, encoded).ok_or_else(|| size(encoded))?;
-                // Every byte takes one or two in UTF-8.
+                let text = ByteRange::new(pickle.clone(), offset, encoded).ok_or_else(|| size(encoded))?;
+                // UTF-8 encodes a Latin-1 character in one or two bytes.
                 if len > encoded || encoded > len.saturating_mul(2) {
                     return Err(size(encoded));
                 }
@@ -142,9 +146,8 @@ impl Maker {
                     let mut utf8 = vec![0; text.len() as usize];
                     text.read_at(0, &mut utf8)?;
                     let bytes = latin1(&utf8).filter(|b| b.len() as u64 == len);
-                    bytes.ok_or_else(|| {
-                        Fault::new(Code::StorageSize, "an array's bytes are no Latin-1 text").into()
-                    })
+                    bytes
+                        .ok_or_else(|| Fault::new(Code::StorageSize, "array data is not Latin-1 text").into())
                 }))
             }
         };
@@ -154,18 +157,18 @@ impl Maker {
         layout(array.dtype, array.layout, &array.shape, bytes).map(Some)
     }
 
-    /// A tensor of elements that lie in `bytes` as numpy's files have them; they must be exactly as many.
+    /// Returns the tensor for an array in a numpy file. `bytes` must hold exactly its elements.
     pub(crate) fn elements(
         &mut self,
         dtype: Dtype,
-        order: Layout,
+        order: ArrayOrder,
         shape: &[u64],
         bytes: Arc<dyn Bytes>,
     ) -> Result<RawTensor, Fault> {
         let len = shape.iter().try_fold(item_size(dtype), |n, &d| n.checked_mul(d));
         if len.is_none_or(|len| len > bytes.len()) {
             let found = bytes.len();
-            let detail = format!("an array of type {dtype:?} and shape {shape:?} in {found} bytes");
+            let detail = format!("array of dtype {dtype:?} and shape {shape:?} in {found} bytes");
             return Err(Fault::new(Code::TensorSize, detail));
         }
         let len = self.spend(len)?;
@@ -177,15 +180,15 @@ impl Maker {
     }
 }
 
-/// How an array's elements lie in its bytes.
+/// Byte order and memory order of an array.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Layout {
+pub(crate) struct ArrayOrder {
     pub(crate) big_endian: bool,
-    /// The first index runs fastest.
+    /// Column-major order.
     pub(crate) fortran: bool,
 }
 
-fn layout(dtype: Dtype, order: Layout, shape: &[u64], bytes: Arc<dyn Bytes>) -> Result<RawTensor, Fault> {
+fn layout(dtype: Dtype, order: ArrayOrder, shape: &[u64], bytes: Arc<dyn Bytes>) -> Result<RawTensor, Fault> {
     let item = item_size(dtype);
     let len = bytes.len();
     let mut bytes = bytes;
@@ -208,10 +211,10 @@ fn layout(dtype: Dtype, order: Layout, shape: &[u64], bytes: Arc<dyn Bytes>) -> 
 fn raw(dtype: Dtype, shape: &[u64], bytes: Arc<dyn Bytes>) -> Result<RawTensor, Fault> {
     let shape: Option<Vec<usize>> = shape.iter().map(|&d| usize::try_from(d).ok()).collect();
     let tensor = shape.and_then(|shape| RawTensor::new(dtype, shape, bytes));
-    tensor.ok_or_else(|| Fault::new(Code::Bounds, "a tensor's bytes differ from its shape"))
+    tensor.ok_or_else(|| Fault::new(Code::Bounds, "tensor data does not match its shape"))
 }
 
-/// Elements at strides; the first is the first of the bytes.
+/// Strided view that starts at the first byte.
 struct View {
     item: u64,
     size: Vec<u64>,
@@ -219,7 +222,7 @@ struct View {
 }
 
 impl View {
-    /// All elements in row-major order.
+    /// Gathers all elements in row-major order.
     fn gather(&self, bytes: &dyn Bytes) -> io::Result<Vec<u8>> {
         let eof = || io::Error::from(io::ErrorKind::UnexpectedEof);
         let len = self.size.iter().try_fold(self.item, |n, &d| n.checked_mul(d)).ok_or_else(eof)?;
@@ -246,14 +249,14 @@ impl View {
         Ok(out)
     }
 
-    /// Calls `each` with every element's place in the source, in row-major order.
+    /// Calls `each` with every element's byte offset, in row-major order.
     fn for_each(&self, out: &mut [u8], mut each: impl FnMut(usize, &mut [u8]) -> Option<()>) -> Option<()> {
         let item = usize::try_from(self.item).ok()?;
         let mut index = vec![0u64; self.size.len()];
         let mut at = 0u64;
         for element in out.chunks_exact_mut(item) {
             each(usize::try_from(at).ok()?, element)?;
-            // Counts up like an odometer.
+            // Increment like an odometer.
             for ((i, &size), &stride) in index.iter_mut().zip(&self.size).zip(&self.stride).rev() {
                 let step = stride.checked_mul(self.item)?;
                 *i = i.checked_add(1)?;

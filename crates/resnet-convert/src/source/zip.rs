@@ -1,9 +1,8 @@
-//! The zip archives that `torch.save` writes, read strictly.
+//! Strict reader of zip archives.
 //!
-//! A walker of our own instead of the `zip` crate, which judges an archive by its central directory alone: what makes a
-//! hostile archive is a difference between the directory and the entries, bytes that belong to no entry, or entries on
-//! the same bytes, and none of that can be seen through it. Here every byte of the file must belong to exactly one entry
-//! or to the directory.
+//! The `zip` crate reads the central directory only, so it cannot detect what hostile archives consist of: entries that
+//! differ from the directory, bytes outside entries, or overlapping entries. Here every byte of the file must belong to
+//! exactly one entry or to the directory.
 
 pub(crate) mod inflate;
 
@@ -11,7 +10,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use resnet_model::escape;
-use resnet_model::raw::{Bytes, Part};
+use resnet_model::raw::{ByteRange, Bytes};
 
 use super::lazy::{Checked, checksum};
 use super::tensors::Blob;
@@ -20,7 +19,7 @@ use inflate::Deflated;
 
 const MAX_ENTRIES: u64 = 100_000;
 const MAX_DIRECTORY: u64 = 64 << 20;
-/// Deflated entries may grow by this factor, to this size or to four times the file, which is what tensors may add up to.
+/// Limits on inflation: this ratio, and the larger of this size and four times the file size.
 const MAX_RATIO: u64 = 100;
 const MAX_INFLATED: u64 = 1 << 30;
 const SMALL: u64 = 1 << 20;
@@ -31,13 +30,13 @@ const LOCATOR64: u64 = 20;
 const CENTRAL: u64 = 46;
 const LOCAL: u64 = 30;
 
-/// Flag bits: a descriptor after the data, names in UTF-8, hints on the effort of deflating.
+/// Flag bits: data descriptor, UTF-8 names, compression level hints.
 const DESCRIPTOR: u16 = 1 << 3;
 const KNOWN_FLAGS: u16 = DESCRIPTOR | 1 << 11 | 1 << 1 | 1 << 2;
 const ENCRYPTED: u16 = 1 | 1 << 6;
 
 #[derive(Debug)]
-pub(crate) struct Entry {
+pub(crate) struct ZipEntry {
     pub(crate) name: Vec<u8>,
     flags: u16,
     method: u16,
@@ -50,9 +49,9 @@ pub(crate) struct Entry {
 
 /// An archive whose directory and entries agree.
 #[derive(Debug)]
-pub(crate) struct Archive {
+pub(crate) struct ZipReader {
     bytes: Arc<dyn Bytes>,
-    pub(crate) entries: Vec<Entry>,
+    pub(crate) entries: Vec<ZipEntry>,
     index: HashMap<Vec<u8>, usize>,
 }
 
@@ -84,7 +83,7 @@ impl<'a> Fields<'a> {
 }
 
 fn cut() -> Fault {
-    Fault::new(Code::ZipBounds, "the archive is cut off")
+    Fault::new(Code::ZipBounds, "truncated zip archive")
 }
 
 fn read(bytes: &dyn Bytes, offset: u64, len: u64) -> Result<Vec<u8>, Fault> {
@@ -96,15 +95,15 @@ fn read(bytes: &dyn Bytes, offset: u64, len: u64) -> Result<Vec<u8>, Fault> {
     Ok(out)
 }
 
-/// Where the central directory is, and how many entries it has.
+/// Location of the central directory.
 struct Directory {
     offset: u64,
     size: u64,
     entries: u64,
 }
 
-impl Archive {
-    pub(crate) fn open(bytes: Arc<dyn Bytes>) -> Result<Archive, Fault> {
+impl ZipReader {
+    pub(crate) fn open(bytes: Arc<dyn Bytes>) -> Result<ZipReader, Fault> {
         let directory = find_directory(&*bytes)?;
         let mut entries = read_directory(&*bytes, &directory)?;
         let mut order: Vec<usize> = (0..entries.len()).collect();
@@ -121,24 +120,24 @@ impl Archive {
         let mut index = HashMap::new();
         for (i, entry) in entries.iter().enumerate() {
             if index.insert(entry.name.clone(), i).is_some() {
-                return Err(Fault::new(Code::ZipDuplicate, format!("two entries named `{}`", entry.shown())));
+                return Err(Fault::new(Code::ZipDuplicate, format!("duplicate entry `{}`", entry.shown())));
             }
         }
-        Ok(Archive { bytes, entries, index })
+        Ok(ZipReader { bytes, entries, index })
     }
 
-    pub(crate) fn get(&self, name: &str) -> Option<&Entry> {
+    pub(crate) fn get(&self, name: &str) -> Option<&ZipEntry> {
         self.index.get(name.as_bytes()).and_then(|&i| self.entries.get(i))
     }
 
-    /// The bytes of an entry, whose checksum is verified when they are read.
-    pub(crate) fn blob(&self, entry: &Entry) -> Result<Blob, Fault> {
-        self.judged(entry, 0)
+    /// Returns the bytes of an entry, verified when they are read.
+    pub(crate) fn blob(&self, entry: &ZipEntry) -> Result<Blob, Fault> {
+        self.limited(entry, 0)
     }
 
-    /// As [`Archive::blob`]; entries of at most `small` bytes may be deflated to nothing.
-    fn judged(&self, entry: &Entry, small: u64) -> Result<Blob, Fault> {
-        let part = Part::new(self.bytes.clone(), entry.data, entry.compressed).ok_or_else(cut)?;
+    /// Like [`ZipReader::blob`], but entries of at most `small` bytes may have any compression ratio.
+    fn limited(&self, entry: &ZipEntry, small: u64) -> Result<Blob, Fault> {
+        let part = ByteRange::new(self.bytes.clone(), entry.data, entry.compressed).ok_or_else(cut)?;
         if entry.method == 0 {
             return Ok(match entry.has_checksum() {
                 true => Blob::Checked(Arc::new(Checked::new(Arc::new(part), entry.crc, entry.shown()))),
@@ -154,32 +153,32 @@ impl Archive {
         Ok(Blob::Deflated(Arc::new(Deflated::new(self.deflated(entry)?))))
     }
 
-    fn deflated(&self, entry: &Entry) -> Result<inflate::Entry, Fault> {
-        Ok(inflate::Entry {
-            part: Part::new(self.bytes.clone(), entry.data, entry.compressed).ok_or_else(cut)?,
+    fn deflated(&self, entry: &ZipEntry) -> Result<inflate::DeflatedEntry, Fault> {
+        Ok(inflate::DeflatedEntry {
+            part: ByteRange::new(self.bytes.clone(), entry.data, entry.compressed).ok_or_else(cut)?,
             size: entry.size,
             crc: entry.has_checksum().then_some(entry.crc),
             shown: entry.shown(),
         })
     }
 
-    /// The bytes of an array's entry, verified when they are read. Constant arrays shrink by more than what is allowed
-    /// to other entries, so small ones may have any ratio; the sum is bounded by whoever makes tensors.
-    pub(crate) fn array(&self, entry: &Entry) -> Result<Arc<dyn Bytes>, Fault> {
-        Ok(match self.judged(entry, SMALL)? {
+    /// Returns the bytes of an array's entry, verified when they are read. Constant arrays exceed the ratio limit, so small
+    /// entries may have any ratio; the tensor builder limits their sum.
+    pub(crate) fn array(&self, entry: &ZipEntry) -> Result<Arc<dyn Bytes>, Fault> {
+        Ok(match self.limited(entry, SMALL)? {
             Blob::Plain(bytes) => bytes,
             Blob::Checked(bytes) => bytes,
             Blob::Deflated(entry) => entry.stream(),
         })
     }
 
-    /// At most `max` bytes from the start of a deflated entry, not verified.
-    pub(crate) fn start_of(&self, entry: &Entry, max: u64) -> Result<Vec<u8>, Fault> {
+    /// Returns at most `max` bytes from the start of a deflated entry, unverified.
+    pub(crate) fn start_of(&self, entry: &ZipEntry, max: u64) -> Result<Vec<u8>, Fault> {
         self.deflated(entry)?.start(max.min(entry.size))
     }
 
-    /// All bytes of an entry of at most `max` bytes, verified.
-    pub(crate) fn verified(&self, entry: &Entry, max: u64) -> Result<Arc<dyn Bytes>, Fault> {
+    /// Returns all bytes of an entry of at most `max` bytes, verified.
+    pub(crate) fn verified(&self, entry: &ZipEntry, max: u64) -> Result<Arc<dyn Bytes>, Fault> {
         let fault = |f: Fault| f.within(&entry.shown());
         if entry.size > max {
             return Err(fault(Fault::new(Code::Limit, format!("{} bytes, more than {max}", entry.size))));
@@ -199,7 +198,7 @@ impl Archive {
     }
 }
 
-impl Entry {
+impl ZipEntry {
     /// The name, safe to print.
     pub(crate) fn shown(&self) -> String {
         escape(&String::from_utf8_lossy(&self.name))
@@ -209,7 +208,7 @@ impl Entry {
         self.method != 0
     }
 
-    /// PyTorch can be told not to compute checksums; the field is 0 then.
+    /// Returns `false` if PyTorch was configured not to compute checksums: the field is 0.
     pub(crate) fn has_checksum(&self) -> bool {
         self.crc != 0 || self.size == 0
     }
@@ -226,13 +225,13 @@ fn find_directory(bytes: &dyn Bytes) -> Result<Directory, Fault> {
     };
     let (signature, counts, size, offset, comment) = parse(&end).ok_or_else(cut)?;
     if signature != 0x0605_4b50 || comment != 0 {
-        // Either the end is missing, or something follows it: a comment or another file.
+        // The end record is missing or followed by a comment or another file.
         let tail_len = len.min(0xffff + END);
         let tail = read(bytes, len.saturating_sub(tail_len), tail_len)?;
         let found = tail.windows(4).any(|w| w == b"PK\x05\x06");
         return Err(match found {
             true => Fault::new(Code::ZipTrailing, "data after the end of the archive"),
-            false => Fault::new(Code::ZipBounds, "no directory at the end: the archive is cut off"),
+            false => Fault::new(Code::ZipBounds, "truncated zip archive: no central directory"),
         });
     }
     let [disk, first_disk, here, entries] = counts;
@@ -242,27 +241,28 @@ fn find_directory(bytes: &dyn Bytes) -> Result<Directory, Fault> {
     let locator_at = end_at.checked_sub(LOCATOR64);
     let locator = locator_at.map(|at| read(bytes, at, LOCATOR64)).transpose()?.unwrap_or_default();
     if locator.starts_with(b"PK\x06\x07") {
-        let (at, wide) = read_end64(bytes, &locator, end_at).ok_or_else(|| {
-            Fault::new(Code::ZipBounds, "a malformed 64-bit end of the directory").at(end_at)
-        })?;
+        let (at, wide) = read_end64(bytes, &locator, end_at)
+            .ok_or_else(|| Fault::new(Code::ZipBounds, "malformed zip64 end record").at(end_at))?;
         let agree = |narrow: u64, wide: u64, max: u64| narrow == wide || narrow == max;
         if !agree(directory.offset, wide.offset, 0xffff_ffff)
             || !agree(directory.size, wide.size, 0xffff_ffff)
             || !agree(directory.entries, wide.entries, 0xffff)
         {
-            return Err(Fault::new(Code::ZipMismatch, "two ends of the directory that differ").at(end_at));
+            return Err(Fault::new(Code::ZipMismatch, "zip64 and zip end records differ").at(end_at));
         }
         directory = wide;
         directory_end = at;
     } else if disk != 0 || first_disk != 0 || here != entries {
-        return Err(Fault::new(Code::ZipBounds, "an archive in several parts").at(end_at));
+        return Err(Fault::new(Code::ZipBounds, "unsupported multi-part archive").at(end_at));
     }
     match directory.offset.checked_add(directory.size) {
         Some(end) if end == directory_end => {}
         Some(end) if end < directory_end => {
-            return Err(Fault::new(Code::ZipTrailing, "data between the directory and its end").at(end));
+            return Err(
+                Fault::new(Code::ZipTrailing, "data between the directory and the end record").at(end)
+            );
         }
-        _ => return Err(Fault::new(Code::ZipBounds, "the directory lies outside the file").at(end_at)),
+        _ => return Err(Fault::new(Code::ZipBounds, "the directory exceeds the file").at(end_at)),
     }
     if directory.entries > MAX_ENTRIES {
         let detail = format!("{} entries, more than {MAX_ENTRIES}", directory.entries);
@@ -275,7 +275,7 @@ fn find_directory(bytes: &dyn Bytes) -> Result<Directory, Fault> {
     Ok(directory)
 }
 
-/// The 64-bit end record, which must lie directly before its locator.
+/// Reads the zip64 end record, which must directly precede its locator.
 fn read_end64(bytes: &dyn Bytes, locator: &[u8], end_at: u64) -> Option<(u64, Directory)> {
     let mut f = Fields(locator.get(4..)?);
     let (disk, at, disks) = (f.u32()?, f.u64()?, f.u32()?);
@@ -292,7 +292,7 @@ fn read_end64(bytes: &dyn Bytes, locator: &[u8], end_at: u64) -> Option<(u64, Di
     valid.then_some((at, Directory { offset, size: size_of_directory, entries }))
 }
 
-fn read_directory(bytes: &dyn Bytes, directory: &Directory) -> Result<Vec<Entry>, Fault> {
+fn read_directory(bytes: &dyn Bytes, directory: &Directory) -> Result<Vec<ZipEntry>, Fault> {
     let all = read(bytes, directory.offset, directory.size)?;
     let mut rest = Fields(&all);
     let mut entries = Vec::new();
@@ -301,13 +301,13 @@ fn read_directory(bytes: &dyn Bytes, directory: &Directory) -> Result<Vec<Entry>
     }
     match rest.0.is_empty() {
         true => Ok(entries),
-        false => Err(Fault::new(Code::ZipMismatch, "the directory holds more than its entries")),
+        false => Err(Fault::new(Code::ZipMismatch, "data after the last record of the directory")),
     }
 }
 
-/// One record of the central directory.
-fn central(f: &mut Fields) -> Result<Entry, Fault> {
-    let short = || Fault::new(Code::ZipMismatch, "the directory holds fewer entries than it says");
+/// Parses one record of the central directory.
+fn central(f: &mut Fields) -> Result<ZipEntry, Fault> {
+    let short = || Fault::new(Code::ZipMismatch, "truncated central directory");
     let mut record = Fields(f.take(CENTRAL as usize).ok_or_else(short)?);
     let mut parse = || {
         let signature = record.u32()?;
@@ -320,12 +320,12 @@ fn central(f: &mut Fields) -> Result<Entry, Fault> {
     };
     let (signature, flags, method, crc, compressed, size, lens, disk, header) = parse().ok_or_else(short)?;
     if signature != 0x0201_4b50 {
-        return Err(Fault::new(Code::ZipMismatch, "a malformed record in the directory"));
+        return Err(Fault::new(Code::ZipMismatch, "malformed record in the directory"));
     }
     let name = f.take(usize::from(lens.0)).ok_or_else(short)?.to_vec();
     let extra = f.take(usize::from(lens.1)).ok_or_else(short)?;
     f.take(usize::from(lens.2)).ok_or_else(short)?;
-    let mut entry = Entry {
+    let mut entry = ZipEntry {
         name,
         flags,
         method,
@@ -338,13 +338,13 @@ fn central(f: &mut Fields) -> Result<Entry, Fault> {
     let wide = widen(extra, &mut [&mut entry.size, &mut entry.compressed, &mut entry.header]);
     let fault = |code, detail: String| Err(Fault::new(code, detail).within(&entry.shown()));
     if wide.is_none() || disk != 0 {
-        return fault(Code::ZipBounds, "a malformed 64-bit size or offset".into());
+        return fault(Code::ZipBounds, "malformed zip64 size or offset".into());
     }
     if flags & ENCRYPTED != 0 {
         return fault(Code::ZipEncrypted, "the entry is encrypted".into());
     }
     if flags & !KNOWN_FLAGS != 0 {
-        return fault(Code::ZipFlags, format!("flags 0x{flags:04x}"));
+        return fault(Code::ZipFlags, format!("unsupported flags 0x{flags:04x}"));
     }
     match method {
         0 if entry.size != entry.compressed => {
@@ -353,12 +353,12 @@ fn central(f: &mut Fields) -> Result<Entry, Fault> {
         0 | 8 => Ok(entry),
         _ => fault(
             Code::ZipMethod,
-            format!("compression method {method}; stored and deflated entries are read"),
+            format!("unsupported compression method {method}, expected stored or deflate"),
         ),
     }
 }
 
-/// Replaces the fields that are saturated by those of the zip64 extra field.
+/// Replaces saturated fields by those of the zip64 extra field.
 fn widen(extra: &[u8], fields: &mut [&mut u64]) -> Option<()> {
     let mut all = Fields(extra);
     let mut wide = None;
@@ -376,7 +376,7 @@ fn widen(extra: &[u8], fields: &mut [&mut u64]) -> Option<()> {
 }
 
 /// Entries must start at the first byte, follow one another, and end at the directory.
-fn check_extents(entries: &[Entry], order: &[usize], directory: u64) -> Result<(), Fault> {
+fn check_extents(entries: &[ZipEntry], order: &[usize], directory: u64) -> Result<(), Fault> {
     let mut end = 0u64;
     for (n, entry) in order.iter().filter_map(|&i| entries.get(i)).enumerate() {
         let fault =
@@ -385,12 +385,12 @@ fn check_extents(entries: &[Entry], order: &[usize], directory: u64) -> Result<(
             return fault(Code::ZipPrefix, "data before the first entry");
         }
         if entry.header < end {
-            return fault(Code::ZipOverlap, "an entry on bytes of another");
+            return fault(Code::ZipOverlap, "overlapping entries");
         }
         let least = LOCAL.saturating_add(entry.name.len() as u64);
         match entry.header.checked_add(least).and_then(|e| e.checked_add(entry.compressed)) {
             Some(e) if e <= directory => end = e,
-            _ => return fault(Code::ZipBounds, "an entry beyond the directory"),
+            _ => return fault(Code::ZipBounds, "entry exceeds the start of the directory"),
         }
     }
     match entries.is_empty() && directory > 0 {
@@ -399,9 +399,9 @@ fn check_extents(entries: &[Entry], order: &[usize], directory: u64) -> Result<(
     }
 }
 
-/// Compares an entry's own header with the directory, finds its data, and sees that nothing lies between the data and
-/// `end`, where the next entry begins.
-fn check_local(bytes: &dyn Bytes, entry: &mut Entry, end: u64) -> Result<(), Fault> {
+/// Compares an entry's local header with the directory, sets the offset of its data, and checks that nothing is between
+/// the data and `end`, the start of the next entry.
+fn check_local(bytes: &dyn Bytes, entry: &mut ZipEntry, end: u64) -> Result<(), Fault> {
     let mismatch = |what: &str| Fault::new(Code::ZipMismatch, format!("{what} than in the directory"));
     let record = read(bytes, entry.header, LOCAL)?;
     let mut f = Fields(&record);
@@ -435,9 +435,7 @@ fn check_local(bytes: &dyn Bytes, entry: &mut Entry, end: u64) -> Result<(), Fau
     }
     entry.data = names.saturating_add(tail.len() as u64);
     let data_end = entry.data.checked_add(entry.compressed).ok_or_else(cut)?;
-    let gap = end
-        .checked_sub(data_end)
-        .ok_or_else(|| Fault::new(Code::ZipOverlap, "an entry on bytes of another"))?;
+    let gap = end.checked_sub(data_end).ok_or_else(|| Fault::new(Code::ZipOverlap, "overlapping entries"))?;
     match (later, gap) {
         (false, 0) => Ok(()),
         (true, 12 | 16 | 20 | 24) => {
@@ -453,7 +451,7 @@ fn check_local(bytes: &dyn Bytes, entry: &mut Entry, end: u64) -> Result<(), Fau
     }
 }
 
-/// Checksum and sizes from a data descriptor of 12 or 20 bytes, 4 more with a signature.
+/// Parses checksum and sizes of a data descriptor: 12 or 20 bytes, plus 4 with a signature.
 fn descriptor(record: &[u8], len: u64) -> Option<(u32, u64, u64)> {
     let mut f = Fields(record);
     if matches!(len, 16 | 24) && f.u32()? != 0x0807_4b50 {

@@ -1,8 +1,8 @@
-//! A state dict as `torch.save` writes it: what `torch.load(weights_only=True)` reads and `load_state_dict` takes.
+//! Writer of `torch.save` state dicts, for `torch.load(weights_only=True)` and `load_state_dict`.
 //!
-//! An `OrderedDict` without `_metadata`: PyTorch then takes the state for one from before version 2 of batch norm and
-//! supplies `num_batches_tracked` where the checkpoint has none. What the checkpoint says about itself lies in an entry
-//! of its own, which PyTorch does not look at, so that reading the file gives the same checkpoint again.
+//! The `OrderedDict` has no `_metadata`, so PyTorch treats it as older than version 2 of batch norm and supplies a missing
+//! `num_batches_tracked`. The checkpoint's metadata is in a separate entry that PyTorch ignores, so reading the file
+//! returns the same checkpoint.
 
 use std::collections::HashMap;
 use std::io::{Seek, Write};
@@ -10,27 +10,27 @@ use std::path::Path;
 
 use resnet_model::file::{Existing, write_atomically};
 use resnet_model::raw::Dtype;
-use resnet_model::{Checkpoint, Error, RawTensor, Result, param_specs};
+use resnet_model::{Checkpoint, Error, RawTensor, Result};
 
-use super::zip::Archive;
+use super::zip::ZipWriter;
 use crate::source::META_ENTRY;
 
 const ROOT: &str = "archive";
 
-/// Writes a checkpoint at `path`, whole or not at all; `progress` is told the bytes written since the last call.
+/// Writes a checkpoint to `path` atomically. `progress` receives the number of bytes written since the last call.
 pub(crate) fn write(
     checkpoint: &Checkpoint,
     path: &Path,
     existing: Existing,
     progress: &mut dyn FnMut(u64),
 ) -> Result<()> {
-    let named = param_specs::list(checkpoint.graph());
+    let named = checkpoint.graph().param_specs();
     let named = named.iter().filter_map(|p| Some((p.name.as_str(), checkpoint.tensors().get(&p.name)?)));
     let tensors: Vec<(&str, &RawTensor)> = named.collect();
     let pickle = pickle(&tensors)?;
     let meta = checkpoint.meta().to_json()?;
     write_atomically(path, existing, |out| {
-        let mut archive = Archive::new(out);
+        let mut archive = ZipWriter::new(out);
         text(&mut archive, "data.pkl", &pickle)?;
         text(&mut archive, "byteorder", b"little")?;
         for (key, (_, tensor)) in tensors.iter().enumerate() {
@@ -48,11 +48,11 @@ pub(crate) fn write(
     })
 }
 
-fn text<W: Write + Seek>(archive: &mut Archive<W>, name: &str, bytes: &[u8]) -> Result<()> {
+fn text<W: Write + Seek>(archive: &mut ZipWriter<W>, name: &str, bytes: &[u8]) -> Result<()> {
     archive.entry(&format!("{ROOT}/{name}"), bytes.len() as u64, |put| put(bytes))
 }
 
-/// The class of a storage of such elements.
+/// Returns PyTorch's storage class for a dtype.
 fn storage_class(dtype: Dtype) -> Option<&'static str> {
     Some(match dtype {
         Dtype::F64 => "DoubleStorage",
@@ -69,7 +69,7 @@ fn storage_class(dtype: Dtype) -> Option<&'static str> {
     })
 }
 
-/// Instructions of protocol 2; what recurs is fetched from the memo.
+/// Writer of pickle protocol 2 opcodes. Recurring values are memoized.
 #[derive(Default)]
 struct Pickle {
     out: Vec<u8>,
@@ -81,13 +81,13 @@ impl Pickle {
         self.out.extend(code);
     }
 
-    /// The same value as the last time that these instructions were needed.
+    /// Emits `code`, or a memo reference if it was emitted before.
     fn shared(&mut self, code: Vec<u8>) {
         if let Some(&id) = self.memo.get(&code) {
             return self.code(&[b'h', id]);
         }
         self.code(&code);
-        // Few things are shared; without a number they are written again.
+        // The memo index is one byte; further values are emitted again.
         if let Ok(id) = u8::try_from(self.memo.len()) {
             self.code(&[b'q', id]);
             self.memo.insert(code, id);
@@ -106,7 +106,7 @@ impl Pickle {
         match (u8::try_from(n), i32::try_from(n)) {
             (Ok(n), _) => self.code(&[b'K', n]),
             (_, Ok(n)) => self.code(&[b"J", &n.to_le_bytes()[..]].concat()),
-            // Nine bytes, for the sign.
+            // LONG1 with nine bytes: the ninth keeps the sign positive.
             _ => self.code(&[b"\x8a\x09", &(n as u64).to_le_bytes()[..], &[0]].concat()),
         }
     }
@@ -123,7 +123,7 @@ impl Pickle {
     }
 }
 
-/// `OrderedDict` from names to tensors, each of a storage of its own.
+/// Pickles an `OrderedDict` from names to tensors, each with a separate storage.
 fn pickle(tensors: &[(&str, &RawTensor)]) -> Result<Vec<u8>> {
     let mut p = Pickle::default();
     p.code(b"\x80\x02");
@@ -133,7 +133,7 @@ fn pickle(tensors: &[(&str, &RawTensor)]) -> Result<Vec<u8>> {
         let class = storage_class(tensor.dtype()).ok_or_else(|| Error::Dtype {
             name: (*name).to_owned(),
             dtype: format!("{:?}", tensor.dtype()),
-            wanted: "a type of PyTorch's",
+            expected: "a PyTorch dtype",
         })?;
         p.code(&Pickle::text(name));
         p.global("torch._utils", "_rebuild_tensor_v2");

@@ -1,37 +1,40 @@
-//! Zip archives as `torch.save` lays them out: stored entries whose data begins at multiples of 64 bytes. Sizes and
-//! checksums stand in both places, so that readers of either agree; 64-bit fields are used where they are needed.
+//! Writer of zip archives in `torch.save`'s layout: stored entries, aligned to 64 bytes by an extra field `FB`, with sizes
+//! and checksums in local and central headers.
+//!
+//! The `zip` crate could replace this: it is in the build through candle, patches headers by seeking and takes an alignment
+//! and a header id. Whether its extra fields and zip64 records satisfy `torch.load` has not been tested.
 
 use std::io::{Seek, SeekFrom, Write};
 
 use resnet_model::Result;
 
 const ALIGNMENT: u64 = 64;
-/// The first size, offset or count that the fields of 32 or 16 bits do not hold.
+/// The 32-bit and 16-bit values that are reserved for zip64.
 const WIDE: u64 = 0xffff_ffff;
 const MANY: u64 = 0xffff;
-/// The 1st of January 1980: equal input gives equal bytes.
+/// January 1, 1980: the output is reproducible.
 const DATE: u16 = 1 << 5 | 1;
-/// PyTorch's name for the extra field that pads.
+/// Id of PyTorch's padding extra field.
 const PADDING: u16 = 0x4246;
 const LOCAL: u64 = 30;
-/// Where the checksum is in an entry's header.
+/// Offset of the checksum in a local header.
 const CRC: u64 = 14;
 
-/// An archive in the making.
-pub(super) struct Archive<'a, W> {
+/// Archive being written.
+pub(super) struct ZipWriter<'a, W> {
     out: &'a mut W,
     at: u64,
-    entries: Vec<Entry>,
+    entries: Vec<WrittenEntry>,
 }
 
-struct Entry {
+struct WrittenEntry {
     name: String,
     crc: u32,
     size: u64,
     header: u64,
 }
 
-/// Fields of a record, little-endian.
+/// Record of little-endian fields.
 #[derive(Default)]
 struct Record(Vec<u8>);
 
@@ -55,7 +58,7 @@ impl Record {
         self
     }
 
-    /// A field of 32 bits that is all ones if the number stands in a wide one.
+    /// Appends a 32-bit field, saturated if the value is in the zip64 extra field.
     fn narrow(self, n: u64) -> Record {
         self.u32(u32::try_from(n).unwrap_or(u32::MAX))
     }
@@ -70,12 +73,12 @@ impl Record {
     }
 }
 
-/// The version of the format that a reader must know.
+/// Returns the zip version that a reader must support.
 fn version(wide: bool) -> u16 {
     if wide { 45 } else { 20 }
 }
 
-/// The extra field of these 64-bit numbers.
+/// Returns the zip64 extra field with these numbers.
 fn wide(numbers: &[u64]) -> Record {
     if numbers.is_empty() {
         return Record::default();
@@ -84,13 +87,13 @@ fn wide(numbers: &[u64]) -> Record {
     numbers.iter().fold(record, |record, &n| record.u64(n))
 }
 
-impl<'a, W: Write + Seek> Archive<'a, W> {
-    /// An archive that begins where `out` does.
-    pub(super) fn new(out: &'a mut W) -> Archive<'a, W> {
-        Archive { out, at: 0, entries: vec![] }
+impl<'a, W: Write + Seek> ZipWriter<'a, W> {
+    /// Creates an archive at the start of `out`.
+    pub(super) fn new(out: &'a mut W) -> ZipWriter<'a, W> {
+        ZipWriter { out, at: 0, entries: vec![] }
     }
 
-    /// Adds an entry of `size` bytes, which `fill` hands over in pieces. The name is ASCII.
+    /// Adds an entry of `size` bytes, which `fill` passes in chunks. The name must be ASCII.
     pub(super) fn entry(
         &mut self,
         name: &str,
@@ -101,7 +104,7 @@ impl<'a, W: Write + Seek> Archive<'a, W> {
         let is_wide = size >= WIDE;
         let extra = if is_wide { wide(&[size, size]) } else { Record::default() };
         let names = header.saturating_add(LOCAL).saturating_add(name.len() as u64);
-        // The field that pads takes four bytes itself.
+        // The header of the padding field takes four bytes.
         let data = names.saturating_add(extra.len()).saturating_add(4);
         let padding = data.checked_next_multiple_of(ALIGNMENT).unwrap_or(data).saturating_sub(data) as u16;
         let extra = extra.u16(PADDING).u16(padding).bytes(&vec![b'Z'; usize::from(padding)]);
@@ -114,24 +117,24 @@ impl<'a, W: Write + Seek> Archive<'a, W> {
         let mut left = size;
         let out = &mut *self.out;
         fill(&mut |bytes| {
-            let short = || std::io::Error::other("an entry of another size than announced");
+            let short = || std::io::Error::other("zip entry exceeds its declared size");
             left = left.checked_sub(bytes.len() as u64).ok_or_else(short)?;
             crc.update(bytes);
             Ok(out.write_all(bytes)?)
         })?;
         if left > 0 {
-            return Err(std::io::Error::other("an entry of another size than announced").into());
+            return Err(std::io::Error::other("zip entry is shorter than its declared size").into());
         }
         let crc = crc.finalize();
         self.at = self.at.saturating_add(size);
         self.out.seek(SeekFrom::Start(header.saturating_add(CRC)))?;
         self.out.write_all(&crc.to_le_bytes())?;
         self.out.seek(SeekFrom::Start(self.at))?;
-        self.entries.push(Entry { name: name.to_owned(), crc, size, header });
+        self.entries.push(WrittenEntry { name: name.to_owned(), crc, size, header });
         Ok(())
     }
 
-    /// Writes the directory.
+    /// Writes the central directory.
     pub(super) fn finish(mut self) -> Result<()> {
         let start = self.at;
         for entry in std::mem::take(&mut self.entries) {

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use resnet_convert::{Error, Options, source};
+use resnet_convert::{ConvertOptions, Error, source};
 
 use super::{check, check_each, outcome, read};
 use crate::build::Random;
@@ -149,7 +149,7 @@ fn refusal(model: &[u8]) -> String {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("model.onnx");
     std::fs::write(&path, model).unwrap();
-    resnet_convert::open(&path, &Options::default()).unwrap_err().to_string()
+    resnet_convert::open(&path, &ConvertOptions::default()).unwrap_err().to_string()
 }
 
 #[test]
@@ -330,7 +330,7 @@ fn whole_models_survive_random_edits() {
                 }
             }
             std::fs::write(&path, &file).unwrap();
-            refused += usize::from(resnet_convert::open(&path, &Options::default()).is_err());
+            refused += usize::from(resnet_convert::open(&path, &ConvertOptions::default()).is_err());
         }
     }
     assert!(refused > 60, "{refused}");

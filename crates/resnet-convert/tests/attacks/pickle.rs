@@ -32,7 +32,7 @@ fn p01_to_p04_system_calls() {
         check("P01", &[raw(&[&[0x80, version][..], &evil(), b"."].concat())], &["unsafe-global"]);
     }
     let text = read(&p2(&[&evil(), b"."])).unwrap_err().to_string();
-    assert_eq!(text, "archive/data.pkl, byte 2: the pickle asks for `posix.system` [unsafe-global]");
+    assert_eq!(text, "archive/data.pkl, byte 2: unsafe global `posix.system` [unsafe-global]");
     check("P02", &[p2(&[&evil(), b"0", &ok()[2..]])], &["unsafe-global"]);
     let shuffled = b"\x80\x04Vos\np2\n0Vsystem\np3\n0Vtorch\np0\n0VLongStorage\np1\n0g2\ng3\n\x93(Vx\ntR.";
     check("P03", &[raw(shuffled)], &["unsafe-global"]);

@@ -121,7 +121,7 @@ fn z18_to_z20_storages_byte_order_and_version() {
         ],
     );
     let (state, _) = read(&with(vec![("0", vec![0; 16]), ("9", vec![0; 9])])).unwrap();
-    assert!(state.notes.iter().any(|n| n.contains("no tensor uses")), "Z18: {:?}", state.notes);
+    assert!(state.notes.iter().any(|n| n.contains("unused storages")), "Z18: {:?}", state.notes);
     let order = |order: &str| {
         let big: Vec<u8> = [1f32, 2., 3., 4.].iter().flat_map(|v| v.to_be_bytes()).collect();
         Pth { order: Some(order.into()), storages: vec![("0", big)], ..Pth::default() }.bytes()
@@ -195,8 +195,8 @@ fn s01_to_s05_torchscript() {
     let constants = ("archive/constants.pkl", b"\x80\x02).".to_vec());
     let code = ("archive/code/__torch__.py", b"op_version_set = 1\n".to_vec());
     let (state, _) = read(&Pth::with(&[constants.clone(), code])).unwrap();
-    assert_eq!(state.container, resnet_convert::Container::TorchScript, "S01");
-    assert!(state.notes.iter().any(|n| n.contains("its code is not")), "S01");
+    assert_eq!(state.container, resnet_convert::Format::TorchScript, "S01");
+    assert!(state.notes.iter().any(|n| n.contains("code was ignored")), "S01");
     let script = |body: &[Vec<u8>], constants: &[u8]| {
         let extra = vec![Entry::new("archive/constants.pkl", constants)];
         Pth { pickle: program(body), extra, ..Pth::default() }.bytes()

@@ -63,7 +63,7 @@ pub(crate) fn small(block: Block, classes: usize) -> Arch {
 
 /// All tensors of a network, in order, with values that differ everywhere.
 pub(crate) fn tensors(arch: &Arch) -> Vec<Named> {
-    let params = param_specs::list(&arch.graph().unwrap());
+    let params = arch.graph().unwrap().param_specs();
     let named = |(seed, p): (usize, param_specs::ParamSpec)| match p.role {
         Role::BatchesTracked => {
             let bytes = (seed as i64 + 1).to_le_bytes().to_vec();

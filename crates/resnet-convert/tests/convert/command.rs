@@ -21,7 +21,7 @@ fn network() -> Vec<u8> {
 }
 
 #[test]
-fn a_checkpoint_is_converted_beside_itself_and_reported() {
+fn a_checkpoint_is_converted_in_its_folder_and_reported() {
     let at = file("net.pth", &network());
     let out = run(&["net.pth"], &at);
     assert_eq!((out.status.code(), text(&out.stderr)), (Some(0), ""));
@@ -29,7 +29,7 @@ fn a_checkpoint_is_converted_beside_itself_and_reported() {
     for expected in [
         "net.pth → net.safetensors\n",
         "architecture an 8-layer ResNet (2×basic 8, 1×basic 16), 7,291 parameters, 3\n               classes\n",
-        "container    PyTorch zip\n",
+        "format       PyTorch zip\n",
         "names        torchvision, under `state_dict.`\n",
         "renamed      50 (state_dict.conv1.weight → conv1.weight, …)",
     ] {
@@ -39,15 +39,15 @@ fn a_checkpoint_is_converted_beside_itself_and_reported() {
 
     let again = run(&["net.pth"], &at);
     assert_eq!((again.status.code(), text(&again.stdout)), (Some(1), ""));
-    assert_eq!(text(&again.stderr), "error: `net.safetensors` exists already\nhint: --force replaces it\n");
+    assert_eq!(text(&again.stderr), "error: `net.safetensors` exists already\nhint: --force overwrites it\n");
     assert_eq!(run(&["--force", "net.pth"], &at).status.code(), Some(0));
 }
 
 #[test]
-fn json_is_for_programs() {
+fn json_lists_reports_and_errors() {
     let at = file("net.pth", &network());
     let out = run(&["--json", "--dtype", "f16", "-o", "x.safetensors", "net.pth"], &at);
-    let report: Value = serde_json::from_slice(&out.stdout).unwrap();
+    let report = &serde_json::from_slice::<Value>(&out.stdout).unwrap()[0];
     assert_eq!(report["output"], "x.safetensors");
     assert_eq!(report["container"], "torch-zip");
     assert_eq!(report["cast"]["to"], "f16");
@@ -56,15 +56,16 @@ fn json_is_for_programs() {
 }
 
 #[test]
-fn several_inputs_are_converted_as_far_as_they_are_good() {
+fn a_failed_input_does_not_stop_the_others() {
     let at = file("a.pth", &network());
     std::fs::write(at.dir().join("b.pth"), safetensors(&tensors(&small(Block::Bottleneck, 2)))).unwrap();
     std::fs::write(at.dir().join("c.pth"), "no checkpoint at all, just text").unwrap();
     let out = run(&["a.pth", "c.pth", "b.pth", "--output-dir", "out", "--json"], &at);
     assert_eq!(out.status.code(), Some(1));
-    assert_eq!(text(&out.stderr), "error: `c.pth`: text, not a checkpoint [format]\n");
+    assert_eq!(text(&out.stderr), "error: `c.pth`: text file, not a checkpoint [format]\n");
     let reports: Value = serde_json::from_slice(&out.stdout).unwrap();
-    assert_eq!(reports.as_array().unwrap().len(), 2);
+    assert_eq!(reports.as_array().unwrap().len(), 3);
+    assert_eq!((&reports[1]["file"], &reports[1]["code"]), (&"c.pth".into(), &"format".into()));
     let mut written: Vec<_> =
         std::fs::read_dir(at.dir().join("out")).unwrap().map(|e| e.unwrap().file_name()).collect();
     written.sort();
@@ -72,7 +73,7 @@ fn several_inputs_are_converted_as_far_as_they_are_good() {
 }
 
 #[test]
-fn a_pickle_that_calls_the_system_is_refused_by_name() {
+fn unsafe_globals_are_named_in_the_error() {
     for evil in [
         &b"cposix\nsystem\n(Vtouch CANARY\ntR."[..],
         b"\x80\x04\x95\x1b\0\0\0\0\0\0\0\x8c\x05posix\x8c\x06system\x93\x8c\x06CANARY\x85R.",
@@ -87,7 +88,7 @@ fn a_pickle_that_calls_the_system_is_refused_by_name() {
 }
 
 #[test]
-fn labels_preprocessing_and_wrong_usage() {
+fn labels_preprocessing_and_invalid_usage() {
     let at = file("net.pth", &network());
     let put = |name: &str, text: &str| std::fs::write(at.dir().join(name), text).unwrap();
     for (name, labels) in [
@@ -105,16 +106,16 @@ fn labels_preprocessing_and_wrong_usage() {
     put("few.txt", "cat\n");
     put("p.json", "{}");
     for (args, code, expected) in [
-        (&["net.pth", "--force", "--labels", "bad.json"][..], 1, "index 1 is missing, 2 is next"),
+        (&["net.pth", "--force", "--labels", "bad.json"][..], 1, "expected class index 1, found 2"),
         (&["net.pth", "--force", "--labels", "few.txt"], 1, "labels: 1 label for a network with 3 classes"),
         (&["net.pth", "--force", "--labels", "none"], 1, "--labels: `none`: No such file"),
         (&["net.pth", "--force", "--preprocess", "p.json"], 1, "--preprocess: `p.json`: missing field"),
         (&["net.pth", "--arch", "resnet19"], 1, "unknown model `resnet19`; did you mean resnet18"),
         (&["gone.pth"], 1, "`gone.pth`: No such file"),
-        (&["."], 1, "is a folder, not a file"),
+        (&["."], 1, "is a directory, not a file"),
         (&[], 2, "required"),
         (&["--dtype", "f8", "net.pth"], 2, "invalid value 'f8'"),
-        (&["net.pth", "net.pth", "-o", "x"], 2, "--output-dir takes several"),
+        (&["net.pth", "net.pth", "-o", "x"], 2, "use --output-dir for several"),
     ] {
         let out = run(args, &at);
         assert_eq!(out.status.code(), Some(code), "{args:?}: {}", text(&out.stderr));
@@ -125,9 +126,9 @@ fn labels_preprocessing_and_wrong_usage() {
     assert!(text(&help.stdout).lines().all(|l| l.chars().count() <= 80), "{}", text(&help.stdout));
 }
 
-/// Wrong usage is told before anything is written.
+/// Invalid usage is reported before anything is written.
 #[test]
-fn flags_that_cannot_be_followed_are_refused() {
+fn conflicting_flags_are_errors() {
     let at = file("net.pth", &network());
     std::fs::create_dir(at.dir().join("other")).unwrap();
     std::fs::copy(&at.path, at.dir().join("other/net.bin")).unwrap();
@@ -136,17 +137,17 @@ fn flags_that_cannot_be_followed_are_refused() {
         (
             &["net.pth", "other/net.bin", "--output-dir", "out", "--force"][..],
             2,
-            "error: `net.pth` and `other/net.bin` would be written to one file\n",
+            "error: `net.pth` and `other/net.bin` have the same output file; convert them to different folders\n",
         ),
         (
             &["net.pth", "-o", "x.h5"],
             1,
-            "error: `x.h5`: what is written ends in .safetensors, .onnx, .pth, .pt or .bin\n",
+            "error: `x.h5`: unsupported output extension, expected .safetensors, .onnx, .pth, .pt or .bin\n",
         ),
         (
             &["net.pth", "--batch", "2"],
             1,
-            "error: `net.safetensors` is no .onnx file: batch norms to keep and a size of batches are for those\n",
+            "error: `net.safetensors`: --keep-norms and --batch require an .onnx output\n",
         ),
         (
             &["net.pth", "--labels", "labels.txt"],
@@ -169,10 +170,10 @@ fn reports_fit_a_terminal() {
     assert!(report.lines().all(|line| line.chars().count() <= 80), "{report}");
 }
 
-/// `resnet-convert *.pth | head -1`: who reads the reports may go, the files are made all the same.
+/// `resnet-convert *.pth | head -1`: a closed pipe does not stop the conversions.
 #[cfg(unix)]
 #[test]
-fn a_reader_that_goes_is_no_failure() {
+fn a_closed_pipe_is_not_an_error() {
     let at = file("a.pth", &network());
     std::fs::copy(&at.path, at.dir().join("b.pth")).unwrap();
     let mut child = Command::new(env!("CARGO_BIN_EXE_resnet-convert"))

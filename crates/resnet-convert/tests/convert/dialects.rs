@@ -1,6 +1,6 @@
-use resnet_convert::{Error, Options};
+use resnet_convert::{ConvertOptions, Error};
+use resnet_model::Preprocess;
 use resnet_model::arch::{Arch, Block, ResNet, Stem};
-use resnet_model::preprocess::Preprocess;
 
 use super::{check, convert};
 use crate::build::network::{Named, legacy, renamed, small, tensors, zip};
@@ -68,10 +68,12 @@ fn averaged_weights_are_preferred_and_training_state_dropped() {
         let report = check(wanted, &zip(&all, &[]), &arch, &plain);
         assert_eq!(report.dropped.len(), plain.len() + 1);
         let reasons: Vec<&str> = report.dropped.iter().map(|d| d.reason.as_str()).collect();
+        assert!(reasons.contains(&"another copy of the network") && reasons.contains(&"training state"));
         assert!(
-            reasons.contains(&"another copy of the network") && reasons.contains(&"state of the training")
+            report.notes.iter().any(|n| n.contains(&format!("used the network under `{wanted}`, not"))),
+            "{:?}",
+            report.notes
         );
-        assert!(report.notes.iter().any(|n| n.contains("was taken, not")), "{:?}", report.notes);
     }
 }
 
@@ -79,16 +81,16 @@ fn averaged_weights_are_preferred_and_training_state_dropped() {
 fn tensors_that_nothing_is_known_about_are_not_dropped_in_silence() {
     let mut all = renamed(&tensors(&small(Block::Basic, 0)), |n| format!("backbone.{n}"));
     all.push(Named::f32("neck.fc.weight", &[4, 16], 1));
-    let error = convert(&zip(&all, &[]), &Options::default()).unwrap_err();
+    let error = convert(&zip(&all, &[]), &ConvertOptions::default()).unwrap_err();
     assert!(matches!(&error, Error::Leftover { names, .. } if names == &["neck.fc.weight"]), "{error}");
-    assert_eq!(error.hint(), Some("--partial leaves them out"));
-    let options = Options { partial: true, ..Options::default() };
+    assert_eq!(error.hint(), Some("--partial omits them"));
+    let options = ConvertOptions { partial: true, ..ConvertOptions::default() };
     let (_, report) = convert(&zip(&all, &[]), &options).unwrap();
     assert_eq!(report.dropped[0].name, "neck.fc.weight");
 
     let mut inside = tensors(&small(Block::Basic, 3));
     inside.push(Named::f32("layer1.0.extra", &[1], 1));
-    let error = convert(&zip(&inside, &[]), &Options::default()).unwrap_err().to_string();
+    let error = convert(&zip(&inside, &[]), &ConvertOptions::default()).unwrap_err().to_string();
     assert!(error.contains("1 tensor unexpected (layer1.0.extra)"), "{error}");
 }
 
@@ -144,7 +146,7 @@ fn self_supervised_backbones() {
 
     let swav =
         [prefixed("module."), head("module.projection_head.0.weight"), head("module.prototypes.weight")];
-    let (checkpoint, report) = convert(&zip(&swav.concat(), &[]), &Options::default()).unwrap();
+    let (checkpoint, report) = convert(&zip(&swav.concat(), &[]), &ConvertOptions::default()).unwrap();
     assert_eq!((report.dialect.as_str(), report.dropped.len()), ("SwAV", 2));
     let usual = Preprocess::torchvision(256, 224);
     assert_eq!(checkpoint.meta().preprocess.mean, usual.mean);
@@ -164,6 +166,6 @@ fn self_supervised_backbones() {
 fn two_names_that_become_one_are_refused() {
     let mut all = tensors(&small(Block::Basic, 3));
     all.push(Named::f32("linear.weight", &[3, 16], 1));
-    let error = convert(&zip(&all, &[]), &Options::default()).unwrap_err();
+    let error = convert(&zip(&all, &[]), &ConvertOptions::default()).unwrap_err();
     assert_eq!(error.code().unwrap().as_str(), "duplicate-name");
 }

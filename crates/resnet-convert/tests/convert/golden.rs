@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use resnet_convert::Options;
+use resnet_convert::ConvertOptions;
 use resnet_model::safetensors;
 
 #[test]
@@ -14,7 +14,8 @@ fn pytorchs_own_files_are_read_bit_for_bit() {
         let [file, container, dialect, expected, absent, _] = line.split('\t').collect::<Vec<_>>()[..] else {
             panic!("{line}");
         };
-        let (checkpoint, report) = resnet_convert::open(&folder.join(file), &Options::default()).unwrap();
+        let (checkpoint, report) =
+            resnet_convert::open(&folder.join(file), &ConvertOptions::default()).unwrap();
         assert!(
             report.container.to_string().to_lowercase().contains(container.trim_start_matches("torch ")),
             "{file}"

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use resnet_convert::{Container, Options, source};
+use resnet_convert::{ConvertOptions, Format, source};
 use resnet_model::arch::Block;
 
 use super::{File, file};
@@ -38,11 +38,11 @@ fn sharded(save: impl Fn(&[Named]) -> Vec<u8>) -> (File, Vec<Named>) {
 #[test]
 fn shards_of_both_kinds_are_read_as_one() {
     let forms = [
-        (Container::Safetensors, sharded(network::safetensors)),
-        (Container::TorchZip, sharded(|t| network::zip(t, &[]))),
+        (Format::Safetensors, sharded(network::safetensors)),
+        (Format::TorchZip, sharded(|t| network::zip(t, &[]))),
     ];
     for (container, (at, all)) in forms {
-        let (checkpoint, report) = resnet_convert::open(&at.path, &Options::default()).unwrap();
+        let (checkpoint, report) = resnet_convert::open(&at.path, &ConvertOptions::default()).unwrap();
         assert_eq!(report.container, container);
         assert!(report.notes.contains(&"read from 2 shards".to_owned()), "{:?}", report.notes);
         assert_eq!(checkpoint.tensors().len(), all.len());
@@ -65,7 +65,10 @@ fn f13_an_index_names_only_files_beside_it() {
     for name in [&absolute, &parent, "", ".", "..", "C:x", r"a\\b", "a/b", r"x\u0000", &"n".repeat(300)] {
         std::fs::write(&at.path, index(&[("w", name)])).unwrap();
         let error = failure(&at.path);
-        assert!(error.contains("is no plain file name") && error.contains("[shard-path]"), "{name}: {error}");
+        assert!(
+            error.contains("is not a plain file name") && error.contains("[shard-path]"),
+            "{name}: {error}"
+        );
     }
     std::fs::write(&at.path, index(&[("w", "gone")])).unwrap();
     assert!(failure(&at.path).contains("`gone`: No such file"));
@@ -79,7 +82,7 @@ fn f13_an_index_names_only_files_beside_it() {
 fn f13_links_stay_in_the_folder_or_in_the_cache() {
     use std::os::unix::fs::symlink;
     let (at, all) = sharded(network::safetensors);
-    // As the Hugging Face cache lies: a snapshot of links into `blobs`.
+    // Layout of the Hugging Face cache: a snapshot of links into `blobs`.
     let (blobs, snapshot) = (at.dir().join("blobs"), at.dir().join("snapshots/main"));
     std::fs::create_dir(&blobs).unwrap();
     std::fs::create_dir_all(&snapshot).unwrap();
@@ -93,7 +96,7 @@ fn f13_links_stay_in_the_folder_or_in_the_cache() {
     std::fs::remove_file(snapshot.join(NAMES[1])).unwrap();
     symlink("../../2", snapshot.join(NAMES[1])).unwrap();
     let error = failure(&path);
-    assert!(error.contains("is a link out of the folder [shard-path]"), "{error}");
+    assert!(error.contains("links outside the folder [shard-path]"), "{error}");
 }
 
 #[test]
@@ -110,22 +113,22 @@ fn an_index_and_its_shards_must_agree() {
     let name = &all[0].name;
     check(
         good.replace(&first, &format!(r#"{first}, "x": "{}""#, NAMES[1])),
-        "the tensor `x` is not in `m-2-of-2`",
+        "tensor `x` is not in `m-2-of-2`",
     );
     check(
         good.replace(&format!("{first}, "), ""),
-        &format!("the tensor `{name}`, which is not in the index or in two"),
+        &format!("unexpected tensor `{name}`: not in the index, or in two"),
     );
     check(good.replace(&first, &format!("{first}, {first}")), "is in the index twice [duplicate-name]");
     let moved = format!(r#""{}": "{}""#, all[0].name, NAMES[1]);
-    check(good.replace(&first, &moved), "which the index has in `m-2-of-2` [shard]");
-    check(r#"{"weight_map": {}}"#.into(), "no tensors [no-tensors]");
-    check(r#"{"weight_map": {"a": 1}}"#.into(), "no index of shards");
-    check(r#"{"weight_map": []}"#.into(), "an object from tensor to file");
-    check(r#"{"config": 1}"#.into(), "JSON text, not a checkpoint [format]");
-    check(format!(r#"{{"weight_map": {}"#, "[".repeat(100_000)), "no index of shards");
-    // A shard must not be an index again, nor of another kind than the first.
-    check(index(&[("w", "model.index.json")]), "an index of shards is read by its path");
+    check(good.replace(&first, &moved), "the index has it in `m-2-of-2` [shard]");
+    check(r#"{"weight_map": {}}"#.into(), "the index has no tensors [no-tensors]");
+    check(r#"{"weight_map": {"a": 1}}"#.into(), "not an index of shards");
+    check(r#"{"weight_map": []}"#.into(), "an object from tensor name to file name");
+    check(r#"{"config": 1}"#.into(), "JSON without `weight_map`, not an index of shards [format]");
+    check(format!(r#"{{"weight_map": {}"#, "[".repeat(100_000)), "not an index of shards");
+    // A shard must not be an index, and all shards must have one format.
+    check(index(&[("w", "model.index.json")]), "an index of shards must be opened by its path");
     std::fs::write(at.dir().join(NAMES[1]), network::zip(&all[20..], &[])).unwrap();
-    check(good, "where other shards are of the kind safetensors [shard]");
+    check(good, "expected safetensors [shard]");
 }

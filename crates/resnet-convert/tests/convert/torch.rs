@@ -1,6 +1,6 @@
 //! State dicts for PyTorch: our own reader must find the same checkpoint in them.
 
-use resnet_convert::{Container, Float, Job, Options};
+use resnet_convert::{Conversion, ConvertOptions, Float, Format};
 use resnet_model::arch::Block;
 use resnet_model::file::Existing;
 use resnet_model::{Checkpoint, Labels};
@@ -9,10 +9,10 @@ use super::{File, file};
 use crate::build::network::{Named, small, tensors, zip};
 
 /// `tensors` converted to `name`.
-fn written(tensors: &[Named], name: &str, options: &Options) -> File {
+fn written(tensors: &[Named], name: &str, options: &ConvertOptions) -> File {
     let at = file("in.pth", &zip(tensors, &[]));
     let output = at.dir().join(name);
-    let job = Job { input: &at.path, output: &output, existing: Existing::Keep, options };
+    let job = Conversion { input: &at.path, output: &output, existing: Existing::Keep, options };
     let mut done = 0;
     resnet_convert::convert(job, &mut |p| {
         assert!(p.done > done && p.done <= p.total);
@@ -39,11 +39,12 @@ fn a_state_dict_is_read_back_bit_for_bit() {
     let labels = Labels::Names(["cat", "dog", "newt"].map(Into::into).to_vec());
     for (tensors, dtype) in [(&all, None), (&all, Some(Float::F16)), (&all, Some(Float::BF16)), (&old, None)]
     {
-        let options = Options { dtype, labels: Some(labels.clone()), ..Options::default() };
+        let options = ConvertOptions { dtype, labels: Some(labels.clone()), ..ConvertOptions::default() };
         let at = written(tensors, "out.pth", &options);
         let (wanted, _) = resnet_convert::open(&at.path, &options).unwrap();
-        let (found, report) = resnet_convert::open(&at.dir().join("out.pth"), &Options::default()).unwrap();
-        assert_eq!(report.container, Container::TorchZip);
+        let (found, report) =
+            resnet_convert::open(&at.dir().join("out.pth"), &ConvertOptions::default()).unwrap();
+        assert_eq!(report.container, Format::TorchZip);
         assert!(report.notes.iter().all(|n| !n.contains("checksum")), "{:?}", report.notes);
         same(&wanted, &found);
         let one = std::fs::read(at.dir().join("out.pth")).unwrap();
@@ -56,7 +57,7 @@ fn a_state_dict_is_read_back_bit_for_bit() {
 #[test]
 fn storages_are_aligned_and_in_order() {
     let all = tensors(&small(Block::Basic, 3));
-    let at = written(&all, "out.bin", &Options::default());
+    let at = written(&all, "out.bin", &ConvertOptions::default());
     let bytes = std::fs::read(at.dir().join("out.bin")).unwrap();
     let mut start = 0;
     for (key, tensor) in all.iter().enumerate() {
@@ -74,10 +75,10 @@ fn storages_are_aligned_and_in_order() {
 /// A file that other programs could have made: what it says about itself must be true.
 #[test]
 fn a_false_description_is_refused() {
-    let at = written(&tensors(&small(Block::Basic, 3)), "out.pth", &Options::default());
+    let at = written(&tensors(&small(Block::Basic, 3)), "out.pth", &ConvertOptions::default());
     let bytes = std::fs::read(at.dir().join("out.pth")).unwrap();
     let broken = crate::build::patch(&bytes, b"\"num_classes\":3", b"\"num_classes\":4");
     let bad = file("bad.pth", &broken);
-    let error = resnet_convert::open(&bad.path, &Options::default()).unwrap_err();
+    let error = resnet_convert::open(&bad.path, &ConvertOptions::default()).unwrap_err();
     assert_eq!(error.code().unwrap().as_str(), "crc");
 }

@@ -344,7 +344,11 @@ pub(super) fn children() -> Case {
         let n = if n.starts_with("fc.") { n.replacen("fc.", "9.", 1) } else { n };
         (1..=4).fold(n, |n, i| n.replace(&format!("layer{i}."), &format!("{}.", i + 3)))
     };
-    case("torchvision's modules in a row", Arch::ResNet(ResNet { stages, ..resnet(Block::Basic, 5) }), rename)
+    case(
+        "torchvision, nn.Sequential of children",
+        Arch::ResNet(ResNet { stages, ..resnet(Block::Basic, 5) }),
+        rename,
+    )
 }
 
 /// Names that say nothing, in the order of `state_dict()`.

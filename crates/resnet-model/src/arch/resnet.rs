@@ -1,33 +1,33 @@
-//! Residual networks with the norm after the convolution, and plain networks of the same layers.
+//! Residual networks with the norm after the convolution, and plain networks with the same layers.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
 use super::options::{
-    EPS, article, check_ends, check_eps, check_output_stride, default_eps, is_default, is_default_eps,
-    is_one, one, within,
+    EPS, article, check_ends, check_eps, check_output_stride, check_size, default_eps, invalid, is_default,
+    is_default_eps, is_one, one,
 };
 use super::{GlobalPool, Norm};
 use crate::{Error, Result};
 
-/// A residual (or plain) network of stages of equal blocks.
+/// A residual (or plain) network: stages of equal blocks.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ResNet {
-    /// What comes before the first stage.
+    /// The layers before the first stage.
     pub stem: Stem,
-    /// What halves the size between an ImageNet stem's convolutions and the first stage.
+    /// The strided layer between the convolutions of an ImageNet stem and the first stage.
     #[serde(default, skip_serializing_if = "is_default")]
     pub stem_pool: StemPool,
-    /// On which side of the image what has a stride of 2 is padded.
+    /// The sides on which strided layers are padded.
     #[serde(default, skip_serializing_if = "is_default")]
     pub padding: Padding,
-    /// The stages; each but the first halves height and width.
+    /// The stages; each except the first halves height and width.
     pub stages: Vec<Stage>,
-    /// What the shortcuts are.
+    /// The shortcuts.
     pub shortcut: Shortcut,
-    /// Where a bottleneck block that halves the size does so.
+    /// The convolution that has the stride in a strided bottleneck block.
     #[serde(default, skip_serializing_if = "is_default")]
     pub stride_in: StrideIn,
     /// Groups of the 3×3 convolution in bottleneck blocks (ResNeXt's cardinality).
@@ -36,66 +36,66 @@ pub struct ResNet {
     /// Channels per group at a stage width of 64 (`base_width` or `width_per_group` elsewhere).
     #[serde(default = "sixty_four", skip_serializing_if = "is_sixty_four")]
     pub group_width: usize,
-    /// By how much the first convolution of a block is narrower than the second (SENet-154: 2).
+    /// Width of the second convolution of a block divided by that of the first (SENet-154: 2).
     #[serde(default = "one", skip_serializing_if = "is_one")]
     pub first_reduction: usize,
-    /// What the blocks' results are weighted by, channel by channel.
+    /// The channel attention of the blocks.
     #[serde(default, skip_serializing_if = "is_default")]
     pub attention: Attention,
-    /// What smooths the image where its size is halved.
+    /// The filter before downsampling.
     #[serde(default, skip_serializing_if = "is_default")]
     pub anti_alias: AntiAlias,
-    /// What normalises the channels.
+    /// The normalization layer.
     #[serde(default, skip_serializing_if = "is_default")]
     pub norm: Norm,
-    /// What the norms add to the variance.
+    /// Epsilon of the norms.
     #[serde(default = "default_eps", skip_serializing_if = "is_default_eps")]
     pub norm_eps: f64,
-    /// Widths of a pruned network, stage by stage; empty where the stages say everything.
+    /// Widths of a pruned network by stage; empty if the network is not pruned.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pruned: Vec<PrunedStage>,
-    /// How all pixels become one, before the head.
+    /// The pooling over all pixels before the head.
     #[serde(default, skip_serializing_if = "is_default")]
     pub pool: GlobalPool,
-    /// Input pixels per pixel of the last stage, if that is limited: stages beyond it are dilated instead.
+    /// Maximum stride of the last stage in input pixels: later stages are dilated instead of strided.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub output_stride: Option<usize>,
     /// Channels of the input.
     pub in_channels: usize,
-    /// Number of classes; 0 = no head, the result is the pooled features.
+    /// Number of classes; 0 = no head, the output is the pooled features.
     pub num_classes: usize,
 }
 
-/// Blocks of equal kind and width.
+/// A sequence of equal blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Stage {
-    /// The kind of block.
+    /// The type of the blocks.
     pub block: Block,
     /// Number of blocks.
     pub depth: usize,
-    /// Channels of the inner convolutions (`planes` elsewhere); the stage's result has [`Block::expansion`] times as many.
+    /// Channels of the inner convolutions (torchvision's `planes`); the output has [`Block::expansion`] times as many.
     pub width: usize,
 }
 
 impl Stage {
-    /// Channels of the stage's result, unless it is pruned.
+    /// Returns the output channels of the stage if it is not pruned.
     pub const fn out_channels(self) -> usize {
         self.width * self.block.expansion()
     }
 }
 
-/// The channels that pruning left in a stage of bottleneck blocks (arXiv 2002.08258).
+/// The channels of a pruned stage of bottleneck blocks (arXiv 2002.08258).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PrunedStage {
-    /// Channels of the stage's result.
+    /// Output channels of the stage.
     pub out: usize,
-    /// Channels of each block's first and second convolution.
+    /// Output channels of the first and second convolution of each block.
     pub inner: Vec<[usize; 2]>,
 }
 
-/// The residual units of the paper, figure 5.
+/// The residual blocks of the paper, figure 5.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Block {
@@ -106,7 +106,7 @@ pub enum Block {
 }
 
 impl Block {
-    /// Channels of the result per channel of width.
+    /// Returns the ratio of output channels to width.
     pub const fn expansion(self) -> usize {
         match self {
             Block::Basic => 1,
@@ -114,7 +114,7 @@ impl Block {
         }
     }
 
-    /// Convolutions in the block.
+    /// Returns the number of convolutions in the block.
     pub const fn layers(self) -> usize {
         match self {
             Block::Basic => 2,
@@ -123,7 +123,7 @@ impl Block {
     }
 }
 
-/// What comes before the first stage.
+/// The layers before the first stage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 #[non_exhaustive]
@@ -133,13 +133,13 @@ pub enum Stem {
         /// Channels of the convolution.
         width: usize,
     },
-    /// Three 3×3 convolutions, the first with stride 2, then a [`StemPool`]: timm's `deep` and `deep_tiered` stems, the
-    /// variants -C, -D, -S and -T (arXiv 1812.01187).
+    /// Three 3×3 convolutions, the first with stride 2, then a [`StemPool`]: timm's `deep` and `deep_tiered` stems, used
+    /// by the variants -C, -D, -S and -T (arXiv 1812.01187).
     Deep {
         /// Channels of the convolutions.
         widths: [usize; 3],
     },
-    /// 3×3 convolution with stride 1, no pooling: the paper's CIFAR-10 networks (section 4.2).
+    /// 3×3 convolution with stride 1, no pooling: the CIFAR-10 networks of the paper (section 4.2).
     Conv3 {
         /// Channels of the convolution.
         width: usize,
@@ -147,17 +147,17 @@ pub enum Stem {
 }
 
 impl Stem {
-    /// timm's `deep` stem of this `stem_width`.
+    /// Returns timm's `deep` stem for this `stem_width`.
     pub const fn deep(width: usize) -> Stem {
         Stem::Deep { widths: [width, width, 2 * width] }
     }
 
-    /// timm's `deep_tiered` stem of this `stem_width`.
+    /// Returns timm's `deep_tiered` stem for this `stem_width`.
     pub const fn tiered(width: usize) -> Stem {
         Stem::Deep { widths: [width / 4 * 3, width, 2 * width] }
     }
 
-    /// Channels of the result.
+    /// Returns the output channels.
     pub const fn width(self) -> usize {
         match self {
             Stem::Conv7 { width } | Stem::Conv3 { width } => width,
@@ -165,7 +165,7 @@ impl Stem {
         }
     }
 
-    /// Input pixels per pixel of the first stage, along each axis.
+    /// Returns the stride of the stem in input pixels, along each axis.
     pub const fn stride(self) -> usize {
         match self {
             Stem::Conv7 { .. } | Stem::Deep { .. } => 4,
@@ -174,79 +174,79 @@ impl Stem {
     }
 }
 
-/// What halves the size after the convolutions of an ImageNet stem.
+/// The strided layer after the convolutions of an ImageNet stem.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum StemPool {
-    /// 3×3 max-pool with stride 2.
+    /// 3×3 max pooling with stride 2.
     #[default]
     Max,
     /// 3×3 convolution with stride 2 (ResNet-RS, arXiv 2103.07579).
     Conv,
 }
 
-/// Where the padding of windows that move by two pixels lies. An odd number of pixels in all is what TensorFlow's `SAME`
-/// gives images of even size: one more behind the image than before it.
+/// The padding of layers with stride 2. One-sided is TensorFlow's `SAME` for even sizes: the total is an odd number of
+/// pixels, one more at the bottom and right than at the top and left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Padding {
-    /// As much before the image as behind it.
+    /// Equal on both sides.
     #[default]
     Symmetric,
-    /// One-sided in the stem's max-pool: TensorFlow's official networks, and those of Caffe, whose pools round up.
+    /// One-sided in the max pooling of the stem: TensorFlow's official networks, and Caffe with its rounded-up pooling.
     OneSidedPool,
-    /// One-sided in the max-pool and in the blocks, but not in the first convolution: TensorFlow's networks of Keras.
+    /// One-sided in the max pooling and in the blocks, but not in the first convolution: Keras applications.
     OneSidedBlocks,
-    /// One-sided wherever the stride is 2: TensorFlow's Model Garden.
+    /// One-sided in all layers with stride 2: TensorFlow Model Garden.
     OneSided,
 }
 
 impl Padding {
-    pub(crate) fn of_stem(self) -> bool {
+    pub(crate) fn one_sided_stem(self) -> bool {
         self == Padding::OneSided
     }
 
-    pub(crate) fn of_pool(self) -> bool {
+    pub(crate) fn one_sided_pool(self) -> bool {
         self != Padding::Symmetric
     }
 
-    pub(crate) fn of_blocks(self) -> bool {
+    pub(crate) fn one_sided_blocks(self) -> bool {
         matches!(self, Padding::OneSidedBlocks | Padding::OneSided)
     }
 
-    /// As in "a network with …".
+    /// Returns a phrase that completes "a network with …".
     pub(super) fn described(self) -> Option<&'static str> {
         match self {
             Padding::Symmetric => None,
-            Padding::OneSidedPool => Some("a one-sided max-pool"),
+            Padding::OneSidedPool => Some("one-sided padding in the max pooling"),
             Padding::OneSidedBlocks => Some("one-sided padding after the first convolution"),
             Padding::OneSided => Some("one-sided padding"),
         }
     }
 }
 
-/// The paper's shortcut options (section 4.1) and later ones, and none for plain networks.
+/// The shortcut options of the paper (section 4.1), later ones, and none for plain networks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Shortcut {
-    /// No shortcut: the plain network of the same layers.
+    /// No shortcut: the plain network with the same layers.
     None,
-    /// Option A: identity; where sizes differ, every second pixel and zero channels, half of them on each side.
+    /// Option A: identity; where sizes differ, every second pixel, and zero channels, half on each side.
     ZeroPad,
     /// Option B: identity, and a 1×1 projection where sizes differ.
     Projection,
     /// Option C: a 1×1 projection in every block.
     ProjectionAll,
-    /// As option B, with a 2×2 mean before the projection where the size is halved: the variants -D and -T
+    /// Option B with 2×2 average pooling before the projection in strided blocks: the variants -D and -T
     /// (arXiv 1812.01187).
     AvgProjection,
-    /// As option B, with a 3×3 projection where the size is halved (SENet-154).
+    /// Option B with a 3×3 projection in strided blocks (SENet-154).
     Projection3x3,
 }
 
-/// Which convolution of a bottleneck block has the stride.
+/// The convolution that has the stride in a bottleneck block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum StrideIn {
@@ -257,54 +257,54 @@ pub enum StrideIn {
     Conv1x1,
 }
 
-/// What the result of a block is weighted by, channel by channel, before the shortcut is added.
+/// The channel attention of a block, applied before the residual add.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 #[non_exhaustive]
 pub enum Attention {
-    /// Nothing.
+    /// None.
     #[default]
     None,
-    /// Squeeze and excitation (arXiv 1709.01507): two fully connected layers on the means of the channels.
+    /// Squeeze-and-excitation (arXiv 1709.01507): two fully connected layers on the channel means.
     Se {
-        /// Channels per channel of the hidden layer, which timm rounds up to a multiple of 8.
+        /// Ratio of channels to hidden channels; the hidden channels are rounded to a multiple of 8 as in timm.
         reduction: usize,
     },
-    /// Efficient channel attention (arXiv 1910.03151): a convolution over the means of the channels.
+    /// Efficient channel attention (arXiv 1910.03151): a convolution over the channel means.
     Eca,
 }
 
 impl Attention {
-    /// Channels of the hidden layer of squeeze and excitation for a stage's result of `channels`; `reduction` is at least 1.
+    /// Returns the hidden channels of squeeze-and-excitation for `channels` channels; `reduction` is at least 1.
     pub fn hidden(channels: usize, reduction: usize) -> usize {
-        // timm's `make_divisible(channels / reduction, 8, round_limit=0)`: to the nearest multiple of 8, but not to 0.
-        // Halves go up.
+        // timm's `make_divisible(channels / reduction, 8, round_limit=0)`: the nearest multiple of 8, at least 8, rounding
+        // halves up.
         ((channels + 4 * reduction) / reduction.max(1) / 8 * 8).max(8)
     }
 
-    /// Kernel size of efficient channel attention: the odd number nearest above `(log₂ channels + 1) / 2`, at least 3.
+    /// Returns the kernel size of efficient channel attention: `(log₂ channels + 1) / 2` rounded to an odd number, at least 3.
     pub(crate) fn kernel(channels: usize) -> usize {
         let half = (((channels as f64).log2() + 1.0) / 2.0) as usize;
         (half | 1).max(3)
     }
 }
 
-/// What smooths the image before it is subsampled (arXiv 1904.11486).
+/// The low-pass filter before downsampling (arXiv 1904.11486).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum AntiAlias {
-    /// Nothing: convolutions and pools have the stride themselves.
+    /// None: convolutions and pooling layers have the stride.
     #[default]
     None,
-    /// A 2×2 mean (timm's `resnetaa`).
+    /// 2×2 average pooling (timm's `resnetaa`).
     Avg,
     /// A 3×3 binomial blur (timm's `resnetblur`).
     Blur,
 }
 
 impl ResNet {
-    /// The ImageNet network of the paper with `depths` blocks per stage: widths 64 to 512, projection shortcuts,
+    /// Returns the ImageNet network of the paper with `depths` blocks per stage: widths 64 to 512, projection shortcuts,
     /// 3 input channels, 1000 classes.
     pub fn imagenet(block: Block, depths: &[usize]) -> ResNet {
         let stage = |(i, &depth): (usize, &usize)| Stage { block, depth, width: 64usize << i };
@@ -330,7 +330,7 @@ impl ResNet {
         }
     }
 
-    /// The CIFAR-10 network of the paper, section 4.2: 6n + 2 layers, widths 16, 32, 64, zero-padded shortcuts,
+    /// Returns the CIFAR-10 network of the paper, section 4.2: 6n + 2 layers, widths 16, 32, 64, zero-padded shortcuts,
     /// 3 input channels, 10 classes. `None` unless `depth` is 6n + 2 with n ≥ 1.
     pub fn cifar(depth: usize) -> Option<ResNet> {
         let n = depth.checked_sub(2)?;
@@ -347,7 +347,7 @@ impl ResNet {
         })
     }
 
-    /// Layers with weights, counted as the paper does: convolutions on the main path and the head.
+    /// Returns the number of layers with weights as the paper counts them: convolutions on the main path and the head.
     pub fn layers(&self) -> usize {
         2 + self.stages.iter().map(|s| s.depth * s.block.layers()).sum::<usize>()
     }
@@ -369,49 +369,52 @@ impl ResNet {
         f.write_str(")")
     }
 
-    /// Refuses sizes that no network has, so that a hostile description cannot ask for unbounded memory.
+    /// Checks all sizes, so that an untrusted description cannot request unbounded memory.
     pub(crate) fn validate(&self) -> Result<()> {
-        within("number of stages", self.stages.len(), 16)?;
+        check_size("number of stages", self.stages.len(), 16)?;
         for stage in &self.stages {
-            within("depth of a stage", stage.depth, 1000)?;
-            within("width of a stage", stage.width, 1 << 14)?;
+            check_size("stage depth", stage.depth, 1000)?;
+            check_size("stage width", stage.width, 1 << 14)?;
         }
         match self.stem {
-            Stem::Deep { widths } => widths.iter().try_for_each(|&w| within("stem width", w, 1 << 14))?,
-            stem => within("stem width", stem.width(), 1 << 14)?,
+            Stem::Deep { widths } => widths.iter().try_for_each(|&w| check_size("stem width", w, 1 << 14))?,
+            stem => check_size("stem width", stem.width(), 1 << 14)?,
         }
-        within("groups", self.groups, 1 << 10)?;
-        within("group_width", self.group_width, 1 << 14)?;
-        within("first_reduction", self.first_reduction, 64)?;
+        check_size("groups", self.groups, 1 << 10)?;
+        check_size("group_width", self.group_width, 1 << 14)?;
+        check_size("first_reduction", self.first_reduction, 64)?;
         if let Attention::Se { reduction } = self.attention {
-            within("reduction of the attention", reduction, 1 << 10)?;
+            check_size("attention reduction", reduction, 1 << 10)?;
         }
         check_ends(self.in_channels, self.num_classes)?;
         check_eps(self.norm_eps)?;
         check_output_stride(self.output_stride)?;
         for stage in &self.stages {
             if stage.block == Block::Basic && (self.groups, self.group_width) != (1, 64) {
-                return Err(Error::Arch("basic blocks have one group of width 64".into()));
+                let feature = "groups or a group width other than 64";
+                return Err(Error::UnsupportedCombination { feature, other: "basic blocks" });
             }
             let inner = self.inner_width(*stage);
-            within("inner width of a block", inner, 1 << 16)?;
-            if !inner.is_multiple_of(self.first_reduction * self.groups) {
-                return Err(Error::Arch(format!(
-                    "a width of {inner} cannot be reduced by {}",
-                    self.first_reduction
-                )));
+            check_size("inner width of a block", inner, 1 << 16)?;
+            let divisor = self.first_reduction * self.groups;
+            if !inner.is_multiple_of(divisor) {
+                return Err(Error::Indivisible { layer: "a block".into(), channels: inner, divisor });
             }
         }
         if self.norm.activates() {
-            return Err(Error::Arch("blocks that end in a norm cannot have one that activates".into()));
+            return Err(Error::UnsupportedCombination {
+                feature: "a norm that includes an activation",
+                other: "post-activation blocks",
+            });
         }
         if self.shortcut == Shortcut::ZeroPad {
             let mut channels = self.stem.width();
             for stage in &self.stages {
                 let out = stage.out_channels();
                 if out < channels {
-                    let what = "a zero-padded shortcut cannot go";
-                    return Err(Error::Arch(format!("{what} from {channels} channels to {out}")));
+                    let expected =
+                        format!("at least {channels}, the input channels of the zero-padded shortcut");
+                    return Err(invalid("output channels of a stage", out, expected));
                 }
                 channels = out;
             }
@@ -421,9 +424,10 @@ impl ResNet {
             && self.shortcut != Shortcut::Projection3x3
             && self.output_stride.is_none();
         if self.padding != Padding::Symmetric && !plain {
-            let what =
-                "one-sided padding goes with max-pools and strides, not with what stands for them elsewhere";
-            return Err(Error::Arch(what.into()));
+            return Err(Error::UnsupportedCombination {
+                feature: "one-sided padding",
+                other: "a convolutional stem pool, anti-aliasing, 3×3 projections or an output stride",
+            });
         }
         self.validate_pruned()
     }
@@ -432,18 +436,28 @@ impl ResNet {
         if self.pruned.is_empty() {
             return Ok(());
         }
-        let depths = self.stages.iter().map(|s| s.depth);
-        if !self.pruned.iter().map(|p| p.inner.len()).eq(depths) {
-            return Err(Error::Arch("the pruned widths are not those of the stages' blocks".into()));
+        let depths: Vec<usize> = self.stages.iter().map(|s| s.depth).collect();
+        let pruned: Vec<usize> = self.pruned.iter().map(|p| p.inner.len()).collect();
+        if pruned != depths {
+            let list = |depths: &[usize]| {
+                format!(
+                    "widths for {} blocks",
+                    depths.iter().map(usize::to_string).collect::<Vec<_>>().join("-")
+                )
+            };
+            return Err(invalid("pruned", list(&pruned), list(&depths)));
         }
         if self.groups != 1 || self.stages.iter().any(|s| s.block == Block::Basic) {
-            return Err(Error::Arch("only bottleneck blocks of one group are pruned".into()));
+            return Err(Error::UnsupportedCombination {
+                feature: "pruning",
+                other: "basic blocks or groups",
+            });
         }
         let widths = self.pruned.iter().flat_map(|p| p.inner.iter().flatten().chain([&p.out]));
-        widths.copied().try_for_each(|w| within("a pruned width", w, 1 << 16))
+        widths.copied().try_for_each(|w| check_size("pruned width", w, 1 << 16))
     }
 
-    /// Channels of the 3×3 convolutions of a stage.
+    /// Returns the channels of the 3×3 convolutions of a stage.
     pub(crate) fn inner_width(&self, stage: Stage) -> usize {
         match stage.block {
             Block::Basic => stage.width,

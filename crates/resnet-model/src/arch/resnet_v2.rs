@@ -5,46 +5,47 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::options::{
-    EPS, article, check_ends, check_eps, check_output_stride, default_eps, is_default, is_default_eps, within,
+    EPS, article, check_ends, check_eps, check_output_stride, check_size, default_eps, is_default,
+    is_default_eps,
 };
 use super::{Block, GlobalPool, Norm, StrideIn};
 use crate::{Error, Result};
 
-/// A pre-activation residual network (He et al. 2016, arXiv 1603.05027) and BiT (arXiv 1912.11370), as timm's
-/// `resnetv2.py` writes them.
+/// A pre-activation residual network (He et al. 2016, arXiv 1603.05027) or BiT network (arXiv 1912.11370), as in timm's
+/// `resnetv2.py`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ResNetV2 {
-    /// What comes before the first stage.
+    /// The layers before the first stage.
     pub stem: StemV2,
-    /// The kind of all blocks.
+    /// The type of all blocks.
     pub block: Block,
-    /// The stages; each but the first halves height and width.
+    /// The stages; each except the first halves height and width.
     pub stages: Vec<StageV2>,
-    /// What the shortcut is in the first block of a stage.
+    /// The shortcut in the first block of a stage.
     #[serde(default, skip_serializing_if = "is_default")]
     pub projection: ProjectionV2,
-    /// Where a bottleneck block that halves the size does so.
+    /// The convolution that has the stride in a strided bottleneck block.
     #[serde(default, skip_serializing_if = "is_default")]
     pub stride_in: StrideIn,
-    /// What normalises the channels.
+    /// The normalization layer.
     #[serde(default, skip_serializing_if = "is_default")]
     pub norm: Norm,
-    /// What the norms add to the variance.
+    /// Epsilon of the norms.
     #[serde(default = "default_eps", skip_serializing_if = "is_default_eps")]
     pub norm_eps: f64,
-    /// What is added to the variance of standardised weights (BiT); weights are used as they are without.
+    /// Epsilon of weight standardization (BiT); `None` disables it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub standardize: Option<f64>,
-    /// How all pixels become one, before the head.
+    /// The pooling over all pixels before the head.
     #[serde(default, skip_serializing_if = "is_default")]
     pub pool: GlobalPool,
-    /// Input pixels per pixel of the last stage, if that is limited: stages beyond it are dilated instead.
+    /// Maximum stride of the last stage in input pixels: later stages are dilated instead of strided.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub output_stride: Option<usize>,
     /// Channels of the input.
     pub in_channels: usize,
-    /// Number of classes; 0 = no head, the result is the pooled features.
+    /// Number of classes; 0 = no head, the output is the pooled features.
     pub num_classes: usize,
 }
 
@@ -54,11 +55,11 @@ pub struct ResNetV2 {
 pub struct StageV2 {
     /// Number of blocks.
     pub depth: usize,
-    /// Channels of the stage's result; the inner convolutions of bottleneck blocks have a quarter.
+    /// Output channels of the stage; the inner convolutions of bottleneck blocks have a quarter.
     pub channels: usize,
 }
 
-/// What comes before the first stage. Its result is as a rule not normalised: the first block does that.
+/// The layers before the first stage. The output is usually not normalized: the first block starts with a norm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 #[non_exhaustive]
@@ -68,13 +69,13 @@ pub enum StemV2 {
         /// Channels of the convolution.
         width: usize,
     },
-    /// As [`StemV2::Conv7`], but the pool's padding is zeros, which can win (timm's `fixed`, BiT).
+    /// [`StemV2::Conv7`] with zero padding before the max pooling, so that 0 can be the maximum (timm's `fixed`, BiT).
     Conv7ZeroPadded {
         /// Channels of the convolution.
         width: usize,
     },
-    /// As [`StemV2::Conv7`], with a norm of the input before it, and a norm and a ReLU before the pool (GluonCV and the
-    /// ONNX model zoo).
+    /// [`StemV2::Conv7`] with a norm of the input, and a norm and a ReLU before the pooling (GluonCV and the ONNX model
+    /// zoo).
     NormConv7 {
         /// Channels of the convolution.
         width: usize,
@@ -84,7 +85,7 @@ pub enum StemV2 {
         /// Channels of the convolutions.
         widths: [usize; 3],
     },
-    /// 3×3 convolution with stride 1, no pooling: the paper's CIFAR networks.
+    /// 3×3 convolution with stride 1, no pooling: the CIFAR networks of the paper.
     Conv3 {
         /// Channels of the convolution.
         width: usize,
@@ -92,7 +93,7 @@ pub enum StemV2 {
 }
 
 impl StemV2 {
-    /// Input pixels per pixel of the first stage, along each axis.
+    /// Returns the stride of the stem in input pixels, along each axis.
     pub const fn stride(self) -> usize {
         match self {
             StemV2::Conv3 { .. } => 1,
@@ -100,7 +101,7 @@ impl StemV2 {
         }
     }
 
-    /// Channels of all convolutions.
+    /// Returns the channels of all convolutions.
     pub(crate) fn widths(self) -> Vec<usize> {
         match self {
             StemV2::Conv7 { width }
@@ -112,7 +113,7 @@ impl StemV2 {
     }
 }
 
-/// What the shortcut is in the first block of a stage. It starts from the normalised input.
+/// The shortcut in the first block of a stage. Its input is the normalized input of the block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -120,12 +121,12 @@ pub enum ProjectionV2 {
     /// A 1×1 convolution.
     #[default]
     Conv,
-    /// A 2×2 mean where the size is halved, then a 1×1 convolution.
+    /// 2×2 average pooling in strided blocks, then a 1×1 convolution.
     AvgConv,
 }
 
 impl ResNetV2 {
-    /// timm's ResNet-v2 with `depths` blocks per stage: 7×7 stem of width 64, batch norm, 3 input channels, 1000 classes.
+    /// Returns timm's ResNet-v2 with `depths` blocks per stage: 7×7 stem of width 64, batch norm, 3 input channels, 1000 classes.
     pub fn imagenet(block: Block, depths: &[usize]) -> ResNetV2 {
         let stage = |(i, &depth): (usize, &usize)| StageV2 { depth, channels: (64 * block.expansion()) << i };
         ResNetV2 {
@@ -144,7 +145,7 @@ impl ResNetV2 {
         }
     }
 
-    /// BiT: `width` times as wide, standardised weights, group norm, zero-padded max-pool.
+    /// Returns a BiT network: `width` times as wide, weight standardization, group norm, zero-padded max pooling.
     pub fn bit(depths: &[usize], width: usize) -> ResNetV2 {
         let mut net = ResNetV2::imagenet(Block::Bottleneck, depths);
         net.stages.iter_mut().for_each(|stage| stage.channels *= width);
@@ -152,7 +153,7 @@ impl ResNetV2 {
         ResNetV2 { stem, norm: Norm::Group, standardize: Some(1e-8), ..net }
     }
 
-    /// The paper's bottleneck network for CIFAR-10: 9n + 2 layers, widths 64, 128 and 256, stride in the first 1×1
+    /// Returns the bottleneck network of the paper for CIFAR-10: 9n + 2 layers, widths 64, 128 and 256, stride in the first 1×1
     /// convolution, 3 input channels, 10 classes. `None` unless `depth` is 9n + 2 with n ≥ 1.
     pub fn cifar(depth: usize) -> Option<ResNetV2> {
         let n = depth.checked_sub(2)?;
@@ -168,7 +169,7 @@ impl ResNetV2 {
         })
     }
 
-    /// Layers with weights, counted as the paper does: convolutions on the main path and the head.
+    /// Returns the number of layers with weights as the paper counts them: convolutions on the main path and the head.
     pub fn layers(&self) -> usize {
         2 + self.stages.iter().map(|s| s.depth * self.block.layers()).sum::<usize>()
     }
@@ -182,19 +183,20 @@ impl ResNetV2 {
         f.write_str(")")
     }
 
-    /// Refuses sizes that no network has, so that a hostile description cannot ask for unbounded memory.
+    /// Checks all sizes, so that an untrusted description cannot request unbounded memory.
     pub(crate) fn validate(&self) -> Result<()> {
-        within("number of stages", self.stages.len(), 16)?;
+        check_size("number of stages", self.stages.len(), 16)?;
         for stage in &self.stages {
-            within("depth of a stage", stage.depth, 1000)?;
-            within("channels of a stage", stage.channels, 1 << 16)?;
-            within("inner width of a block", self.inner_width(*stage), 1 << 16)?;
+            check_size("stage depth", stage.depth, 1000)?;
+            check_size("stage channels", stage.channels, 1 << 16)?;
+            check_size("inner width of a block", self.inner_width(*stage), 1 << 16)?;
         }
-        self.stem.widths().into_iter().try_for_each(|width| within("stem width", width, 1 << 14))?;
+        self.stem.widths().into_iter().try_for_each(|width| check_size("stem width", width, 1 << 14))?;
         if self.norm.activates() && matches!(self.stem, StemV2::NormConv7 { .. }) {
-            return Err(Error::Arch(
-                "a stem that normalises the input cannot have a norm that activates".into(),
-            ));
+            return Err(Error::UnsupportedCombination {
+                feature: "a normalized input",
+                other: "a norm that includes an activation",
+            });
         }
         check_ends(self.in_channels, self.num_classes)?;
         check_eps(self.norm_eps)?;
@@ -202,7 +204,7 @@ impl ResNetV2 {
         check_output_stride(self.output_stride)
     }
 
-    /// Channels between the convolutions of a stage's blocks.
+    /// Returns the channels between the convolutions of a block.
     pub(crate) fn inner_width(&self, stage: StageV2) -> usize {
         stage.channels / self.block.expansion()
     }

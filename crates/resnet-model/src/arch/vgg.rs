@@ -4,22 +4,22 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::options::{article, check_ends, is_default, within};
+use super::options::{article, check_ends, check_size, is_default};
 use crate::Result;
 
-/// A VGG network (arXiv 1409.1556), as torchvision's `vgg.py` writes it. Its head sees a grid of 7×7 pixels, so that it
-/// has no other global pool.
+/// A VGG network (arXiv 1409.1556), as in torchvision's `vgg.py`. Its head reads a 7×7 feature map, so that the global
+/// pooling cannot be chosen.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Vgg {
     /// The stages; each ends with a 2×2 max-pool.
     pub stages: Vec<VggStage>,
-    /// What normalises the channels after each convolution.
+    /// The normalization layer after each convolution.
     #[serde(default, skip_serializing_if = "is_default")]
     pub norm: VggNorm,
     /// Channels of the input.
     pub in_channels: usize,
-    /// Number of classes; 0 = no last layer, the result is the 4096 features before it.
+    /// Number of classes; 0 = no last layer, the output is the 4096 features before it.
     pub num_classes: usize,
 }
 
@@ -33,20 +33,20 @@ pub struct VggStage {
     pub width: usize,
 }
 
-/// What normalises the channels of a VGG network.
+/// The normalization layer of a VGG network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum VggNorm {
-    /// Nothing: the paper.
+    /// None, as in the paper.
     #[default]
     None,
-    /// Batch normalisation (torchvision's `_bn`).
+    /// Batch normalization (torchvision's `_bn`).
     Batch,
 }
 
 impl Vgg {
-    /// The paper's network with `depths` convolutions per stage: widths 64, 128, 256, 512 and 512, 3 input channels,
+    /// Returns the network of the paper with `depths` convolutions per stage: widths 64, 128, 256, 512 and 512, 3 input channels,
     /// 1000 classes.
     pub fn imagenet(depths: [usize; 5]) -> Vgg {
         let widths = [64, 128, 256, 512, 512];
@@ -59,12 +59,12 @@ impl Vgg {
         write!(f, "{} {layers}-layer VGG", article(layers))
     }
 
-    /// Refuses sizes that no network has, so that a hostile description cannot ask for unbounded memory.
+    /// Checks all sizes, so that an untrusted description cannot request unbounded memory.
     pub(crate) fn validate(&self) -> Result<()> {
-        within("number of stages", self.stages.len(), 16)?;
+        check_size("number of stages", self.stages.len(), 16)?;
         for stage in &self.stages {
-            within("depth of a stage", stage.depth, 1000)?;
-            within("width of a stage", stage.width, 1 << 14)?;
+            check_size("stage depth", stage.depth, 1000)?;
+            check_size("stage width", stage.width, 1 << 14)?;
         }
         check_ends(self.in_channels, self.num_classes)
     }

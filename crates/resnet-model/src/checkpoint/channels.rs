@@ -1,17 +1,21 @@
-//! A checkpoint for images with other channels than those that it was trained with.
+//! Adaptation of a checkpoint to another number of input channels.
 
 use std::sync::Arc;
 
 use crate::graph::{Op, StdConv};
-use crate::preprocess::Channels;
 use crate::raw::{Dtype, RawTensor};
 use crate::{Checkpoint, Error, Result};
+use resnet_image::preprocess::Channels;
 
 impl Checkpoint {
-    /// The checkpoint with a stem for `channels` input channels, adapted as timm does: the weights of one channel are
-    /// the sum of all, so that a grey image gives what it gives as a colour image of three equal channels (normalised
-    /// alike); those of more are the channels again and again, scaled so that their sum stays. For one channel the
-    /// preprocessing becomes luminance, with the mean of means and deviations.
+    /// Adapts the stem to `channels` input channels, as timm's `adapt_input_conv`: for one channel, weights are summed over
+    /// the channels, so that a gray image has the logits of an RGB image of three equal channels (normalized alike); for more
+    /// channels, they are repeated and scaled so that their sum stays the same. For one channel, the preprocessing is set to
+    /// luminance with the average mean and std.
+    ///
+    /// # Errors
+    ///
+    /// An error if the architecture does not support this number of channels or the weights cannot be read.
     pub fn with_in_channels(mut self, channels: usize) -> Result<Checkpoint> {
         let before = self.graph.in_channels();
         if channels == before {
@@ -19,7 +23,7 @@ impl Checkpoint {
         }
         let mut meta = self.meta.clone();
         meta.arch = meta.arch.with_in_channels(channels);
-        // Refuses numbers that no network has.
+        // Validates the number of channels.
         meta.arch.graph()?;
         for node in self.graph.nodes() {
             let conv = match node.op {
@@ -56,7 +60,7 @@ impl Checkpoint {
             let mean = |values: &[f32]| vec![values.iter().sum::<f32>() / values.len().max(1) as f32];
             (meta.preprocess.mean, meta.preprocess.std) =
                 (mean(&meta.preprocess.mean), mean(&meta.preprocess.std));
-            meta.preprocess.channels = Channels::Grey;
+            meta.preprocess.channels = Channels::Gray;
         }
         Checkpoint::new(meta, self.tensors)
     }
@@ -78,18 +82,17 @@ mod tests {
         a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-4)
     }
 
-    /// An image of equal channels gives the same through a stem of one channel, or of six that each see it at
-    /// their place. BiT's stems are standardised after they are adapted, so that theirs does not; it is compared with
-    /// timm's in the tests of the zoo, as all families are.
+    /// An image of equal channels has the same logits with a stem of one or six channels. This does not hold for BiT, whose
+    /// weights are standardized after adaptation; the tests of the zoo compare all families with timm.
     #[test]
     fn equal_channels_give_equal_logits() {
         for name in ["resnet20_cifar", "test_resnet", "resnet50_clip_gap", "resnetv2_18"] {
             let checkpoint = synthetic::checkpoint(&zoo::arch(name).unwrap()).unwrap();
             let one = Tensor::from_vec(synthetic::input(2 * 64 * 64), (2, 1, 64, 64), &Device::Cpu).unwrap();
             let expected = logits(&checkpoint, &one.repeat((1, 3, 1, 1)).unwrap());
-            let grey = checkpoint.clone().with_in_channels(1).unwrap();
-            assert_eq!(grey.meta().preprocess.mean.len(), 1);
-            assert!(close(&logits(&grey, &one), &expected), "{name}");
+            let gray = checkpoint.clone().with_in_channels(1).unwrap();
+            assert_eq!(gray.meta().preprocess.mean.len(), 1);
+            assert!(close(&logits(&gray, &one), &expected), "{name}");
             let six = checkpoint.clone().with_in_channels(6).unwrap();
             let many = one.repeat((1, 6, 1, 1)).unwrap();
             assert!(close(&logits(&six, &many), &expected), "{name}");
@@ -98,12 +101,12 @@ mod tests {
     }
 
     #[test]
-    fn weights_are_repeated_and_scaled_as_timm_does() {
+    fn weights_are_repeated_and_scaled_as_in_timm() {
         let checkpoint = synthetic::checkpoint(&zoo::arch("resnet20_cifar").unwrap()).unwrap();
         let name = format!("{}.weight", checkpoint.graph().nodes()[1].name);
         let before = checkpoint.values(&name).unwrap();
         let five = checkpoint.clone().with_in_channels(5).unwrap().values(&name).unwrap();
-        // The second filter's first pixel: channels 0, 1, 2, 0, 1, each by 3/5.
+        // First pixel of the second filter: channels 0, 1, 2, 0, 1, each scaled by 3/5.
         let found: Vec<f32> = (0..5).map(|c| five[9 * (5 + c)]).collect();
         let expected: Vec<f32> =
             [0, 1, 2, 0, 1].map(|c| (f64::from(before[9 * (3 + c)]) * 0.6) as f32).to_vec();

@@ -1,23 +1,23 @@
-//! How a batch is computed: in which parts, on which threads.
+//! Execution of a batch: chunks, threads and reuse of buffers.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use resnet_kernels::ThreadPool;
 
-use super::pack::MOST_IMAGES;
-use super::session::{Layout, Session, Wanted};
+use super::pack::MAX_IMAGES;
+use super::session::{MemoryPlan, Request, Session};
 use super::{Engine, Output, run};
 use crate::graph::NodeId;
 use crate::{Error, Result};
 
-/// Sizes and wishes for which memory and memory plans are kept.
-const KEPT: usize = 8;
+/// Number of sessions and memory plans that are cached.
+const CACHED: usize = 8;
 
-/// A batch in two parts: the early steps on each image by itself, the late ones on all images together.
-struct Parts {
-    early: Wanted,
-    late: Wanted,
+/// The two phases of a batch: the first steps run on one image at a time, the others on the whole batch.
+struct Phases {
+    per_image: Request,
+    batched: Request,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -25,7 +25,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Engine {
-    /// The results `nodes` of all images.
+    /// Returns the results of `nodes` for all images.
     pub(super) fn run_nodes(
         &self,
         x: &[f32],
@@ -35,113 +35,130 @@ impl Engine {
     ) -> Result<Vec<Output>> {
         let elements = dims.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
         if dims[0] == 0 || dims[1] != self.graph().in_channels() || elements != Some(x.len()) {
-            return Err(self.bad_input(&dims));
+            return Err(self.input_error(&dims));
         }
         let image = x.len() / dims[0];
         let mut whole: Vec<Output> = Vec::new();
         let mut times = vec![Duration::ZERO; self.program.steps.len()];
-        for start in (0..dims[0]).step_by(MOST_IMAGES) {
-            let n = MOST_IMAGES.min(dims[0] - start);
+        for start in (0..dims[0]).step_by(MAX_IMAGES) {
+            let n = MAX_IMAGES.min(dims[0] - start);
             let x = &x[start * image..][..n * image];
-            let parts = self.parts([n, dims[1], dims[2], dims[3]], nodes);
+            let phases = self.phases([n, dims[1], dims[2], dims[3]], nodes);
             let mut on = |step: usize, time| times[step] += time;
-            let outputs = match parts.early.steps.is_empty() {
-                true => self.run_late(x, &parts.late, self.session(&parts.late)?, &mut on)?,
-                false => self.run_parts(x, &parts, nodes, &mut on)?,
+            let outputs = match phases.per_image.steps.is_empty() {
+                true => self.run_batched(x, &phases.batched, self.session(&phases.batched)?, &mut on)?,
+                false => self.run_phases(x, &phases, nodes, &mut on)?,
             };
             match whole.as_mut_slice() {
                 [] => whole = outputs,
-                whole => whole.iter_mut().zip(outputs).for_each(|(all, part)| all.append(part)),
+                whole => whole.iter_mut().zip(outputs).for_each(|(all, chunk)| all.append(chunk)),
             }
         }
         times.into_iter().enumerate().for_each(|(step, time)| on(step, time));
         Ok(whole)
     }
 
-    /// Elements of activation memory that a batch occupies.
+    /// Returns the number of elements of activation memory for a batch.
     pub(super) fn arena_len(&self, [n, c, h, w]: [usize; 4]) -> Result<usize> {
-        let parts = self.parts([n.min(MOST_IMAGES), c, h, w], &[self.graph().output()]);
-        let late = self.layout(&parts.late)?.arena_len();
-        if parts.early.steps.is_empty() {
-            return Ok(late);
+        let phases = self.phases([n.min(MAX_IMAGES), c, h, w], &[self.graph().output()]);
+        let batched = self.memory_plan(&phases.batched)?.arena_len();
+        if phases.per_image.steps.is_empty() {
+            return Ok(batched);
         }
-        let at_once = if n < self.pool.threads() { 1 } else { self.pool.threads() };
-        Ok(late + at_once * self.layout(&parts.early)?.arena_len())
+        let concurrent = if n < self.pool.threads() { 1 } else { self.pool.threads() };
+        Ok(batched + concurrent * self.memory_plan(&phases.per_image)?.arena_len())
     }
 
-    fn parts(&self, dims: [usize; 4], nodes: &[NodeId]) -> Parts {
+    fn phases(&self, dims: [usize; 4], nodes: &[NodeId]) -> Phases {
         let steps = &self.program.steps;
         let last = nodes.iter().max().copied().unwrap_or_else(|| self.graph().output());
         let end = steps.iter().take_while(|s| s.step.node <= last).count();
-        let middle = if dims[0] == 1 { 0 } else { self.program.late.min(end) };
+        let middle = if dims[0] == 1 { 0 } else { self.program.batched_from.min(end) };
         let (before, after) = steps[..end].split_at(middle);
-        let is_early = |node: &NodeId| before.last().is_some_and(|s| *node <= s.step.node);
+        let is_per_image = |node: &NodeId| before.last().is_some_and(|s| *node <= s.step.node);
         let read: Vec<NodeId> = after.iter().flat_map(|s| &s.step.inputs).copied().collect();
-        // The network's input needs no giving: all have it.
-        let given: Vec<NodeId> =
+        // All steps can read the input of the network.
+        let passed_on: Vec<NodeId> =
             before.iter().map(|s| s.step.node).filter(|node| read.contains(node)).collect();
-        let (mut early, late): (Vec<NodeId>, Vec<NodeId>) = nodes.iter().partition(|node| is_early(node));
-        early.extend(&given);
+        let (mut per_image, batched): (Vec<NodeId>, Vec<NodeId>) =
+            nodes.iter().partition(|node| is_per_image(node));
+        per_image.extend(&passed_on);
         let [_, c, h, w] = dims;
         let threads = if dims[0] < self.pool.threads() { self.pool.threads() } else { 1 };
-        Parts {
-            early: Wanted { dims: [1, c, h, w], steps: 0..middle, nodes: early, given: vec![], threads },
-            late: Wanted { dims, steps: middle..end, nodes: late, given, threads: self.pool.threads() },
+        let all_threads = self.pool.threads();
+        Phases {
+            per_image: Request {
+                dims: [1, c, h, w],
+                steps: 0..middle,
+                outputs: per_image,
+                inputs: vec![],
+                threads,
+            },
+            batched: Request {
+                dims,
+                steps: middle..end,
+                outputs: batched,
+                inputs: passed_on,
+                threads: all_threads,
+            },
         }
     }
 
-    fn run_parts(
+    fn run_phases(
         &self,
         x: &[f32],
-        parts: &Parts,
+        phases: &Phases,
         nodes: &[NodeId],
         on: &mut dyn FnMut(usize, Duration),
     ) -> Result<Vec<Output>> {
-        let Parts { early, late } = parts;
-        let n = late.dims[0];
-        let mut session = self.session(late)?;
-        let layout = session.layout().clone();
-        let wanted_early: Vec<NodeId> = early.nodes[..early.nodes.len() - late.given.len()].to_vec();
+        let Phases { per_image, batched } = phases;
+        let n = batched.dims[0];
+        let mut session = self.session(batched)?;
+        let plan = session.plan().clone();
+        let requested: Vec<NodeId> =
+            per_image.outputs[..per_image.outputs.len() - batched.inputs.len()].to_vec();
         let found: Vec<Mutex<Result<Vec<Output>>>> = (0..n).map(|_| Mutex::new(Ok(vec![]))).collect();
         let times = Mutex::new(vec![Duration::ZERO; self.program.steps.len()]);
-        let memory = Mutex::new(&mut session.arena[..]);
+        let arena = Mutex::new(&mut session.arena[..]);
         let compute = |index: usize, pool: &ThreadPool| -> Result<Vec<Output>> {
-            let mut session = self.session(&Wanted { threads: pool.threads(), ..early.clone() })?;
-            let from = session.layout().clone();
+            let mut session = self.session(&Request { threads: pool.threads(), ..per_image.clone() })?;
+            let image_plan = session.plan().clone();
             let image = &x[index * x.len() / n..][..x.len() / n];
-            // Images side by side share the time that passes.
-            let share = (self.pool.threads() / pool.threads()) as u32;
-            let mut taken = vec![];
-            run::run(&self.program, &mut session, image, pool, &mut |step, time| taken.push((step, time)))?;
-            taken.into_iter().for_each(|(step, time)| lock(&times)[step] += time / share);
-            for &node in &late.given {
-                let ((_, from), (_, to)) = (from.place(node)?, layout.place(node)?);
+            // Images that run concurrently share the wall time.
+            let concurrent = (self.pool.threads() / pool.threads()) as u32;
+            let mut durations = vec![];
+            run::run(&self.program, &mut session, image, pool, &mut |step, time| {
+                durations.push((step, time))
+            })?;
+            durations.into_iter().for_each(|(step, time)| lock(&times)[step] += time / concurrent);
+            for &node in &batched.inputs {
+                let ((_, from), (_, to)) = (image_plan.place(node)?, plan.place(node)?);
                 let len = from.len();
-                lock(&memory)[to][index * len..][..len].copy_from_slice(&session.arena[from]);
+                lock(&arena)[to][index * len..][..len].copy_from_slice(&session.arena[from]);
             }
-            let outputs = wanted_early.iter().map(|&node| run::output(&from, node, &session.arena, pool));
+            let outputs = requested.iter().map(|&node| run::output(&image_plan, node, &session.arena, pool));
             let outputs = outputs.collect::<Result<_>>()?;
-            self.keep(session);
+            self.cache(session);
             Ok(outputs)
         };
-        // Threads with an image each do not wait for each other; what is left over is computed by all.
-        let alone = n / self.pool.threads() * self.pool.threads();
-        self.pool.run(alone, |_, index| *lock(&found[index]) = compute(index, &self.solo));
-        for (index, found) in found.iter().enumerate().skip(alone) {
+        // Threads that each compute an image need not wait for each other; all threads share each remaining image.
+        let independent = n / self.pool.threads() * self.pool.threads();
+        self.pool.run(independent, |_, index| *lock(&found[index]) = compute(index, &self.single_thread));
+        for (index, found) in found.iter().enumerate().skip(independent) {
             *lock(found) = compute(index, &self.pool);
         }
-        let mut early_outputs: Vec<Output> = Vec::new();
+        let mut image_outputs: Vec<Output> = Vec::new();
         for found in found {
             let found = found.into_inner().unwrap_or_else(PoisonError::into_inner)?;
-            match early_outputs.as_mut_slice() {
-                [] => early_outputs = found,
+            match image_outputs.as_mut_slice() {
+                [] => image_outputs = found,
                 all => all.iter_mut().zip(found).for_each(|(all, one)| all.append(one)),
             }
         }
         lock(&times).iter().enumerate().for_each(|(step, time)| on(step, *time));
-        let late_outputs = self.run_late(x, late, session, on)?;
-        let mut outputs = (early_outputs.into_iter(), late_outputs.into_iter());
-        let next = |node: &NodeId| match wanted_early.contains(node) {
+        let batched_outputs = self.run_batched(x, batched, session, on)?;
+        let mut outputs = (image_outputs.into_iter(), batched_outputs.into_iter());
+        let next = |node: &NodeId| match requested.contains(node) {
             true => outputs.0.next(),
             false => outputs.1.next(),
         };
@@ -149,48 +166,48 @@ impl Engine {
         nodes.iter().map(next).collect::<Option<_>>().ok_or_else(missing)
     }
 
-    fn run_late(
+    fn run_batched(
         &self,
         x: &[f32],
-        late: &Wanted,
+        request: &Request,
         mut session: Session,
         on: &mut dyn FnMut(usize, Duration),
     ) -> Result<Vec<Output>> {
         run::run(&self.program, &mut session, x, &self.pool, on)?;
-        let output = |&node: &NodeId| run::output(session.layout(), node, &session.arena, &self.pool);
-        let outputs = late.nodes.iter().map(output).collect::<Result<_>>()?;
-        self.keep(session);
+        let output = |&node: &NodeId| run::output(session.plan(), node, &session.arena, &self.pool);
+        let outputs = request.outputs.iter().map(output).collect::<Result<_>>()?;
+        self.cache(session);
         Ok(outputs)
     }
 
-    /// Memory for `wanted`: that of an earlier call of the same kind if nobody uses it now.
-    fn session(&self, wanted: &Wanted) -> Result<Session> {
+    /// Returns a session for `request`, reusing an idle one of a previous call.
+    fn session(&self, request: &Request) -> Result<Session> {
         let mut sessions = lock(&self.sessions);
-        if let Some(position) = sessions.iter().rposition(|s| s.layout().wanted() == wanted) {
+        if let Some(position) = sessions.iter().rposition(|s| s.plan().request() == request) {
             return Ok(sessions.remove(position));
         }
         drop(sessions);
-        Session::new(self.layout(wanted)?)
+        Session::new(self.memory_plan(request)?)
     }
 
-    fn keep(&self, session: Session) {
+    fn cache(&self, session: Session) {
         let mut sessions = lock(&self.sessions);
         sessions.push(session);
-        if sessions.len() > KEPT + self.options.threads {
+        if sessions.len() > CACHED + self.options.threads {
             sessions.remove(0);
         }
     }
 
-    fn layout(&self, wanted: &Wanted) -> Result<Arc<Layout>> {
-        let mut plans = lock(&self.plans);
-        if let Some(layout) = plans.get(wanted) {
-            return Ok(layout.clone());
+    fn memory_plan(&self, request: &Request) -> Result<Arc<MemoryPlan>> {
+        let mut plans = lock(&self.memory_plans);
+        if let Some(plan) = plans.get(request) {
+            return Ok(plan.clone());
         }
-        let layout = Arc::new(Layout::new(&self.program, wanted.clone())?);
-        if plans.len() >= KEPT {
+        let plan = Arc::new(MemoryPlan::new(&self.program, request.clone())?);
+        if plans.len() >= CACHED {
             plans.clear();
         }
-        plans.insert(wanted.clone(), layout.clone());
-        Ok(layout)
+        plans.insert(request.clone(), plan.clone());
+        Ok(plan)
     }
 }

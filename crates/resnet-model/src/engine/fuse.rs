@@ -1,4 +1,4 @@
-//! From operations to steps: what follows a convolution is computed with it.
+//! Fusion of operations into steps.
 
 use std::collections::BTreeSet;
 
@@ -6,46 +6,41 @@ use resnet_kernels::LANES;
 
 use crate::graph::{Graph, NodeId, Op, PoolSpec};
 
-/// One step of the program. Its result is that of `node`, the last operation it takes in.
+/// A step of the program. Its result is that of `node`, its last operation.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Step {
+pub(super) struct FusedStep {
     pub(super) node: NodeId,
-    pub(super) kind: Kind,
-    /// Results that are read: the operation's own inputs, then the residual if another than these is added.
+    pub(super) kind: StepKind,
+    /// The nodes that the step reads: the inputs of its first operation, then the residual if it is another node.
     pub(super) inputs: Vec<NodeId>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
-pub(super) enum Kind {
-    /// A convolution and what is computed on its results before they are written.
+pub(super) enum StepKind {
+    /// A convolution with its epilogue.
     Conv(Fused),
-    /// An operation on each value by itself, and what follows.
-    Map(Fused),
-    /// The operation of the step's node alone.
-    Plain,
+    /// An elementwise operation with its epilogue.
+    Elementwise(Fused),
+    /// A single operation.
+    Single,
 }
 
-/// An operation and what it has taken in.
+/// An operation and its epilogue.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Fused {
     pub(super) first: NodeId,
     pub(super) residual: bool,
     pub(super) relu: bool,
-    /// For convolutions that read the network's input only.
+    /// Only for convolutions that read the network's input.
     pub(super) pool: Option<PoolSpec>,
 }
 
-/// The steps in an order in which every result is there before it is read.
+/// Returns the steps in an order in which every result is computed before it is read.
 ///
-/// A convolution takes in the addition, the ReLU and, at the stem, the max-pool that follow, as long as nobody else
-/// uses what lies between. It then runs where the last of them stood, so that the other summand has been computed.
-pub(super) fn fuse(graph: &Graph) -> Vec<Step> {
-    let mut users: Vec<Vec<NodeId>> = vec![vec![]; graph.nodes().len()];
-    for id in graph.ids() {
-        for input in &graph.node(id).inputs {
-            users[input.index()].push(id);
-        }
-    }
+/// A convolution is fused with the residual add, the ReLU and, in the stem, the max pooling that follow, if nothing else
+/// reads the results between them. The step runs at the position of the last operation, after the residual is computed.
+pub(super) fn fuse(graph: &Graph) -> Vec<FusedStep> {
+    let only_readers = graph.only_readers();
     let mut pixels = Vec::with_capacity(graph.nodes().len());
     for id in graph.ids() {
         let node = graph.node(id);
@@ -59,26 +54,25 @@ pub(super) fn fuse(graph: &Graph) -> Vec<Step> {
             _ => node.inputs.first().is_none_or(|input: &NodeId| pixels[input.index()]),
         });
     }
-    let tapped: BTreeSet<NodeId> = graph.taps().iter().map(|t| t.node).collect();
-    let mut taken = BTreeSet::new();
+    let mut fused_nodes = BTreeSet::new();
     let mut steps = Vec::new();
     for id in graph.ids() {
         let node = graph.node(id);
-        let (kind, pools): (fn(Fused) -> Kind, bool) = match &node.op {
+        let (kind, pools): (fn(Fused) -> StepKind, bool) = match &node.op {
             Op::Input => continue,
-            _ if taken.contains(&id) => continue,
-            // Few channels are read as they are, not in blocks; a pooling can follow such a convolution.
+            _ if fused_nodes.contains(&id) => continue,
+            // Convolutions with few input channels read planar input, and can be fused with a pooling.
             Op::Conv(conv) => {
                 let planar = conv.groups == 1 && conv.in_channels < LANES;
-                (Kind::Conv, planar && matches!(graph.node(node.inputs[0]).op, Op::Input))
+                (StepKind::Conv, planar && matches!(graph.node(node.inputs[0]).op, Op::Input))
             }
             Op::BatchNorm(_) | Op::GroupNorm(_) | Op::Scale | Op::Multiply(_) | Op::Add | Op::Relu
                 if pixels[id.index()] =>
             {
-                (Kind::Map, false)
+                (StepKind::Elementwise, false)
             }
             _ => {
-                steps.push(Step { node: id, kind: Kind::Plain, inputs: node.inputs.clone() });
+                steps.push(FusedStep { node: id, kind: StepKind::Single, inputs: node.inputs.clone() });
                 continue;
             }
         };
@@ -90,16 +84,15 @@ pub(super) fn fuse(graph: &Graph) -> Vec<Step> {
             pool: None,
         };
         let mut inputs = node.inputs.clone();
-        // The one operation that uses the last result, if it may be taken in; nothing follows a pooling.
-        while let ([user], None, false) = (users[last.index()].as_slice(), fused.pool, tapped.contains(&last))
-        {
-            if taken.contains(user) {
+        // A pooling ends the epilogue.
+        while let (Some(reader), None) = (only_readers[last.index()], fused.pool) {
+            if fused_nodes.contains(&reader) {
                 break;
             }
-            let user_node = graph.node(*user);
-            match &user_node.op {
+            let reader_node = graph.node(reader);
+            match &reader_node.op {
                 Op::Add if !fused.residual && !fused.relu => {
-                    let other = user_node.inputs.iter().find(|&&input| input != last);
+                    let other = reader_node.inputs.iter().find(|&&input| input != last);
                     let Some(&other) = other else { break };
                     fused.residual = true;
                     inputs.push(other);
@@ -108,10 +101,10 @@ pub(super) fn fuse(graph: &Graph) -> Vec<Step> {
                 Op::MaxPool(pool) if pools && fused.relu && !fused.residual => fused.pool = Some(*pool),
                 _ => break,
             }
-            taken.insert(*user);
-            last = *user;
+            fused_nodes.insert(reader);
+            last = reader;
         }
-        steps.push(Step { node: last, kind: kind(fused), inputs });
+        steps.push(FusedStep { node: last, kind: kind(fused), inputs });
     }
     steps.sort_by_key(|step| step.node);
     steps
@@ -123,28 +116,28 @@ mod tests {
     use crate::fold::fold;
     use crate::zoo;
 
-    fn steps(name: &str) -> (Graph, Vec<Step>) {
+    fn steps(name: &str) -> (Graph, Vec<FusedStep>) {
         let graph = fold(&zoo::arch(name).unwrap().graph().unwrap()).graph().clone();
         let steps = fuse(&graph);
         (graph, steps)
     }
 
     #[test]
-    fn a_resnet_is_convolutions_and_a_head() {
+    fn a_resnet_is_fused_into_convolutions_and_a_head() {
         for (name, convs) in [("resnet18", 20), ("resnet50", 53), ("plain34", 33)] {
             let (graph, steps) = steps(name);
-            let plain: Vec<_> = steps
+            let single: Vec<_> = steps
                 .iter()
-                .filter(|s| s.kind == Kind::Plain)
+                .filter(|s| s.kind == StepKind::Single)
                 .map(|s| graph.node(s.node).name.as_str())
                 .collect();
-            assert_eq!(plain, ["avgpool", "fc"], "{name}");
+            assert_eq!(single, ["avgpool", "fc"], "{name}");
             assert_eq!(steps.len(), convs + 2, "{name}");
         }
     }
 
     #[test]
-    fn summands_are_computed_before_they_are_added() {
+    fn inputs_are_computed_before_they_are_read() {
         for (name, _) in zoo::all() {
             let (graph, steps) = steps(name);
             let mut known: BTreeSet<NodeId> =

@@ -1,19 +1,19 @@
-//! Where each result lies in the arena: no two that are needed at the same time overlap.
+//! Placement of results in the arena: results with overlapping lifetimes do not overlap in memory.
 
 use std::ops::Range;
 
-/// A result's size and the steps during which it must be kept, first and last included.
+/// The size of a result and the range of steps during which it is live.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Lifetime {
     pub(super) len: usize,
     pub(super) steps: Range<usize>,
 }
 
-/// Cache lines of f32.
+/// Alignment in elements: one cache line.
 const ALIGN: usize = 16;
 
-/// The first element of each result, and the arena's length. The largest are placed first, each at the lowest place
-/// where it meets no other that lives at the same time.
+/// Returns the offset of each result and the length of the arena. Places the largest results first, each at the lowest
+/// offset without a conflict.
 pub(super) fn place(lifetimes: &[Lifetime]) -> (Vec<usize>, usize) {
     let mut order: Vec<usize> = (0..lifetimes.len()).collect();
     order.sort_by_key(|&i| (std::cmp::Reverse(lifetimes[i].len), lifetimes[i].steps.start));
@@ -24,7 +24,7 @@ pub(super) fn place(lifetimes: &[Lifetime]) -> (Vec<usize>, usize) {
         let this = &lifetimes[i];
         let mut occupied: Vec<Range<usize>> = placed
             .iter()
-            .filter(|&&j| meet(&this.steps, &lifetimes[j].steps))
+            .filter(|&&j| overlap(&this.steps, &lifetimes[j].steps))
             .map(|&j| starts[j]..starts[j] + lifetimes[j].len)
             .collect();
         occupied.sort_by_key(|r| r.start);
@@ -42,7 +42,7 @@ pub(super) fn place(lifetimes: &[Lifetime]) -> (Vec<usize>, usize) {
     (starts, total)
 }
 
-fn meet(a: &Range<usize>, b: &Range<usize>) -> bool {
+fn overlap(a: &Range<usize>, b: &Range<usize>) -> bool {
     a.start < b.end && b.start < a.end
 }
 
@@ -52,14 +52,14 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn a_chain_needs_two_buffers() {
+    fn a_chain_of_steps_needs_two_buffers() {
         let chain: Vec<Lifetime> = (0..10).map(|i| Lifetime { len: 160, steps: i..i + 2 }).collect();
         assert_eq!(place(&chain).1, 320);
     }
 
     proptest! {
         #[test]
-        fn what_lives_together_does_not_overlap(
+        fn live_results_do_not_overlap(
             sizes in proptest::collection::vec((1usize..500, 0usize..20, 1usize..6), 1..40)
         ) {
             let lifetimes: Vec<Lifetime> =
@@ -68,8 +68,8 @@ mod tests {
             for (i, a) in lifetimes.iter().enumerate() {
                 prop_assert!(starts[i] + a.len <= total && starts[i].is_multiple_of(ALIGN));
                 for (j, b) in lifetimes.iter().enumerate().skip(i + 1) {
-                    let apart = starts[i] + a.len <= starts[j] || starts[j] + b.len <= starts[i];
-                    prop_assert!(apart || !meet(&a.steps, &b.steps), "{i} and {j}");
+                    let disjoint = starts[i] + a.len <= starts[j] || starts[j] + b.len <= starts[i];
+                    prop_assert!(disjoint || !overlap(&a.steps, &b.steps), "{i} and {j}");
                 }
             }
         }

@@ -1,4 +1,4 @@
-//! Running the program.
+//! Execution of the program.
 
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -9,13 +9,13 @@ use resnet_kernels::{
 };
 
 use super::Output;
-use super::map::{First, concat};
-use super::pack::{Compiled, Kernel, Program};
-use super::session::{Form, Layout, Session};
+use super::elementwise::{Coefficients, concat};
+use super::pack::{CompiledStep, Kernel, Program};
+use super::session::{MemoryPlan, ResultLayout, Session};
 use crate::graph::NodeId;
-use crate::{Error, Result, network};
+use crate::{Error, Result};
 
-/// Runs the steps of the session's layout on the normalised images `x`. The results asked for are then in its memory.
+/// Runs the steps of the session's request on normalized images `x`. The requested results are in its arena afterwards.
 pub(super) fn run(
     program: &Program,
     session: &mut Session,
@@ -23,16 +23,16 @@ pub(super) fn run(
     pool: &ThreadPool,
     on: &mut dyn FnMut(usize, Duration),
 ) -> Result<()> {
-    let layout = session.layout().clone();
-    let call = Call { program, layout: &layout, x, pool };
+    let plan = session.plan().clone();
+    let call = Call { program, plan: &plan, x, pool };
     let arena: &mut [f32] = &mut session.arena;
-    if layout.packs_input
+    if plan.packs_input
         && let Some(input) = program.graph.ids().next()
-        && let (Form::Blocked(blocked), range) = layout.place(input)?
+        && let (ResultLayout::Blocked(blocked), range) = plan.place(input)?
     {
         blocked.pack(x, &mut arena[range], pool)?;
     }
-    let steps = layout.wanted().steps.clone();
+    let steps = plan.request().steps.clone();
     for (i, compiled) in program.steps[steps.clone()].iter().enumerate() {
         let start = Instant::now();
         call.step(i, compiled, arena)?;
@@ -43,54 +43,69 @@ pub(super) fn run(
 
 struct Call<'a> {
     program: &'a Program,
-    layout: &'a Layout,
+    plan: &'a MemoryPlan,
     x: &'a [f32],
     pool: &'a ThreadPool,
 }
 
-/// Parts of the arena that the memory plan keeps apart.
-fn split<const N: usize>(arena: &mut [f32], parts: [Range<usize>; N]) -> Result<[&mut [f32]; N]> {
-    arena.get_disjoint_mut(parts).map_err(|e| Error::Arch(format!("the memory plan is wrong: {e}")))
-}
+/// The name of a step, for errors.
+#[derive(Clone, Copy)]
+struct StepName<'a>(&'a str);
 
-fn blocked(form: Form) -> Result<Blocked> {
-    match form {
-        Form::Blocked(layout) => Ok(layout),
-        Form::Dense { .. } => Err(Error::Arch("an operation on pixels follows the pooling".into())),
+impl StepName<'_> {
+    /// Returns disjoint ranges of the arena.
+    fn split<'a, const N: usize>(
+        &self,
+        arena: &'a mut [f32],
+        ranges: [Range<usize>; N],
+    ) -> Result<[&'a mut [f32]; N]> {
+        arena.get_disjoint_mut(ranges).map_err(|_| self.error("results overlap in memory"))
+    }
+
+    fn blocked(&self, layout: ResultLayout) -> Result<Blocked> {
+        match layout {
+            ResultLayout::Blocked(layout) => Ok(layout),
+            ResultLayout::Dense { .. } => Err(self.error("expected a feature map, found [N, C]")),
+        }
+    }
+
+    fn error(&self, problem: &'static str) -> Error {
+        Error::Engine { layer: self.0.to_owned(), problem }
     }
 }
 
 impl Call<'_> {
-    fn step(&self, index: usize, compiled: &Compiled, arena: &mut [f32]) -> Result<()> {
+    fn step(&self, index: usize, compiled: &CompiledStep, arena: &mut [f32]) -> Result<()> {
         let step = &compiled.step;
-        let (form, out) = self.layout.place(step.node)?;
-        if let (Form::Blocked(layout), false) = (form, self.layout.in_place[index]) {
+        let name = StepName(&self.program.graph.node(step.node).name);
+        let (layout, out) = self.plan.place(step.node)?;
+        if let (ResultLayout::Blocked(layout), false) = (layout, self.plan.in_place[index]) {
             layout.clear_halo(&mut arena[out.clone()])?;
         }
         let input = step.inputs[0];
-        let scratch = self.layout.scratch[index].clone();
+        let scratch = self.plan.scratch[index].clone();
         match &compiled.kernel {
             Kernel::Conv(conv) => {
-                let layout = blocked(form)?;
+                let layout = name.blocked(layout)?;
                 let planar = conv.plan().algorithm == resnet_kernels::Algorithm::Planar;
                 let residual = step.inputs.get(1).copied();
                 let (source, from) = match planar {
                     true => (None, 0..0),
                     false => {
-                        let (form, range) = self.layout.place(input)?;
-                        (Some(blocked(form)?), range)
+                        let (layout, range) = self.plan.place(input)?;
+                        (Some(name.blocked(layout)?), range)
                     }
                 };
-                let (beside, beside_range) = match residual {
-                    Some(node) if !self.layout.in_place[index] && node != input => {
-                        let (form, range) = self.layout.place(node)?;
-                        (Some(blocked(form)?), range)
+                let (residual_layout, residual_range) = match residual {
+                    Some(node) if !self.plan.in_place[index] && node != input => {
+                        let (layout, range) = self.plan.place(node)?;
+                        (Some(name.blocked(layout)?), range)
                     }
                     _ => (None, 0..0),
                 };
-                let [data, scratch, from, other] = split(arena, [out, scratch, from, beside_range])?;
+                let [data, scratch, from, other] = name.split(arena, [out, scratch, from, residual_range])?;
                 let source = source.map(|layout| View { layout, data: from });
-                let residual = match (residual, beside, source) {
+                let residual = match (residual, residual_layout, source) {
                     (None, ..) => Residual::None,
                     (Some(_), Some(layout), _) => Residual::Add(View { layout, data: other }),
                     (Some(node), None, Some(source)) if node == input => Residual::Add(source),
@@ -98,107 +113,107 @@ impl Call<'_> {
                 };
                 let from = match source {
                     Some(view) => Input::Blocked(view),
-                    None => Input::Planar { dims: self.layout.wanted().dims, data: self.x },
+                    None => Input::Planar { dims: self.plan.request().dims, data: self.x },
                 };
                 conv.run(from, residual, ViewMut { layout, data }, scratch, self.pool)?;
             }
             Kernel::Linear(linear) => {
-                let (_, from) = self.layout.place(input)?;
-                let [y, scratch, x] = split(arena, [out, scratch, from])?;
+                let (_, from) = self.plan.place(input)?;
+                let [y, scratch, x] = name.split(arena, [out, scratch, from])?;
                 linear.run(x, y, scratch, self.pool)?;
             }
             Kernel::MaxPool(window) => {
-                let (source, from) = self.layout.place(input)?;
-                let [data, from] = split(arena, [out, from])?;
-                let source = View { layout: blocked(source)?, data: from };
-                let to = ViewMut { layout: blocked(form)?, data };
+                let (source, from) = self.plan.place(input)?;
+                let [data, from] = name.split(arena, [out, from])?;
+                let source = View { layout: name.blocked(source)?, data: from };
+                let to = ViewMut { layout: name.blocked(layout)?, data };
                 max_pool(self.program.isa, window, source, to, self.pool)?;
             }
             Kernel::GlobalAvgPool => {
-                let (source, from) = self.layout.place(input)?;
-                let [y, from] = split(arena, [out, from])?;
+                let (source, from) = self.plan.place(input)?;
+                let [y, from] = name.split(arena, [out, from])?;
                 global_avg_pool(
                     self.program.isa,
-                    View { layout: blocked(source)?, data: from },
+                    View { layout: name.blocked(source)?, data: from },
                     y,
                     self.pool,
                 )?;
             }
             Kernel::AvgPool(avg) => {
-                let (source, from) = self.layout.place(input)?;
-                let [data, from] = split(arena, [out, from])?;
-                let source = View { layout: blocked(source)?, data: from };
-                let to = ViewMut { layout: blocked(form)?, data };
+                let (source, from) = self.plan.place(input)?;
+                let [data, from] = name.split(arena, [out, from])?;
+                let source = View { layout: name.blocked(source)?, data: from };
+                let to = ViewMut { layout: name.blocked(layout)?, data };
                 avg_pool(self.program.isa, avg, source, to, self.pool)?;
             }
-            Kernel::Map(map) => {
-                let (x, from) = self.layout.place(input)?;
-                let gate = match map.first {
-                    First::Gate => self.layout.place(step.inputs[1])?.1,
+            Kernel::Elementwise(op) => {
+                let (x, from) = self.plan.place(input)?;
+                let gate = match op.coefficients {
+                    Coefficients::Gate => self.plan.place(step.inputs[1])?.1,
                     _ => 0..0,
                 };
                 // `x + x` reads one range twice.
-                let residual = step.inputs.last().copied().filter(|_| map.residual);
-                let beside = residual.filter(|&r| r != input).map(|r| self.layout.place(r)).transpose()?;
-                let range = beside.clone().map_or(0..0, |(_, range)| range);
-                let [data, from, gate, other] = split(arena, [out, from, gate, range])?;
-                let x = View { layout: blocked(x)?, data: from };
-                let residual = match (residual, beside) {
-                    (Some(_), Some((form, _))) => Some(View { layout: blocked(form)?, data: other }),
+                let residual = step.inputs.last().copied().filter(|_| op.residual);
+                let place = residual.filter(|&r| r != input).map(|r| self.plan.place(r)).transpose()?;
+                let range = place.clone().map_or(0..0, |(_, range)| range);
+                let [data, from, gate, other] = name.split(arena, [out, from, gate, range])?;
+                let x = View { layout: name.blocked(x)?, data: from };
+                let residual = match (residual, place) {
+                    (Some(_), Some((layout, _))) => Some(View { layout: name.blocked(layout)?, data: other }),
                     (Some(_), None) => Some(x),
                     (None, _) => None,
                 };
-                map.run(x, gate, residual, ViewMut { layout: blocked(form)?, data }, self.pool);
+                op.run(x, gate, residual, ViewMut { layout: name.blocked(layout)?, data }, self.pool);
             }
             Kernel::Concat => {
                 let (before, rest) = arena.split_at_mut(out.start);
                 let (data, after) = rest.split_at_mut(out.len());
                 let mut views = Vec::with_capacity(step.inputs.len());
                 for &node in &step.inputs {
-                    let (form, range) = self.layout.place(node)?;
+                    let (layout, range) = self.plan.place(node)?;
                     let data: &[f32] = match range.start < out.start {
                         true => &before[range],
                         false => &after[range.start - out.end..range.end - out.end],
                     };
-                    views.push(View { layout: blocked(form)?, data });
+                    views.push(View { layout: name.blocked(layout)?, data });
                 }
-                concat(&views, ViewMut { layout: blocked(form)?, data }, self.pool);
+                concat(&views, ViewMut { layout: name.blocked(layout)?, data }, self.pool);
             }
             Kernel::Dense(function) => {
-                let (_, from) = self.layout.place(input)?;
-                let [to, from] = split(arena, [out, from])?;
+                let (_, from) = self.plan.place(input)?;
+                let [to, from] = name.split(arena, [out, from])?;
                 to.iter_mut().zip(from).for_each(|(to, x)| *to = function(*x));
             }
             Kernel::Candle(layer) => {
                 let inputs =
                     step.inputs.iter().map(|&i| self.tensor(i, arena)).collect::<Result<Vec<_>>>()?;
-                let result = network::apply(self.program.graph.node(step.node), layer, &inputs, false)?;
+                let result = layer.apply(self.program.graph.node(step.node), &inputs, false)?;
                 let values = result.flatten_all()?.to_vec1::<f32>()?;
-                match form {
-                    Form::Blocked(layout) => layout.pack(&values, &mut arena[out], self.pool)?,
-                    Form::Dense { .. } => arena[out].copy_from_slice(&values),
+                match layout {
+                    ResultLayout::Blocked(layout) => layout.pack(&values, &mut arena[out], self.pool)?,
+                    ResultLayout::Dense { .. } => arena[out].copy_from_slice(&values),
                 }
             }
         }
         Ok(())
     }
 
-    /// A result as a candle tensor.
+    /// Returns a result as a candle tensor.
     fn tensor(&self, node: NodeId, arena: &[f32]) -> Result<Tensor> {
         if node.index() == 0 {
-            return Ok(Tensor::from_slice(self.x, &self.layout.wanted().dims, &Device::Cpu)?);
+            return Ok(Tensor::from_slice(self.x, &self.plan.request().dims, &Device::Cpu)?);
         }
-        let output = output(self.layout, node, arena, self.pool)?;
+        let output = output(self.plan, node, arena, self.pool)?;
         Ok(Tensor::from_vec(output.values, output.shape, &Device::Cpu)?)
     }
 }
 
-/// A result in row-major order.
-pub(super) fn output(layout: &Layout, node: NodeId, arena: &[f32], pool: &ThreadPool) -> Result<Output> {
-    let (form, range) = layout.place(node)?;
-    match form {
-        Form::Dense { n, c } => Ok(Output { shape: vec![n, c], values: arena[range].to_vec() }),
-        Form::Blocked(layout) => {
+/// Returns a result in row-major order.
+pub(super) fn output(plan: &MemoryPlan, node: NodeId, arena: &[f32], pool: &ThreadPool) -> Result<Output> {
+    let (layout, range) = plan.place(node)?;
+    match layout {
+        ResultLayout::Dense { n, c } => Ok(Output { shape: vec![n, c], values: arena[range].to_vec() }),
+        ResultLayout::Blocked(layout) => {
             let shape = layout.dims();
             let mut values = vec![0.0; shape.iter().product()];
             layout.unpack(&arena[range], &mut values, pool)?;

@@ -10,14 +10,14 @@ fn options(threads: usize, isa: Isa, precision: Precision) -> EngineOptions {
     EngineOptions { threads, isa, precision, input: Some([64, 64]), ..EngineOptions::default() }
 }
 
-/// The largest difference over the largest magnitude.
+/// Returns the largest difference relative to the largest magnitude.
 fn difference(found: &[f32], expected: &[f32]) -> f32 {
     assert_eq!(found.len(), expected.len());
     let max = expected.iter().fold(0f32, |m, v| m.max(v.abs()));
     found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max) / max
 }
 
-/// All taps of the engine against candle's, for every instruction set and precision.
+/// Compares all taps of the engine with candle, for every instruction set and precision.
 #[track_caller]
 fn check(arch: &Arch, dims: [usize; 4]) {
     let checkpoint = synthetic::checkpoint(arch).unwrap();
@@ -45,7 +45,7 @@ fn check(arch: &Arch, dims: [usize; 4]) {
 }
 
 #[test]
-fn named_networks_give_what_candle_gives() {
+fn named_networks_match_candle() {
     for (name, dims) in [
         ("resnet18", [2, 3, 64, 64]),
         ("resnet50", [1, 3, 65, 47]),
@@ -68,7 +68,7 @@ fn named_networks_give_what_candle_gives() {
 }
 
 #[test]
-fn narrow_networks_of_every_shape_give_what_candle_gives() {
+fn narrow_networks_of_every_shape_match_candle() {
     for shortcut in [Shortcut::None, Shortcut::ZeroPad, Shortcut::Projection, Shortcut::ProjectionAll] {
         for (block, stride_in) in [
             (Block::Basic, StrideIn::Conv3x3),
@@ -109,13 +109,13 @@ fn results_do_not_depend_on_threads_or_earlier_calls() {
 }
 
 #[test]
-fn batches_give_what_single_images_give() {
+fn batches_match_single_images() {
     let checkpoint = synthetic::checkpoint(&zoo::arch("resnet18").unwrap()).unwrap();
     let taps = ["logits", "layer1", "layer4", "layer1"];
     let engine = |threads| Engine::new(&checkpoint, options(threads, Isa::best(), Precision::F32)).unwrap();
     let single = engine(1);
-    assert!((5..single.program.steps.len()).contains(&single.program.late));
-    // Left over from the threads, fewer than the threads, more than are computed at once.
+    assert!((5..single.program.steps.len()).contains(&single.program.batched_from));
+    // A remainder after an image per thread, fewer images than threads, more than one chunk.
     for (threads, n) in [(2, 5), (3, 2), (2, 18)] {
         let x = input([n, 3, 64, 64]);
         let found = engine(threads).run(&x, [n, 3, 64, 64], &taps).unwrap();
@@ -131,7 +131,7 @@ fn batches_give_what_single_images_give() {
 }
 
 #[test]
-fn several_callers_share_an_engine() {
+fn several_threads_share_an_engine() {
     let checkpoint = synthetic::checkpoint(&zoo::arch("resnet18").unwrap()).unwrap();
     let engine = Engine::new(&checkpoint, options(2, Isa::best(), Precision::F32)).unwrap();
     let run = |n: usize| engine.run(&input([n, 3, 64, 64]), [n, 3, 64, 64], &["logits"]).unwrap();
@@ -144,7 +144,7 @@ fn several_callers_share_an_engine() {
 }
 
 #[test]
-fn bad_inputs_are_errors_that_tell_both_shapes() {
+fn invalid_inputs_are_errors_with_both_shapes() {
     let checkpoint = synthetic::checkpoint(&zoo::arch("resnet18").unwrap()).unwrap();
     let engine = Engine::new(&checkpoint, options(1, Isa::best(), Precision::F32)).unwrap();
     let check = |dims: [usize; 4], expected: &str| {
@@ -158,6 +158,6 @@ fn bad_inputs_are_errors_that_tell_both_shapes() {
     check([1, 3, 0, 64], "1 to 1048576 pixels");
     check([usize::MAX, 3, usize::MAX, 64], "expected [N, 3, H, W]");
     let error = engine.run(&input([1, 3, 64, 64]), [1, 3, 64, 64], &["layer9"]).unwrap_err().to_string();
-    assert!(error.contains("no tap `layer9`"), "{error}");
+    assert!(error.contains("unknown tap `layer9`"), "{error}");
     assert!(Engine::new(&checkpoint, options(0, Isa::best(), Precision::F32)).is_err());
 }

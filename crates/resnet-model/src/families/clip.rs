@@ -1,14 +1,14 @@
-//! CLIP's residual networks (Radford et al. 2021, arXiv 2103.00020), named as timm's `byobnet.py` names them.
+//! CLIP's residual networks (Radford et al. 2021, arXiv 2103.00020), with the module names of timm's `byobnet.py`.
 
+use super::blocks::{avg_pool_2x2, avg_pool_2x2_ceil, avg_pool_2x2_same};
 use super::head::{Head, head};
-use super::parts::{mean_2x2, mean_2x2_ceil, mean_2x2_same};
 use crate::Result;
 use crate::arch::options::EPS;
 use crate::arch::{Clip, ClipHead};
 use crate::graph::{AttentionPool, Builder, Conv, Graph, NodeId, Op};
 
-/// Stem, stages of bottleneck blocks, attention or a pool, last layer. Taps: `stem`, `stages.0` …, `pooled` and, with a
-/// last layer, `logits` (CLIP's embedding).
+/// Builds stem, stages of bottleneck blocks, attention or global pooling, last layer. Taps: `stem`, `stages.0` …, `pooled`
+/// and, with a last layer, `logits` (CLIP's embedding).
 pub(crate) fn graph(net: &Clip) -> Result<Graph> {
     net.validate()?;
     let (mut g, mut x) = Builder::new(net.in_channels);
@@ -17,12 +17,12 @@ pub(crate) fn graph(net: &Clip) -> Result<Graph> {
         let conv = Conv { stride: [stride; 2], ..Conv::square(g.channels(x), out, 3) };
         x = conv_norm_relu(&mut g, &format!("stem.conv{}", n + 1), x, conv);
     }
-    x = g.avg_pool("stem.pool", x, mean_2x2());
+    x = g.avg_pool("stem.pool", x, avg_pool_2x2());
     g.tap("stem", x);
     let (mut image_stride, mut dilation) = (4, 1);
     for (i, &depth) in net.depths.iter().enumerate() {
         let mut stage_stride = if i > 0 { 2 } else { 1 };
-        // Beyond the output stride, what was to be skipped lies between the taps of the kernels instead.
+        // Beyond the output stride, dilation replaces the stride.
         if net.output_stride.is_some_and(|limit| image_stride >= limit) {
             dilation *= stage_stride;
             stage_stride = 1;
@@ -33,7 +33,7 @@ pub(crate) fn graph(net: &Clip) -> Result<Graph> {
                 name: format!("stages.{i}.{j}"),
                 out: net.channels(i),
                 stride: if j == 0 { stage_stride } else { 1 },
-                // timm's rule, which from a dilation of 4 on is not the previous stage's.
+                // The rule of timm, which differs from the previous stage's dilation for dilations of 4 and more.
                 first_dilation: match j {
                     0 if dilation <= 2 => 1,
                     0 => 2,
@@ -62,13 +62,14 @@ pub(crate) fn graph(net: &Clip) -> Result<Graph> {
     Ok(g.finish())
 }
 
-/// One block.
+/// The options of one block.
 struct BlockSpec {
     name: String,
     out: usize,
     stride: usize,
-    /// Dilation of the block's 3×3 convolution, and of those of the blocks after it.
+    /// Dilation of the 3×3 convolution.
     first_dilation: usize,
+    /// Dilation of the later blocks of the stage.
     dilation: usize,
 }
 
@@ -91,14 +92,14 @@ fn residual_block(g: &mut Builder, input: NodeId, block: &BlockSpec) -> NodeId {
     let x = conv_norm_relu(g, &format!("{name}.conv1_1x1"), input, Conv::square(in_channels, inner, 1));
     let mut x = conv_norm_relu(g, &format!("{name}.conv2_kxk"), x, middle);
     if block.stride > 1 {
-        x = g.avg_pool(format!("{name}.conv2_kxk.aa"), x, mean_2x2());
+        x = g.avg_pool(format!("{name}.conv2_kxk.aa"), x, avg_pool_2x2());
     }
     let x = conv_norm(g, &format!("{name}.conv3_1x1"), x, Conv::square(inner, block.out, 1));
     let x = g.add(format!("{name}.add"), x, shortcut);
     g.relu(format!("{name}.act"), x)
 }
 
-/// The input itself, or where it differs a mean and a 1×1 projection.
+/// Returns the input, or adds average pooling and a 1×1 projection if the shapes differ.
 fn shortcut(g: &mut Builder, input: NodeId, block: &BlockSpec) -> NodeId {
     let in_channels = g.channels(input);
     if block.stride == 1 && in_channels == block.out && block.first_dilation == block.dilation {
@@ -107,8 +108,8 @@ fn shortcut(g: &mut Builder, input: NodeId, block: &BlockSpec) -> NodeId {
     let pool = format!("{}.shortcut.pool", block.name);
     let x = match (block.stride, block.first_dilation) {
         (1, 1) => input,
-        (1, _) => mean_2x2_same(g, &pool, input),
-        _ => g.avg_pool(pool, input, mean_2x2_ceil()),
+        (1, _) => avg_pool_2x2_same(g, &pool, input),
+        _ => g.avg_pool(pool, input, avg_pool_2x2_ceil()),
     };
     conv_norm(g, &format!("{}.shortcut.conv", block.name), x, Conv::square(in_channels, block.out, 1))
 }

@@ -1,15 +1,15 @@
-//! What comes after the last features: all pixels become one, and a fully connected layer tells the classes.
+//! The classification head: global pooling and a fully connected layer.
 
 use crate::arch::GlobalPool;
 use crate::graph::{Builder, LinearForm, NodeId};
 
 /// The head of a network.
 pub(super) struct Head {
-    /// How all pixels become one.
+    /// The global pooling.
     pub(super) pool: GlobalPool,
     /// The name of the fully connected layer.
     pub(super) name: &'static str,
-    /// How its weight is stored.
+    /// The stored shape of its weight.
     pub(super) form: LinearForm,
     /// Number of classes; 0 = no fully connected layer.
     pub(super) classes: usize,

@@ -1,13 +1,13 @@
-//! Residual networks (He et al. 2015, arXiv 1512.03385), named as torchvision's and timm's `resnet.py` name them, and
-//! the plain networks of the same layers.
+//! Residual networks (He et al. 2015, arXiv 1512.03385), with the module names of torchvision's and timm's
+//! `resnet.py`, and plain networks with the same layers.
 
+use super::blocks::{attention, avg_pool_2x2, avg_pool_2x2_ceil, avg_pool_2x2_same, norm};
 use super::head::{Head, head};
-use super::parts::{attention, mean_2x2, mean_2x2_ceil, mean_2x2_same, norm};
 use crate::Result;
 use crate::arch::{AntiAlias, Block, ResNet, Shortcut, Stage, Stem, StemPool, StrideIn};
 use crate::graph::{Builder, Conv, Graph, NodeId, Pad, PadChannels, PoolSpec};
 
-/// Stem, stages of blocks, mean over the pixels, linear head. Taps: `stem`, `layer1` …, `pooled` and, with a head,
+/// Builds stem, stages of blocks, global pooling and linear head. Taps: `stem`, `layer1` …, `pooled` and, with a head,
 /// `logits`.
 pub(crate) fn graph(net: &ResNet) -> Result<Graph> {
     net.validate()?;
@@ -18,7 +18,7 @@ pub(crate) fn graph(net: &ResNet) -> Result<Graph> {
     let (mut dilation, mut previous_dilation) = (1, 1);
     for (i, &stage) in net.stages.iter().enumerate() {
         let mut stage_stride = if i > 0 { 2 } else { 1 };
-        // Beyond the output stride, what was to be skipped lies between the taps of the kernels instead.
+        // Beyond the output stride, dilation replaces the stride.
         if net.output_stride.is_some_and(|limit| image_stride >= limit) {
             dilation *= stage_stride;
             stage_stride = 1;
@@ -46,7 +46,7 @@ pub(crate) fn graph(net: &ResNet) -> Result<Graph> {
 }
 
 fn stem(g: &mut Builder, net: &ResNet, x: NodeId) -> NodeId {
-    let one_sided = net.padding.of_stem();
+    let one_sided = net.padding.one_sided_stem();
     let x = match net.stem {
         Stem::Conv7 { width } => {
             let conv = Conv { stride: [2; 2], ..Conv::square(net.in_channels, width, 7) };
@@ -74,28 +74,28 @@ fn stem(g: &mut Builder, net: &ResNet, x: NodeId) -> NodeId {
             let x = g.conv("maxpool.0", x, Conv { stride: [stride; 2], ..Conv::square(width, width, 3) });
             let (x, next) = match anti_alias {
                 AntiAlias::None => (x, 1),
-                _ => (smooth(g, "maxpool.1", x, anti_alias, 2), 2),
+                _ => (low_pass(g, "maxpool.1", x, anti_alias, 2), 2),
             };
             let x = norm(g, &format!("maxpool.{next}"), x, net.norm, net.norm_eps);
             g.relu(format!("maxpool.{}", next + 1), x)
         }
-        (_, StemPool::Max, AntiAlias::None) if net.padding.of_pool() => {
-            // What is pooled has passed a ReLU, so that zeros never win.
+        (_, StemPool::Max, AntiAlias::None) if net.padding.one_sided_pool() => {
+            // The input of the pooling is not negative, so zero padding does not change the maximum.
             let x = g.pad("maxpool.pad", x, Pad { before: [0; 2], after: [1; 2] });
             g.max_pool("maxpool", x, PoolSpec::square(3, 2))
         }
         (_, StemPool::Max, AntiAlias::None) => {
             g.max_pool("maxpool", x, PoolSpec { padding: [1; 2], ..PoolSpec::square(3, 2) })
         }
-        (_, StemPool::Max, AntiAlias::Avg) => smooth(g, "maxpool", x, AntiAlias::Avg, 2),
+        (_, StemPool::Max, AntiAlias::Avg) => low_pass(g, "maxpool", x, AntiAlias::Avg, 2),
         (_, StemPool::Max, AntiAlias::Blur) => {
             let x = g.max_pool("maxpool.0", x, PoolSpec { padding: [1; 2], ..PoolSpec::square(3, 1) });
-            smooth(g, "maxpool.1", x, AntiAlias::Blur, 2)
+            low_pass(g, "maxpool.1", x, AntiAlias::Blur, 2)
         }
     }
 }
 
-/// A convolution; with a stride, the odd one of its pixels of padding may lie behind the image.
+/// Adds a convolution, whose padding may be one-sided if it has a stride.
 fn padded_conv(g: &mut Builder, name: &str, x: NodeId, conv: Conv, one_sided: bool) -> NodeId {
     let padding = conv.kernel[0].saturating_sub(conv.stride[0]);
     if !one_sided || conv.stride == [1; 2] || padding == 0 {
@@ -106,39 +106,40 @@ fn padded_conv(g: &mut Builder, name: &str, x: NodeId, conv: Conv, one_sided: bo
     g.conv(name, x, Conv { padding: [0; 2], ..conv })
 }
 
-/// What anti-aliased networks do instead of a stride.
-fn smooth(g: &mut Builder, name: &str, x: NodeId, anti_alias: AntiAlias, stride: usize) -> NodeId {
+/// Adds the strided filter of anti-aliased networks.
+fn low_pass(g: &mut Builder, name: &str, x: NodeId, anti_alias: AntiAlias, stride: usize) -> NodeId {
     match (anti_alias, stride) {
-        // timm's windows are as large as the stride.
+        // The windows of timm are as large as the stride.
         (AntiAlias::None, _) | (AntiAlias::Avg, 1) => x,
-        (AntiAlias::Avg, _) => g.avg_pool(name, x, mean_2x2()),
+        (AntiAlias::Avg, _) => g.avg_pool(name, x, avg_pool_2x2()),
         (AntiAlias::Blur, stride) => g.blur(name, x, stride),
     }
 }
 
-/// One block.
+/// The options of one block.
 struct BlockSpec {
     name: String,
     stage: Stage,
     stride: usize,
-    /// Dilation of the block's first 3×3 convolution, and of those after it.
+    /// Dilation of the first 3×3 convolution of the block.
     first_dilation: usize,
+    /// Dilation of later 3×3 convolutions.
     dilation: usize,
-    /// Channels of the first and the second convolution; a basic block has only the first.
+    /// Output channels of the first and second convolution; a basic block uses only the first.
     inner: [usize; 2],
     out: usize,
 }
 
 fn residual_block(g: &mut Builder, net: &ResNet, input: NodeId, block: &BlockSpec) -> NodeId {
     let name = &block.name;
-    let smoothed =
+    let filtered =
         net.anti_alias != AntiAlias::None && (block.stride == 2 || block.first_dilation != block.dilation);
-    let stride = if smoothed { [1; 2] } else { [block.stride; 2] };
+    let stride = if filtered { [1; 2] } else { [block.stride; 2] };
     let in_channels = g.channels(input);
     let [first, second] = block.inner;
     let dilated = |conv: Conv, dilation| Conv { dilation: [dilation; 2], padding: [dilation; 2], ..conv };
-    // The convolutions, and after which of them a strided block is smoothed.
-    let (convs, smoothed_after) = match block.stage.block {
+    // The convolutions, and the number of the one before the anti-aliasing filter.
+    let (convs, filter_after) = match block.stage.block {
         Block::Basic => {
             let one = Conv { stride, ..Conv::square(in_channels, first, 3) };
             let two = Conv::square(first, block.out, 3);
@@ -161,13 +162,13 @@ fn residual_block(g: &mut Builder, net: &ResNet, input: NodeId, block: &BlockSpe
     let mut x = input;
     for (i, conv) in convs.iter().enumerate() {
         let n = i + 1;
-        x = padded_conv(g, &format!("{name}.conv{n}"), x, *conv, net.padding.of_blocks());
+        x = padded_conv(g, &format!("{name}.conv{n}"), x, *conv, net.padding.one_sided_blocks());
         x = norm(g, &format!("{name}.bn{n}"), x, net.norm, net.norm_eps);
         if n < convs.len() {
             x = g.relu(format!("{name}.relu{n}"), x);
         }
-        if n == smoothed_after && smoothed {
-            x = smooth(g, &format!("{name}.aa"), x, net.anti_alias, block.stride);
+        if n == filter_after && filtered {
+            x = low_pass(g, &format!("{name}.aa"), x, net.anti_alias, block.stride);
         }
     }
     x = attention(g, &format!("{name}.se"), x, net.attention, block.stage.out_channels());
@@ -177,7 +178,7 @@ fn residual_block(g: &mut Builder, net: &ResNet, input: NodeId, block: &BlockSpe
     g.relu(format!("{name}.relu"), x)
 }
 
-/// What is added to the block's result; `None` in plain networks.
+/// Adds the shortcut; returns `None` in plain networks.
 fn shortcut(g: &mut Builder, net: &ResNet, input: NodeId, block: &BlockSpec) -> Option<NodeId> {
     let (in_channels, out) = (g.channels(input), block.out);
     let same = block.stride == 1 && in_channels == out;
@@ -212,8 +213,8 @@ fn shortcut(g: &mut Builder, net: &ResNet, input: NodeId, block: &BlockSpec) -> 
             let pool = format!("{name}.0");
             let x = match (block.stride, block.dilation) {
                 (1, 1) => input,
-                (1, _) => mean_2x2_same(g, &pool, input),
-                _ => g.avg_pool(pool, input, mean_2x2_ceil()),
+                (1, _) => avg_pool_2x2_same(g, &pool, input),
+                _ => g.avg_pool(pool, input, avg_pool_2x2_ceil()),
             };
             (x, Conv { stride: [1; 2], ..plain }, 1)
         }

@@ -1,13 +1,13 @@
-//! Pre-activation residual networks (He et al. 2016, arXiv 1603.05027) and BiT (arXiv 1912.11370), named as timm's
-//! `resnetv2.py` names them.
+//! Pre-activation residual networks (He et al. 2016, arXiv 1603.05027) and BiT (arXiv 1912.11370), with the module names
+//! of timm's `resnetv2.py`.
 
+use super::blocks::{avg_pool_2x2_ceil, avg_pool_2x2_same, norm};
 use super::head::{Head, head};
-use super::parts::{mean_2x2_ceil, mean_2x2_same, norm};
 use crate::Result;
 use crate::arch::{Block, ProjectionV2, ResNetV2, StageV2, StemV2, StrideIn};
 use crate::graph::{Builder, Conv, Graph, LinearForm, NodeId, Op, Pad, PoolSpec, StdConv};
 
-/// Stem, stages of blocks, norm, mean over the pixels, head. Taps: `stem`, `stages.0` …, `pooled` and, with a head,
+/// Builds stem, stages of blocks, norm, global pooling and head. Taps: `stem`, `stages.0` …, `pooled` and, with a head,
 /// `logits`.
 pub(crate) fn graph(net: &ResNetV2) -> Result<Graph> {
     net.validate()?;
@@ -18,7 +18,7 @@ pub(crate) fn graph(net: &ResNetV2) -> Result<Graph> {
     let mut dilation = 1;
     for (i, &stage) in net.stages.iter().enumerate() {
         let mut stage_stride = if i > 0 { 2 } else { 1 };
-        // Beyond the output stride, what was to be skipped lies between the taps of the kernels instead.
+        // Beyond the output stride, dilation replaces the stride.
         if net.output_stride.is_some_and(|limit| image_stride >= limit) {
             dilation *= stage_stride;
             stage_stride = 1;
@@ -30,7 +30,7 @@ pub(crate) fn graph(net: &ResNetV2) -> Result<Graph> {
                 name: format!("stages.{i}.blocks.{j}"),
                 stage,
                 stride: if first { stage_stride } else { 1 },
-                // timm's rule, which from a dilation of 4 on is not the previous stage's.
+                // The rule of timm, which differs from the previous stage's dilation for dilations of 4 and more.
                 first_dilation: match first {
                     true if dilation <= 2 => 1,
                     true => 2,
@@ -49,7 +49,7 @@ pub(crate) fn graph(net: &ResNetV2) -> Result<Graph> {
     Ok(g.finish())
 }
 
-/// A convolution with the weights that the network uses: as they are, or standardised.
+/// Adds a convolution, with weight standardization if the network uses it.
 fn conv(g: &mut Builder, net: &ResNetV2, name: &str, x: NodeId, conv: Conv) -> NodeId {
     match net.standardize {
         None => g.conv(name, x, conv),
@@ -57,7 +57,7 @@ fn conv(g: &mut Builder, net: &ResNetV2, name: &str, x: NodeId, conv: Conv) -> N
     }
 }
 
-/// The norm and what activates its result, where the norm does not do that itself.
+/// Adds a norm, and a ReLU unless the norm includes an activation.
 fn norm_relu(g: &mut Builder, net: &ResNetV2, name: &str, x: NodeId) -> NodeId {
     let x = norm(g, name, x, net.norm, net.norm_eps);
     match net.norm.activates() {
@@ -98,15 +98,16 @@ fn stem(g: &mut Builder, net: &ResNetV2, x: NodeId) -> NodeId {
     }
 }
 
-/// One block.
+/// The options of one block.
 struct BlockSpec {
     name: String,
     stage: StageV2,
     stride: usize,
-    /// Dilation of the block's first 3×3 convolution, and of those after it.
+    /// Dilation of the first 3×3 convolution of the block.
     first_dilation: usize,
+    /// Dilation of later 3×3 convolutions.
     dilation: usize,
-    /// Whether it is the first of its stage.
+    /// If `true`, the block is the first of its stage.
     first: bool,
 }
 
@@ -137,15 +138,15 @@ fn residual_block(g: &mut Builder, net: &ResNetV2, input: NodeId, block: &BlockS
             (convs, block.first)
         }
     };
-    // timm registers the projection before the norm that it starts from.
-    let place = g.reserve();
+    // timm registers the projection before the norm that it reads.
+    let position = g.reserve();
     let active = norm_relu(g, net, &format!("{name}.norm1"), input);
     let shortcut = match projects {
         true => projection(g, net, active, block),
         false => input,
     };
     if projects {
-        g.place(shortcut, place);
+        g.register_at(shortcut, position);
     }
     let mut x = active;
     for (i, spec) in convs.iter().enumerate() {
@@ -163,8 +164,8 @@ fn projection(g: &mut Builder, net: &ResNetV2, x: NodeId, block: &BlockSpec) -> 
     let (x, stride) = match (net.projection, block.stride, block.dilation) {
         (ProjectionV2::Conv, stride, _) => (x, stride),
         (ProjectionV2::AvgConv, 1, 1) => (x, 1),
-        (ProjectionV2::AvgConv, 1, _) => (mean_2x2_same(g, &pool, x), 1),
-        (ProjectionV2::AvgConv, _, _) => (g.avg_pool(pool, x, mean_2x2_ceil()), 1),
+        (ProjectionV2::AvgConv, 1, _) => (avg_pool_2x2_same(g, &pool, x), 1),
+        (ProjectionV2::AvgConv, _, _) => (g.avg_pool(pool, x, avg_pool_2x2_ceil()), 1),
     };
     let spec = Conv { stride: [stride; 2], ..Conv::square(g.channels(x), block.stage.channels, 1) };
     conv(g, net, &format!("{}.downsample.conv", block.name), x, spec)

@@ -1,15 +1,16 @@
-//! VGG (Simonyan and Zisserman 2014, arXiv 1409.1556), named as torchvision's `vgg.py` names it.
+//! VGG (Simonyan and Zisserman 2014, arXiv 1409.1556), with the module names of torchvision's `vgg.py`.
 
 use crate::Result;
 use crate::arch::options::EPS;
 use crate::arch::{Vgg, VggNorm};
 use crate::graph::{AdaptiveAvgPool, Builder, Conv, Graph, PoolSpec};
 
-/// Rows and columns that the head sees, and features of its hidden layers.
+/// Input size of the head in pixels.
 const GRID: [usize; 2] = [7; 2];
+/// Features of the hidden layers of the head.
 const HIDDEN: usize = 4096;
 
-/// Stages of convolutions, a 7×7 mean, three fully connected layers. Taps: `stages.0` … (the results of the max-pools),
+/// Builds stages of convolutions, adaptive average pooling, three fully connected layers. Taps: `stages.0` … (after pooling),
 /// `pooled` (the 4096 features before the last layer) and, with classes, `logits`.
 pub(crate) fn graph(net: &Vgg) -> Result<Graph> {
     net.validate()?;

@@ -1,8 +1,8 @@
-//! Builds a graph node by node; families are written in terms of it.
+//! Construction of a graph, used by the families.
 
 use super::{
     AdaptiveAvgPool, AvgPool, BatchNorm, Blur, ChannelConv, Conv, Flatten, Graph, GroupNorm, Linear,
-    LinearForm, Multiply, Node, NodeId, Op, Pad, PadChannels, PoolSpec, StdConv, Subsample, Tap,
+    LinearForm, Multiply, Node, NodeId, Op, Pad, PadChannels, PoolSpec, Subsample, Tap,
 };
 
 /// Builds a [`Graph`] node by node.
@@ -11,19 +11,25 @@ pub(crate) struct Builder {
     nodes: Vec<Node>,
     taps: Vec<Tap>,
     strides: Vec<usize>,
-    places: Vec<usize>,
-    next_place: usize,
+    /// By node: position in the registration order of PyTorch's modules.
+    positions: Vec<usize>,
+    next_position: usize,
 }
 
-/// A place in the order of PyTorch's modules that has been kept free.
+/// A reserved position in the registration order of PyTorch's modules.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Place(usize);
+pub(crate) struct Position(usize);
 
 impl Builder {
     pub(crate) fn new(in_channels: usize) -> (Builder, NodeId) {
         let input = Node { name: "input".into(), op: Op::Input, inputs: vec![], channels: in_channels };
-        let builder =
-            Builder { nodes: vec![input], taps: vec![], strides: vec![1], places: vec![0], next_place: 1 };
+        let builder = Builder {
+            nodes: vec![input],
+            taps: vec![],
+            strides: vec![1],
+            positions: vec![0],
+            next_position: 1,
+        };
         (builder, NodeId(0))
     }
 
@@ -31,57 +37,30 @@ impl Builder {
         self.nodes[id.0].channels
     }
 
-    /// Adds an operation to the graph.
+    /// Adds an operation.
     pub(crate) fn push(&mut self, name: impl Into<String>, op: Op, inputs: &[NodeId]) -> NodeId {
-        let first = inputs[0];
-        let before = self.strides[first.0];
-        let c = self.channels(first);
-        let (channels, stride) = match &op {
-            Op::Conv(conv) | Op::StdConv(StdConv { conv, .. }) => {
-                debug_assert_eq!(conv.in_channels, c);
-                (conv.out_channels, before * conv.stride[0])
-            }
-            Op::MaxPool(p) => (c, before * p.stride[0]),
-            Op::AvgPool(p) => (c, before * p.window.stride[0]),
-            Op::Blur(b) => (c, before * b.stride),
-            Op::Subsample(s) => (c, before * s.stride),
-            Op::PadChannels(p) => (c + p.before + p.after, before),
-            Op::Concat => (inputs.iter().map(|&i| self.channels(i)).sum(), before),
-            Op::Flatten(f) => (c * f.pixels[0] * f.pixels[1], 0),
-            Op::Linear(l) => (l.out_features, 0),
-            Op::GlobalAvgPool | Op::GlobalMaxPool | Op::AdaptiveAvgPool(_) | Op::AttentionPool(_) => (c, 0),
-            Op::Input
-            | Op::BatchNorm(_)
-            | Op::GroupNorm(_)
-            | Op::EvoNorm(_)
-            | Op::FilterResponseNorm(_)
-            | Op::Relu
-            | Op::Sigmoid
-            | Op::Add
-            | Op::Scale
-            | Op::Multiply(_)
-            | Op::Pad(_)
-            | Op::ChannelConv(_) => (c, before),
-        };
+        let in_channels: Vec<usize> = inputs.iter().map(|&id| self.channels(id)).collect();
+        let channels = op.out_channels(&in_channels);
+        let stride = self.strides[inputs[0].0] * op.stride();
         self.nodes.push(Node { name: name.into(), op, inputs: inputs.to_vec(), channels });
         self.strides.push(stride);
-        self.places.push(self.next_place);
-        self.next_place += 1;
+        self.positions.push(self.next_position);
+        self.next_position += 1;
         NodeId(self.nodes.len() - 1)
     }
 
-    /// Keeps a place in the order of PyTorch's modules free for an operation that is executed later.
-    pub(crate) fn reserve(&mut self) -> Place {
-        self.next_place += 1;
-        Place(self.next_place - 1)
+    /// Reserves a position in the registration order of PyTorch's modules for an operation that is executed later.
+    pub(crate) fn reserve(&mut self) -> Position {
+        self.next_position += 1;
+        Position(self.next_position - 1)
     }
 
-    /// Puts `node` at a reserved place in the order of PyTorch's modules.
-    pub(crate) fn place(&mut self, node: NodeId, place: Place) {
-        self.places[node.0] = place.0;
+    /// Moves `node` to a reserved position in the registration order.
+    pub(crate) fn register_at(&mut self, node: NodeId, position: Position) {
+        self.positions[node.0] = position.0;
     }
 
-    /// A convolution whose input channels are those of `x`.
+    /// Adds a convolution.
     pub(crate) fn conv(&mut self, name: impl Into<String>, x: NodeId, conv: Conv) -> NodeId {
         self.push(name, Op::Conv(conv), &[x])
     }
@@ -143,7 +122,7 @@ impl Builder {
         self.push(name, Op::Concat, inputs)
     }
 
-    /// `x` `[N, C, H, W]` times `gate` `[N, C]`.
+    /// Multiplies `x` `[N, C, H, W]` by `gate` `[N, C]`.
     pub(crate) fn scale(&mut self, name: impl Into<String>, x: NodeId, gate: NodeId) -> NodeId {
         self.push(name, Op::Scale, &[x, gate])
     }
@@ -169,7 +148,7 @@ impl Builder {
         self.push(name, Op::Linear(Linear { in_features, out_features, form: LinearForm::Matrix }), &[x])
     }
 
-    /// A fully connected layer whose weight is stored as that of a 1×1 convolution.
+    /// Adds a fully connected layer with the weight of a 1×1 convolution.
     pub(crate) fn pointwise(&mut self, name: impl Into<String>, x: NodeId, out_features: usize) -> NodeId {
         let in_features = self.channels(x);
         self.push(name, Op::Linear(Linear { in_features, out_features, form: LinearForm::Pointwise }), &[x])
@@ -179,14 +158,14 @@ impl Builder {
         self.push(name, Op::ChannelConv(ChannelConv { kernel }), &[x])
     }
 
-    /// Names the result of `node`.
+    /// Adds a tap.
     pub(crate) fn tap(&mut self, name: impl Into<String>, node: NodeId) {
         self.taps.push(Tap { name: name.into(), node, stride: self.strides[node.0] });
     }
 
     pub(crate) fn finish(self) -> Graph {
         let mut registered: Vec<NodeId> = (0..self.nodes.len()).map(NodeId).collect();
-        registered.sort_by_key(|id| self.places[id.0]);
+        registered.sort_by_key(|id| self.positions[id.0]);
         Graph { nodes: self.nodes, taps: self.taps, registered }
     }
 }

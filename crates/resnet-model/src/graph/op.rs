@@ -1,87 +1,87 @@
-//! The kinds of operation and what each needs to know.
+//! The operations and their attributes.
 
-/// The kinds of operation. `[N, C, H, W]` in and out, unless said otherwise.
+/// An operation. Inputs and outputs are `[N, C, H, W]` unless stated otherwise.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum Op {
     /// The network's input.
     Input,
-    /// Convolution; parameters `weight` and, if asked for, `bias`.
+    /// Convolution; parameters `weight` and optionally `bias`.
     Conv(Conv),
-    /// Convolution with a standardised weight; parameters as [`Op::Conv`]. Folding makes an [`Op::Conv`] of it.
+    /// Convolution with a standardized weight; parameters as for [`Op::Conv`], which folding turns it into.
     StdConv(StdConv),
-    /// Batch normalisation; parameters `weight`, `bias` and the running statistics.
+    /// Batch normalization; parameters `weight`, `bias` and the running statistics.
     BatchNorm(BatchNorm),
-    /// Group normalisation; parameters `weight` and `bias`.
+    /// Group normalization; parameters `weight` and `bias`.
     GroupNorm(GroupNorm),
-    /// Normalisation and activation in one; parameters `weight`, `bias` and `v`.
+    /// Normalization with built-in activation; parameters `weight`, `bias` and `v`.
     EvoNorm(EvoNorm),
-    /// Normalisation and activation in one; parameters `weight`, `bias` and `tau`.
+    /// Normalization with built-in activation; parameters `weight`, `bias` and `tau`.
     FilterResponseNorm(FilterResponseNorm),
     /// `max(x, 0)`.
     Relu,
     /// `1 / (1 + e^-x)`; any shape.
     Sigmoid,
-    /// Maximum over windows; padding never wins (it counts as minus infinity).
+    /// Max pooling; padding counts as minus infinity.
     MaxPool(PoolSpec),
-    /// Mean over windows.
+    /// Average pooling.
     AvgPool(AvgPool),
-    /// Mean over windows that divide the input into a given number of rows and columns.
+    /// Average pooling to a given output size.
     AdaptiveAvgPool(AdaptiveAvgPool),
-    /// Binomial blur with reflected borders, each channel for itself; no parameters.
+    /// Depthwise binomial blur with reflection padding; no parameters.
     Blur(Blur),
-    /// Mean over all pixels: `[N, C, H, W]` to `[N, C]`.
+    /// Global average pooling: `[N, C, H, W]` to `[N, C]`.
     GlobalAvgPool,
-    /// Maximum over all pixels: `[N, C, H, W]` to `[N, C]`.
+    /// Global max pooling: `[N, C, H, W]` to `[N, C]`.
     GlobalMaxPool,
-    /// Attention from the mean of all pixels to each of them: `[N, C, H, W]` to `[N, C]`; parameters `pos_embed`
-    /// `[1 + rows · columns, C]` and, for each of `q`, `k` and `v`, `weight` `[C, C]` and `bias` `[C]`.
+    /// Attention pooling, `[N, C, H, W]` to `[N, C]`; parameters `pos_embed` `[1 + rows · columns, C]` and, for each of `q`,
+    /// `k` and `v`, `weight` `[C, C]` and `bias` `[C]`.
     AttentionPool(AttentionPool),
-    /// Sum of two results of equal shape.
+    /// Sum of two inputs of equal shape.
     Add,
-    /// The channels of all inputs, one after the other; `[N, C, H, W]` or `[N, C]`.
+    /// Concatenation along the channels; `[N, C, H, W]` or `[N, C]`.
     Concat,
-    /// The first input `[N, C, H, W]`, each channel multiplied by a number of the second `[N, C]` (attention).
+    /// The first input `[N, C, H, W]` multiplied channel by channel by the second `[N, C]` (channel attention).
     Scale,
     /// Multiplication by a constant; any shape.
     Multiply(Multiply),
-    /// Every `stride`-th pixel along each axis, from the first.
+    /// Every `stride`-th pixel along each axis, starting with the first.
     Subsample(Subsample),
-    /// Channels of zeros put before and after those of the input.
+    /// Zero padding of the channels.
     PadChannels(PadChannels),
-    /// Pixels of zeros put around those of the input.
+    /// Zero padding of the pixels.
     Pad(Pad),
-    /// `[N, C, H, W]` to `[N, C · H · W]`, for an input of given height and width.
+    /// `[N, C, H, W]` to `[N, C · H · W]`, for a fixed height and width.
     Flatten(Flatten),
-    /// `[N, C]` to `[N, K]`; parameters `weight` and `bias` `[K]`.
+    /// Fully connected layer, `[N, C]` to `[N, K]`; parameters `weight` and `bias` `[K]`.
     Linear(Linear),
-    /// `[N, C]` to `[N, C]`: a convolution over the channels with zeros around; parameter `weight` `[1, 1, kernel]`.
+    /// Convolution over the channels of `[N, C]` with zero padding; parameter `weight` `[1, 1, kernel]`.
     ChannelConv(ChannelConv),
 }
 
 /// A convolution. Pairs are `[height, width]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Conv {
-    /// Channels of the input.
+    /// Input channels.
     pub in_channels: usize,
-    /// Channels of the result.
+    /// Output channels.
     pub out_channels: usize,
     /// Kernel size in pixels.
     pub kernel: [usize; 2],
-    /// Input pixels between neighbouring windows.
+    /// Stride in pixels.
     pub stride: [usize; 2],
-    /// Zeros added on both sides of each axis, in pixels.
+    /// Zero padding on both sides of each axis, in pixels.
     pub padding: [usize; 2],
-    /// Input pixels between neighbouring taps of the kernel.
+    /// Dilation: distance between the taps of the kernel in pixels.
     pub dilation: [usize; 2],
-    /// Groups of channels that are convolved separately.
+    /// Number of groups of channels.
     pub groups: usize,
-    /// Whether a bias is added.
+    /// If `true`, the convolution has a bias.
     pub bias: bool,
 }
 
 impl Conv {
-    /// A square convolution with stride 1, one group, no bias, padded so that stride 1 keeps the size of odd kernels.
+    /// Returns a square convolution with stride 1, one group, no bias, and same padding for odd kernels.
     pub const fn square(in_channels: usize, out_channels: usize, kernel: usize) -> Conv {
         Conv {
             in_channels,
@@ -95,56 +95,56 @@ impl Conv {
         }
     }
 
-    /// The shape of the weight, `[out, in / groups, kernel height, kernel width]`.
+    /// Returns the shape of the weight, `[out, in / groups, kernel height, kernel width]`.
     pub const fn weight_shape(&self) -> [usize; 4] {
         [self.out_channels, self.in_channels / self.groups, self.kernel[0], self.kernel[1]]
     }
 
-    /// Output size for an input of `size` pixels along `axis` (0 = height), or `None` if no window fits.
+    /// Returns the output size for an input of `size` pixels along `axis` (0 = height), or `None` if no window fits.
     pub fn output(&self, axis: usize, size: usize) -> Option<usize> {
         let span = self.dilation[axis] * (self.kernel[axis] - 1) + 1;
         Some((size + 2 * self.padding[axis]).checked_sub(span)? / self.stride[axis] + 1)
     }
 }
 
-/// A convolution whose weight is shifted and scaled to mean 0 and variance 1 for each output channel before use
-/// (weight standardisation, arXiv 1903.10520; timm's `StdConv2d`).
+/// A convolution with weight standardization (arXiv 1903.10520; timm's `StdConv2d`): the weight is normalized to mean 0 and
+/// variance 1 per output channel.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct StdConv {
     /// The convolution.
     pub conv: Conv,
-    /// Added to the weight's variance.
+    /// Added to the variance of the weight.
     pub eps: f64,
 }
 
-/// A batch normalisation.
+/// A batch normalization.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct BatchNorm {
     /// Added to the variance.
     pub eps: f64,
 }
 
-/// A group normalisation (arXiv 1803.08494): each image's groups of channels to mean 0 and variance 1.
+/// A group normalization (arXiv 1803.08494).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct GroupNorm {
-    /// Number of groups; it divides the channels.
+    /// Number of groups, a divisor of the channels.
     pub groups: usize,
     /// Added to the variance.
     pub eps: f64,
 }
 
 /// EvoNorm-S0 (arXiv 2004.02967): `x · sigmoid(v · x) / √(var + eps) · weight + bias`, with the biased variance of each
-/// image's groups of channels.
+/// group of channels.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct EvoNorm {
-    /// Number of groups; it divides the channels.
+    /// Number of groups, a divisor of the channels.
     pub groups: usize,
     /// Added to the variance.
     pub eps: f64,
 }
 
-/// A filter response normalisation with a thresholded linear unit (arXiv 1911.09737):
-/// `max(x / √(mean of x² + eps) · weight + bias, tau)`, with the mean over the pixels of each image's channel.
+/// A filter response normalization with a thresholded linear unit (arXiv 1911.09737):
+/// `max(x / √(mean of x² + eps) · weight + bias, tau)`, with the mean over the pixels of each channel.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct FilterResponseNorm {
     /// Added to the mean of squares.
@@ -154,57 +154,57 @@ pub struct FilterResponseNorm {
 /// A pooling window. Pairs are `[height, width]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PoolSpec {
-    /// Window size in pixels.
+    /// Kernel size in pixels.
     pub kernel: [usize; 2],
-    /// Input pixels between neighbouring windows.
+    /// Stride in pixels.
     pub stride: [usize; 2],
-    /// Pixels added on both sides of each axis.
+    /// Padding on both sides of each axis, in pixels.
     pub padding: [usize; 2],
 }
 
 impl PoolSpec {
-    /// A square window without padding.
+    /// Returns a square window without padding.
     pub const fn square(kernel: usize, stride: usize) -> PoolSpec {
         PoolSpec { kernel: [kernel; 2], stride: [stride; 2], padding: [0; 2] }
     }
 
-    /// Output size for an input of `size` pixels along `axis` (0 = height), or `None` if no window fits.
+    /// Returns the output size for an input of `size` pixels along `axis` (0 = height), or `None` if no window fits.
     pub fn output(&self, axis: usize, size: usize) -> Option<usize> {
         Some((size + 2 * self.padding[axis]).checked_sub(self.kernel[axis])? / self.stride[axis] + 1)
     }
 }
 
-/// A mean over windows (PyTorch's `AvgPool2d`).
+/// Average pooling (PyTorch's `AvgPool2d`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AvgPool {
-    /// The windows; padding is zeros.
+    /// The window; padding is zeros.
     pub window: PoolSpec,
-    /// What happens to input pixels that fill no whole window.
+    /// The handling of windows that are not covered by the input.
     pub rounding: Rounding,
-    /// What the sum over a window is divided by.
+    /// The divisor of the sum over a window.
     pub divisor: Divisor,
 }
 
-/// What happens to the last pixels of an axis when they fill no whole window.
+/// The rounding of the output size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rounding {
-    /// They are dropped.
+    /// Incomplete windows are dropped.
     Floor,
-    /// They get a window that reaches over the border (PyTorch's `ceil_mode`).
+    /// Incomplete windows are included (PyTorch's `ceil_mode`).
     Ceil,
 }
 
-/// What a mean over a window divides by.
+/// The divisor of the sum over a window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Divisor {
-    /// The pixels of the window, those of the padding included (PyTorch's `count_include_pad=True`).
+    /// The pixels of the window, including padding (PyTorch's `count_include_pad=True`).
     Window,
-    /// The pixels of the window that are the input's.
+    /// The pixels of the window without padding.
     Pixels,
 }
 
 impl AvgPool {
-    /// Output size for an input of `size` pixels along `axis` (0 = height), or `None` if no window fits.
+    /// Returns the output size for an input of `size` pixels along `axis` (0 = height), or `None` if no window fits.
     pub fn output(&self, axis: usize, size: usize) -> Option<usize> {
         let PoolSpec { kernel, stride, padding } = self.window;
         match self.rounding {
@@ -212,15 +212,15 @@ impl AvgPool {
             Rounding::Ceil => {
                 let padded = size + 2 * padding[axis];
                 let windows = (padded + stride[axis] - 1).checked_sub(kernel[axis])? / stride[axis] + 1;
-                // A window may reach over the border, but not start behind it.
-                let last_is_outside = (windows - 1) * stride[axis] >= size + padding[axis];
-                (size > 0).then_some(windows - usize::from(last_is_outside))
+                // A window may extend beyond the input, but not start there.
+                let last_starts_outside = (windows - 1) * stride[axis] >= size + padding[axis];
+                (size > 0).then_some(windows - usize::from(last_starts_outside))
             }
         }
     }
 
-    /// What the sum of the window at `position` along `axis` is divided by, for an input of `size` pixels there; the
-    /// divisor of a window is the product of both axes'.
+    /// Returns the divisor of the window at `position` along `axis`, for an input of `size` pixels; the divisor of a window
+    /// is the product over both axes.
     pub fn count(&self, axis: usize, size: usize, position: usize) -> usize {
         let PoolSpec { kernel, stride, padding } = self.window;
         let pad = padding[axis];
@@ -233,32 +233,31 @@ impl AvgPool {
     }
 }
 
-/// A mean over `output` windows along each axis: window `i` of `n` reaches from pixel `⌊i · size / n⌋` up to
-/// `⌈(i + 1) · size / n⌉` (PyTorch's `AdaptiveAvgPool2d`).
+/// Average pooling to a fixed output size: window `i` of `n` covers pixels `⌊i · size / n⌋` to `⌈(i + 1) · size / n⌉`,
+/// exclusive (PyTorch's `AdaptiveAvgPool2d`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AdaptiveAvgPool {
-    /// Pixels of the result, `[height, width]`.
+    /// Output size in pixels, `[height, width]`.
     pub output: [usize; 2],
 }
 
 impl AdaptiveAvgPool {
-    /// The pixels of window `i` along `axis` of an input of `size` pixels: the first, and the one after the last.
+    /// Returns start and end of window `i` along `axis` for an input of `size` pixels.
     pub fn window(&self, axis: usize, size: usize, i: usize) -> [usize; 2] {
         let n = self.output[axis];
         [i * size / n, ((i + 1) * size).div_ceil(n)]
     }
 }
 
-/// The 3×3 binomial filter `[1, 2, 1]ᵀ [1, 2, 1] / 16` with one reflected pixel around the input (arXiv 1904.11486;
-/// timm's `BlurPool2d`).
+/// The 3×3 binomial filter `[1, 2, 1]ᵀ [1, 2, 1] / 16` with reflection padding (arXiv 1904.11486; timm's `BlurPool2d`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Blur {
-    /// Input pixels between neighbouring output pixels, both axes.
+    /// Stride in pixels along both axes.
     pub stride: usize,
 }
 
 impl Blur {
-    /// Output size for an input of `size` pixels, or `None` if there is no pixel to reflect.
+    /// Returns the output size for an input of `size` pixels, or `None` if it is too small for reflection padding.
     pub fn output(&self, size: usize) -> Option<usize> {
         (size > 1).then(|| (size - 1) / self.stride + 1)
     }
@@ -271,14 +270,14 @@ pub struct Multiply {
     pub factor: f64,
 }
 
-/// Taking every `stride`-th pixel.
+/// Subsampling to every `stride`-th pixel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Subsample {
-    /// Input pixels between neighbouring output pixels, both axes.
+    /// Stride in pixels along both axes.
     pub stride: usize,
 }
 
-/// Channels of zeros around those of the input.
+/// Zero padding of the channels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PadChannels {
     /// Zero channels before.
@@ -287,34 +286,35 @@ pub struct PadChannels {
     pub after: usize,
 }
 
-/// Zeros around the pixels of the input; unlike the padding of a max-pool they can win. Pairs are `[height, width]`.
+/// Zero padding of the pixels. Before max pooling, 0 can be the maximum, unlike the padding of the pooling. Pairs are
+/// `[height, width]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pad {
-    /// Pixels above and to the left.
+    /// Pixels at the top and left.
     pub before: [usize; 2],
-    /// Pixels below and to the right.
+    /// Pixels at the bottom and right.
     pub after: [usize; 2],
 }
 
-/// All pixels of all channels in one row.
+/// Flattening of channels and pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Flatten {
     /// Height and width of the input.
     pub pixels: [usize; 2],
 }
 
-/// CLIP's pool (arXiv 2103.00020): multi-head attention whose one query is the mean of all pixels, with a learned position
-/// embedding, which is resampled for inputs of other sizes than that of training.
+/// The attention pooling of CLIP (arXiv 2103.00020): multi-head attention with the mean of all pixels as the only query. The
+/// learned position embedding is resampled for sizes other than that of training.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AttentionPool {
-    /// Heads; they divide the channels.
+    /// Number of heads, a divisor of the channels.
     pub heads: usize,
     /// Rows and columns of the position embedding.
     pub grid: [usize; 2],
 }
 
 impl AttentionPool {
-    /// The shape of the position embedding for `channels` channels.
+    /// Returns the shape of the position embedding for `channels` channels.
     pub const fn position_shape(&self, channels: usize) -> [usize; 2] {
         [1 + self.grid[0] * self.grid[1], channels]
     }
@@ -323,26 +323,26 @@ impl AttentionPool {
 /// A fully connected layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Linear {
-    /// Features of the input.
+    /// Input features.
     pub in_features: usize,
-    /// Features of the result.
+    /// Output features.
     pub out_features: usize,
-    /// How its weight is stored.
+    /// The stored shape of the weight.
     pub form: LinearForm,
 }
 
-/// How a fully connected layer's weight is stored.
+/// The stored shape of the weight of a fully connected layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum LinearForm {
     /// `[K, C]`.
     #[default]
     Matrix,
-    /// `[K, C, 1, 1]`: PyTorch's module is a 1×1 convolution of a single pixel.
+    /// `[K, C, 1, 1]`: a 1×1 convolution of a single pixel in PyTorch.
     Pointwise,
 }
 
 impl Linear {
-    /// The shape of the weight.
+    /// Returns the shape of the weight.
     pub fn weight_shape(&self) -> Vec<usize> {
         match self.form {
             LinearForm::Matrix => vec![self.out_features, self.in_features],
@@ -362,9 +362,9 @@ pub struct ChannelConv {
 mod tests {
     use super::*;
 
-    /// Sizes and divisors that `torch.nn.AvgPool2d` has for one axis.
+    /// Output sizes and divisors of `torch.nn.AvgPool2d` along one axis.
     #[test]
-    fn windows_of_a_mean_are_pytorchs() {
+    fn avg_pool_windows_match_pytorch() {
         let check = |rounding, divisor, [k, s, p, size]: [usize; 4], expected: &[usize]| {
             let window = PoolSpec { padding: [p; 2], ..PoolSpec::square(k, s) };
             let pool = AvgPool { window, rounding, divisor };

@@ -1,8 +1,9 @@
-//! A training step without candle's graph: forward and backward over blocked tensors in memory that is used again.
+//! A training step without candle's graph: forward and backward passes over tensors in blocked layout, in reused buffers.
 //!
-//! What candle would keep until the end is given back as soon as its gradient is known, gradients are added in place,
-//! and each parameter's gradient leaves as soon as it is whole. Operations that have no kernel of their own here are
-//! small candle graphs between the others.
+//! Activations are freed as soon as their gradient is known, gradients accumulate in place, and each parameter gradient is
+//! passed on as soon as it is complete. Operations without a kernel here run as small candle graphs.
+//!
+//! HEADER
 
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,109 +20,109 @@ use crate::{Error, Result, ops};
 mod backward;
 mod forward;
 
-/// Memory that the steps of a network share.
-pub(super) type Shared = Arc<Mutex<BufferPool>>;
+/// Buffers that all steps of a network reuse.
+pub(super) type SharedBuffers = Arc<Mutex<BufferPool>>;
 
-/// The workers that train one network together, each on its own part of a batch. What each differentiates is its part of
-/// a loss that is the sum of these parts.
+/// The processes that train one network together, each on its own part of a batch. The loss is the sum of the losses of all
+/// processes.
 pub trait ProcessGroup {
-    /// How many there are.
-    fn count(&self) -> usize {
+    /// Returns the number of processes.
+    fn world_size(&self) -> usize {
         1
     }
 
-    /// Replaces `values` by their sums over all workers, the same on each; called by all of them in the same order.
-    /// Error: [`Error::ProcessGroup`] where others cannot be reached.
-    fn sum(&self, values: &mut [f64]) -> Result<()>;
+    /// Replaces `values` with their sums over all processes. All processes make the same calls in the same order.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::ProcessGroup`] if other processes cannot be reached.
+    fn all_reduce(&self, values: &mut [f64]) -> Result<()>;
 }
 
-/// A process that trains by itself.
+/// The group of a single process.
 #[derive(Debug, Clone, Copy)]
 pub struct SingleProcess;
 
 impl ProcessGroup for SingleProcess {
-    fn sum(&self, _: &mut [f64]) -> Result<()> {
+    fn all_reduce(&self, _: &mut [f64]) -> Result<()> {
         Ok(())
     }
 }
 
-/// What a forward pass left for the backward pass; made by [`Network::train_forward`].
+/// A recorded forward pass, ready for the backward pass; returned by [`Network::train_forward`].
 pub struct Tape<'a> {
     network: &'a Network,
     workers: &'a dyn ProcessGroup,
     logits: Var,
-    kind: Kind,
+    recorded: Recorded,
 }
 
-enum Kind {
-    /// candle's own graph, whose end this is.
+enum Recorded {
+    /// The output of a candle graph.
     Candle(Tensor),
-    Tape(Vec<Saved>),
+    Steps(Vec<Saved>),
 }
 
 impl Network {
-    /// [`Network::forward_train`] for a step of training: the logits `[N, K]`, as a variable that a loss is computed from,
-    /// are [`Tape::logits`]. Batch norms take their statistics over all `workers`.
+    /// Runs the forward pass of a training step. Compute the loss from [`Tape::logits`] `[N, K]`. Batch norms use the
+    /// statistics over all `workers`.
     ///
-    /// On the CPU in `f32` this is faster and takes less memory than candle's graph, whose results it has up to rounding.
-    /// Errors: those of [`Network::forward_dropping`].
+    /// In `f32` on the CPU this is faster and needs less memory than [`ModuleT::forward_t`](candle_core::ModuleT), with the
+    /// same results up to rounding; elsewhere it is the same candle graph.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error for invalid inputs and probabilities, for a batch norm with one value per channel, and for a network
+    /// without the layers to drop.
     pub fn train_forward<'a>(
         &'a self,
         x: &Tensor,
         dropping: DropConfig,
         workers: &'a dyn ProcessGroup,
     ) -> Result<Tape<'a>> {
-        if !ops::is_ours(x) || x.dtype() != DType::F32 || self.dtype != DType::F32 {
-            if workers.count() > 1 {
-                return Err(Error::Arch("batch norms are synchronised on the CPU in f32 only".into()));
+        if !ops::is_cpu_f32(x) || self.dtype != DType::F32 {
+            if workers.world_size() > 1 {
+                return Err(Error::UnsupportedSyncBatchNorm);
             }
-            let logits = self.forward_dropping(x, dropping)?;
-            let kind = Kind::Candle(logits.clone());
-            return Ok(Tape { network: self, workers, logits: Var::from_tensor(&logits.detach())?, kind });
+            let logits = self.candle_train_forward(x, dropping)?;
+            let recorded = Recorded::Candle(logits.clone());
+            return Ok(Tape {
+                network: self,
+                workers,
+                logits: Var::from_tensor(&logits.detach())?,
+                recorded,
+            });
         }
         self.check(x)?;
         let plan = dropping.plan(&self.graph)?;
         let (logits, saved) = forward::run(self, x, plan.as_ref(), workers)?;
-        Ok(Tape { network: self, workers, logits: Var::from_tensor(&logits)?, kind: Kind::Tape(saved) })
+        Ok(Tape {
+            network: self,
+            workers,
+            logits: Var::from_tensor(&logits)?,
+            recorded: Recorded::Steps(saved),
+        })
     }
 
-    /// Every tensor that has gradients.
+    /// Returns every trained tensor.
     fn variables(&self) -> impl Iterator<Item = &Tensor> {
-        self.layers.iter().flat_map(tensors).filter(|tensor| tensor.track_op())
-    }
-}
-
-/// The parameters of an operation.
-fn tensors(layer: &Layer) -> Vec<&Tensor> {
-    match layer {
-        Layer::Without => vec![],
-        Layer::Conv { weight, bias } => [Some(weight), bias.as_ref()].into_iter().flatten().collect(),
-        Layer::BatchNorm(norm) => vec![&norm.weight, &norm.bias],
-        Layer::GroupNorm { weight, bias, .. } => vec![weight, bias],
-        Layer::Activated { weight, bias, third } => vec![weight, bias, third],
-        Layer::Linear { weight, bias } => vec![weight, bias],
-        Layer::ChannelConv(weight) => vec![weight],
-        Layer::AttentionPool(pool) => {
-            let projections = [&pool.query, &pool.key, &pool.value];
-            let each = projections.into_iter().flat_map(|projection| [&projection.weight, &projection.bias]);
-            [&pool.position].into_iter().chain(each).collect()
-        }
+        self.layers.iter().flat_map(Layer::trainable).filter(|tensor| tensor.track_op())
     }
 }
 
 impl Tape<'_> {
-    /// The logits `[N, K]`; what they came from is not candle's to know.
+    /// Returns the logits `[N, K]`, a variable without history.
     pub fn logits(&self) -> &Tensor {
         &self.logits
     }
 
-    /// The gradients of all trained parameters from the gradient to the logits, `[N, K]`. Each is handed to `sink`
-    /// with its parameter as soon as it is known, those of the last layers first.
+    /// Runs the backward pass from the gradient of the logits `[N, K]`. Calls `sink` with each trained parameter and its
+    /// gradient as soon as it is complete, starting with the last layers.
     pub fn run(self, grad: &Tensor, sink: &mut dyn FnMut(&Tensor, Tensor) -> Result<()>) -> Result<()> {
         let network = self.network;
-        match self.kind {
-            Kind::Tape(saved) => backward::run(network, self.workers, saved, grad, sink),
-            Kind::Candle(logits) => {
+        match self.recorded {
+            Recorded::Steps(saved) => backward::run(network, self.workers, saved, grad, sink),
+            Recorded::Candle(logits) => {
                 let mut gradients = (logits * grad.detach())?.sum_all()?.backward()?;
                 for variable in network.variables() {
                     if let Some(gradient) = gradients.remove(variable) {
@@ -133,7 +134,7 @@ impl Tape<'_> {
         }
     }
 
-    /// [`Tape::run`] for a loss computed from [`Tape::logits`], into a store.
+    /// Returns the gradients of a loss computed from [`Tape::logits`].
     pub fn gradients(self, loss: &Tensor) -> Result<GradStore> {
         let mut store = loss.backward()?;
         let grad = match store.remove(&self.logits) {
@@ -154,22 +155,22 @@ impl std::fmt::Debug for Tape<'_> {
     }
 }
 
-/// A blocked tensor without a halo; its memory goes back when it is dropped.
-struct Act {
+/// A tensor in blocked layout without a halo; its buffer is returned to the pool on drop.
+struct BlockedTensor {
     layout: Blocked,
     data: AlignedVec,
-    home: Shared,
+    buffers: SharedBuffers,
 }
 
-impl Act {
-    fn new(home: &Shared, layout: Blocked, data: AlignedVec) -> Act {
-        Act { layout, data, home: home.clone() }
+impl BlockedTensor {
+    fn new(buffers: &SharedBuffers, layout: Blocked, data: AlignedVec) -> BlockedTensor {
+        BlockedTensor { layout, data, buffers: buffers.clone() }
     }
 
-    /// A tensor with any content.
-    fn empty(home: &Shared, layout: Blocked) -> Act {
-        let data = lock(home).take(layout.len());
-        Act::new(home, layout, data)
+    /// Returns a tensor with unspecified values.
+    fn empty(buffers: &SharedBuffers, layout: Blocked) -> BlockedTensor {
+        let data = lock(buffers).take(layout.len());
+        BlockedTensor::new(buffers, layout, data)
     }
 
     fn slice(&self) -> &[f32] {
@@ -184,25 +185,25 @@ impl Act {
         View { layout: self.layout, data: self.slice() }
     }
 
-    /// The memory without the tensor.
+    /// Returns the buffer.
     fn into_data(mut self) -> AlignedVec {
         std::mem::take(&mut self.data)
     }
 
-    /// The tensor itself, or a copy if others need it.
-    fn owned(act: Rc<Act>) -> Act {
-        Rc::try_unwrap(act).unwrap_or_else(|act| Act::copy(&act))
+    /// Returns the tensor itself, or a copy if it is shared.
+    fn owned(act: Rc<BlockedTensor>) -> BlockedTensor {
+        Rc::try_unwrap(act).unwrap_or_else(|act| BlockedTensor::copy(&act))
     }
 
-    fn copy(act: &Act) -> Act {
-        let mut copy = Act::empty(&act.home, act.layout);
+    fn copy(act: &BlockedTensor) -> BlockedTensor {
+        let mut copy = BlockedTensor::empty(&act.buffers, act.layout);
         copy.slice_mut().copy_from_slice(act.slice());
         copy
     }
 
-    fn of_planar(home: &Shared, x: &Tensor) -> Result<Act> {
+    fn from_planar(buffers: &SharedBuffers, x: &Tensor) -> Result<BlockedTensor> {
         let x = x.contiguous()?;
-        let mut act = Act::empty(home, Blocked::new(x.dims4()?.into()).map_err(kernel)?);
+        let mut act = BlockedTensor::empty(buffers, Blocked::new(x.dims4()?.into()).map_err(kernel)?);
         let layout = act.layout;
         let (storage, from) = x.storage_and_layout();
         layout.pack(ops::values(&storage, from)?, act.slice_mut(), ops::threads()?).map_err(kernel)?;
@@ -218,39 +219,39 @@ impl Act {
     }
 }
 
-impl Drop for Act {
+impl Drop for BlockedTensor {
     fn drop(&mut self) {
-        lock(&self.home).put(std::mem::take(&mut self.data));
+        lock(&self.buffers).put(std::mem::take(&mut self.data));
     }
 }
 
-fn lock(memory: &Shared) -> MutexGuard<'_, BufferPool> {
-    memory.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(buffers: &SharedBuffers) -> MutexGuard<'_, BufferPool> {
+    buffers.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn kernel(error: resnet_kernels::Error) -> Error {
     Error::Candle(candle_core::Error::Msg(error.to_string()))
 }
 
-/// A result or the gradient to one.
+/// A result or its gradient.
 #[derive(Clone)]
 enum Value {
     Planar(Tensor),
-    Blocked(Rc<Act>),
+    Blocked(Rc<BlockedTensor>),
 }
 
 impl Value {
-    fn blocked(&self, home: &Shared) -> Result<Rc<Act>> {
+    fn blocked(&self, buffers: &SharedBuffers) -> Result<Rc<BlockedTensor>> {
         match self {
-            Value::Planar(tensor) => Ok(Rc::new(Act::of_planar(home, tensor)?)),
+            Value::Planar(tensor) => Ok(Rc::new(BlockedTensor::from_planar(buffers, tensor)?)),
             Value::Blocked(act) => Ok(act.clone()),
         }
     }
 
-    /// [`Value::blocked`] of a value that nobody else needs, so that its memory may be [`Act::owned`].
-    fn into_blocked(self, home: &Shared) -> Result<Rc<Act>> {
+    /// [`Value::blocked`] without keeping a reference, so that [`BlockedTensor::owned`] need not copy.
+    fn into_blocked(self, buffers: &SharedBuffers) -> Result<Rc<BlockedTensor>> {
         match self {
-            Value::Planar(tensor) => Ok(Rc::new(Act::of_planar(home, &tensor)?)),
+            Value::Planar(tensor) => Ok(Rc::new(BlockedTensor::from_planar(buffers, &tensor)?)),
             Value::Blocked(act) => Ok(act),
         }
     }
@@ -270,7 +271,7 @@ impl Value {
         }
     }
 
-    /// Whether it has height and width.
+    /// Returns `true` if it is a feature map.
     fn is_image(&self) -> bool {
         match self {
             Value::Planar(tensor) => tensor.rank() == 4,
@@ -279,69 +280,69 @@ impl Value {
     }
 }
 
-/// What the gradient of a step is computed from.
+/// The values that the gradient of a step needs.
 enum Saved {
-    /// Nothing before it is trained.
+    /// No parameter before it is trained.
     Untracked,
     Conv {
         input: Value,
     },
-    Norm(Normed),
+    Norm(SavedNorm),
     MaxPool {
-        x: Rc<Act>,
-        y: Rc<Act>,
+        x: Rc<BlockedTensor>,
+        y: Rc<BlockedTensor>,
     },
     AvgPool(Blocked),
     GlobalAvgPool(Blocked),
     Scale {
-        x: Rc<Act>,
+        x: Rc<BlockedTensor>,
         /// `[N, C]`.
         gate: Tensor,
     },
-    Relu(Rc<Act>),
-    Add(Option<Dropped>),
-    /// A candle graph of its own, with the variables that stand for the step's inputs, if those have gradients.
+    Relu(Rc<BlockedTensor>),
+    Add(Option<DropPath>),
+    /// A separate candle graph, and a variable for each input that needs a gradient.
     Candle {
         inputs: Vec<Option<Var>>,
         output: Tensor,
     },
 }
 
-/// What the gradients of a batch norm are computed from.
-struct Normed {
+/// The values that the gradients of a batch norm need.
+struct SavedNorm {
     norm: NodeId,
-    x: Rc<Act>,
-    /// If a rectifier follows.
-    y: Option<Rc<Act>>,
+    x: Rc<BlockedTensor>,
+    /// The output, if a ReLU follows.
+    y: Option<Rc<BlockedTensor>>,
     mean: Vec<f64>,
     scale: Vec<f64>,
     of_batch: bool,
-    /// Of all workers' values, the share that is this one's.
-    share: f64,
-    /// If a sum follows of which a branch is left out.
-    dropped: Option<Dropped>,
+    /// Fraction of the values of all processes that belong to this process.
+    fraction: f64,
+    /// The drop path of the residual add that follows.
+    drop_path: Option<DropPath>,
 }
 
-/// A sum of two terms of which one, a branch, is left out for some images.
-struct Dropped {
-    /// What the branch is multiplied by, for each image.
-    kept: Vec<f32>,
-    /// Which term it is.
+/// A residual add whose branch is dropped for some images.
+struct DropPath {
+    /// The factor of the branch for each image.
+    factors: Vec<f32>,
+    /// The position of the branch among the two inputs.
     branch: usize,
 }
 
-impl Dropped {
-    fn factors(&self, term: usize) -> Option<&[f32]> {
-        (term == self.branch).then_some(&self.kept)
+impl DropPath {
+    fn factors_of(&self, term: usize) -> Option<&[f32]> {
+        (term == self.branch).then_some(&self.factors)
     }
 
-    /// The sum in place of its first term, rectified if `relu`.
-    fn add(&self, first: &mut Act, second: &Act, relu: bool) -> Result<()> {
+    /// Replaces `first` with the sum, followed by a ReLU if `relu`.
+    fn add(&self, first: &mut BlockedTensor, second: &BlockedTensor, relu: bool) -> Result<()> {
         let layout = first.layout;
         let second = second.slice();
         ops::threads()?.for_each_chunk(first.slice_mut(), layout.plane_len(), |index, first| {
             let second = &second[index * layout.plane_len()..][..first.len()];
-            let [a, b] = [0, 1].map(|term| self.factors(term).map_or(1.0, |f| f[index / layout.blocks()]));
+            let [a, b] = [0, 1].map(|term| self.factors_of(term).map_or(1.0, |f| f[index / layout.blocks()]));
             let least = if relu { 0.0 } else { f32::NEG_INFINITY };
             for (x, y) in first.iter_mut().zip(second) {
                 let sum = a * *x + b * *y;
@@ -351,9 +352,9 @@ impl Dropped {
         Ok(())
     }
 
-    /// The gradient to `term` from that to the sum, in place.
-    fn grad(&self, term: usize, grad: &mut Act) -> Result<()> {
-        let Some(factors) = self.factors(term) else { return Ok(()) };
+    /// Turns the gradient of the sum into that of `term`, in place.
+    fn grad(&self, term: usize, grad: &mut BlockedTensor) -> Result<()> {
+        let Some(factors) = self.factors_of(term) else { return Ok(()) };
         let layout = grad.layout;
         ops::threads()?.for_each_chunk(grad.slice_mut(), layout.plane_len(), |index, grad| {
             let factor = factors[index / layout.blocks()];
@@ -363,7 +364,7 @@ impl Dropped {
     }
 }
 
-/// The values of a contiguous `f32` tensor on the CPU.
+/// Calls `f` with the values of an `f32` tensor on the CPU.
 fn with_values<R>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> Result<R>) -> Result<R> {
     let tensor = tensor.contiguous()?;
     let (storage, layout) = tensor.storage_and_layout();

@@ -1,4 +1,4 @@
-//! CLIP's pool: attention from the mean of all pixels to each of them.
+//! CLIP's attention pooling: the mean of all pixels attends to each pixel.
 
 use candle_core::{D, Device, Result, Tensor};
 
@@ -14,14 +14,14 @@ pub(crate) struct Projection {
 /// The tensors of an [`AttentionPool`].
 #[derive(Debug, Clone)]
 pub(crate) struct AttentionWeights {
-    /// `[1 + rows · columns, C]`: what is added to the mean, then to each pixel.
+    /// The position embedding `[1 + rows · columns, C]` of the mean and of each pixel.
     pub(crate) position: Tensor,
     pub(crate) query: Projection,
     pub(crate) key: Projection,
     pub(crate) value: Projection,
 }
 
-/// `[N, C, H, W]` to `[N, C]`.
+/// Attention pooling of `x` `[N, C, H, W]` to `[N, C]`.
 pub(crate) fn attention_pool(x: &Tensor, weights: &AttentionWeights, pool: &AttentionPool) -> Result<Tensor> {
     let (n, c, h, w) = x.dims4()?;
     let pixels = x.flatten_from(2)?;
@@ -35,7 +35,7 @@ pub(crate) fn attention_pool(x: &Tensor, weights: &AttentionWeights, pool: &Atte
         let y = flat.matmul(&by.weight.t()?)?.broadcast_add(&by.bias)?;
         y.reshape((n, t, pool.heads, c / pool.heads))?.transpose(1, 2)?.contiguous()
     };
-    // Only the first token's result is wanted, so that it alone asks.
+    // Only the output of the first token is used, so it is the only query.
     let query = project(&tokens.narrow(1, 0, 1)?, &weights.query)?;
     let key = project(&tokens, &weights.key)?;
     let value = project(&tokens, &weights.value)?;
@@ -44,8 +44,8 @@ pub(crate) fn attention_pool(x: &Tensor, weights: &AttentionWeights, pool: &Atte
     candle_nn::ops::softmax(&scores, D::Minus1)?.matmul(&value)?.reshape((n, c))
 }
 
-/// The position embedding for `to` pixels along height and width, which is given for `grid`: resampled as timm does for
-/// other sizes than that of training (bicubic, with antialiasing).
+/// Resamples a position embedding from `grid` to `to` rows and columns, as timm does for sizes other than that of training
+/// (bicubic, antialiased).
 fn positions(position: &Tensor, grid: [usize; 2], to: [usize; 2]) -> Result<Tensor> {
     if grid == to {
         return Ok(position.clone());
@@ -63,20 +63,19 @@ fn positions(position: &Tensor, grid: [usize; 2], to: [usize; 2]) -> Result<Tens
     Tensor::cat(&[&position.narrow(0, 0, 1)?, &pixels], 0)
 }
 
-/// The weights of `from` samples in each of `to` samples: Keys' cubic with `a = -0.5`, as wide as the distance of the
-/// wider spaced ones.
+/// Returns the weights of `from` samples in each of `to` samples: Keys' cubic with `a = -0.5`, widened when downsampling.
 fn cubic(from: usize, to: usize) -> Vec<Vec<f64>> {
     let scale = from as f64 / to as f64;
     let width = scale.max(1.0);
     let support = 2.0 * width;
     (0..to)
         .map(|i| {
-            let centre = scale * (i as f64 + 0.5);
-            let first = (centre - support + 0.5).max(0.0) as usize;
-            let end = ((centre + support + 0.5) as usize).min(from);
+            let center = scale * (i as f64 + 0.5);
+            let first = (center - support + 0.5).max(0.0) as usize;
+            let end = ((center + support + 0.5) as usize).min(from);
             let mut weights = vec![0.0; from];
             for (j, weight) in weights.iter_mut().enumerate().take(end).skip(first) {
-                *weight = keys((j as f64 - centre + 0.5) / width);
+                *weight = keys((j as f64 - center + 0.5) / width);
             }
             let sum: f64 = weights.iter().sum();
             weights.iter_mut().for_each(|weight| *weight /= sum);
@@ -101,19 +100,19 @@ mod tests {
     use candle_core::{DType, Var};
 
     #[test]
-    fn resampling_weights_are_a_mean_of_the_near_samples() {
+    fn resampling_weights_sum_to_one() {
         for (from, to) in [(7, 7), (7, 2), (7, 14), (9, 1), (1, 5), (12, 13)] {
             for (i, row) in cubic(from, to).iter().enumerate() {
                 assert!((row.iter().sum::<f64>() - 1.0).abs() < 1e-12, "{from} {to} {i}");
             }
         }
-        // At equal sizes each sample is itself.
+        // Equal sizes: the identity.
         assert_eq!(cubic(3, 3)[1], [0.0, 1.0, 0.0]);
     }
 
-    /// One head of one channel with projections of 1: the result is the mean weighted by the softmax of mean · pixel.
+    /// With one head, one channel and projections of 1, the output is the tokens weighted by softmax(mean · token).
     #[test]
-    fn one_channel_by_hand() {
+    fn one_channel_matches_the_closed_form() {
         let tensor =
             |values: &[f64], shape: &[usize]| Tensor::from_slice(values, shape, &Device::Cpu).unwrap();
         let one = || Projection { weight: tensor(&[1.0], &[1, 1]), bias: tensor(&[0.0], &[1]) };
@@ -126,9 +125,9 @@ mod tests {
         let x = Var::from_tensor(&tensor(&[1.0, 3.0], &[1, 1, 1, 2])).unwrap();
         let y = attention_pool(&x, &weights, &AttentionPool { heads: 1, grid: [1, 2] }).unwrap();
         let tokens = [2.5f64, 1.0, 3.25];
-        let shares = tokens.map(|t| (2.5 * t).exp());
+        let scores = tokens.map(|t| (2.5 * t).exp());
         let expected =
-            tokens.iter().zip(shares).map(|(t, s)| t * s).sum::<f64>() / shares.iter().sum::<f64>();
+            tokens.iter().zip(scores).map(|(t, s)| t * s).sum::<f64>() / scores.iter().sum::<f64>();
         let found = y.to_dtype(DType::F64).unwrap().to_vec2::<f64>().unwrap()[0][0];
         assert!((found - expected).abs() < 1e-12, "{found} {expected}");
         let gradients = y.sum_all().unwrap().backward().unwrap();

@@ -1,29 +1,35 @@
-//! Pooling and blurring.
+//! Pooling and blur.
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, WithDType};
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::real::{Real, contiguous, dispatch, with};
-use super::{every, real};
+use super::cpu::{contiguous, is_cpu_f32, tensor, values};
+use super::every;
 use crate::graph::{AdaptiveAvgPool, AvgPool, Blur, Divisor, PoolSpec};
 
-/// The maximum over windows; padding counts as minus infinity. The gradient goes to the first of equal maxima, as in
-/// PyTorch, and a NaN in the window is the maximum.
+/// Max pooling; padding counts as minus infinity. As in PyTorch, the gradient goes to the first of equal maxima, and a
+/// NaN in a window is its maximum.
 pub(crate) fn max_pool(x: &Tensor, pool: &PoolSpec) -> Result<Tensor> {
     let (_, _, h, w) = x.dims4()?;
     let (Some(_), Some(_)) = (pool.output(0, h), pool.output(1, w)) else {
-        candle_core::bail!("no window of {:?} fits {h}×{w} pixels", pool.kernel)
+        candle_core::bail!(
+            "input of {h}×{w} pixels is smaller than the window of {}×{}",
+            pool.kernel[0],
+            pool.kernel[1]
+        )
     };
-    if real::is_ours(x) {
+    if is_cpu_f32(x) {
         return x.contiguous()?.apply_op1(MaxPool(*pool));
     }
     let padded = pad_with(x, pool, f32::NEG_INFINITY)?;
-    let plain = pool.kernel == pool.stride;
-    if plain || !x.track_op() {
+    // candle's gradient of max pooling needs windows that tile the input.
+    let (_, _, padded_h, padded_w) = padded.dims4()?;
+    let tiles =
+        pool.kernel == pool.stride && padded_h % pool.stride[0] == 0 && padded_w % pool.stride[1] == 0;
+    if tiles || !x.track_op() {
         return padded
             .max_pool2d_with_stride((pool.kernel[0], pool.kernel[1]), (pool.stride[0], pool.stride[1]));
     }
-    // candle's own has a gradient only for windows that do not overlap.
     let mut max: Option<Tensor> = None;
     for i in 0..pool.kernel[0] {
         for j in 0..pool.kernel[1] {
@@ -39,10 +45,10 @@ pub(crate) fn max_pool(x: &Tensor, pool: &PoolSpec) -> Result<Tensor> {
             });
         }
     }
-    max.ok_or_else(|| candle_core::Error::Msg("a window of no pixels".into()))
+    max.ok_or_else(|| candle_core::Error::Msg("the pooling window is empty".into()))
 }
 
-/// `x` with a border of `value` as wide as the padding.
+/// Returns `x` padded with `value`.
 fn pad_with(x: &Tensor, pool: &PoolSpec, value: f32) -> Result<Tensor> {
     let mut x = x.clone();
     for (axis, dim) in [(0, 2), (1, 3)] {
@@ -57,25 +63,23 @@ fn pad_with(x: &Tensor, pool: &PoolSpec, value: f32) -> Result<Tensor> {
     Ok(x)
 }
 
-/// [`max_pool`] on the CPU.
+/// [`max_pool`] in `f32` on the CPU.
 struct MaxPool(PoolSpec);
 
 impl MaxPool {
-    /// The result and where in its plane it comes from, for the window at `[oy, ox]` of a plane `[h, w]`.
-    fn window<T: Real>(&self, plane: &[T], [h, w]: [usize; 2], [oy, ox]: [usize; 2]) -> (T, usize) {
+    /// Returns the maximum of the window at `[oy, ox]` of a plane `[h, w]`, and its index in the plane.
+    fn window(&self, plane: &[f32], [h, w]: [usize; 2], [oy, ox]: [usize; 2]) -> (f32, usize) {
         let PoolSpec { kernel, stride, padding } = self.0;
         let span = |axis: usize, at: usize, size: usize| {
             let start = at * stride[axis];
             let end = (start + kernel[axis]).saturating_sub(padding[axis]).min(size);
             start.saturating_sub(padding[axis])..end
         };
-        let mut max = (T::from_f64(f64::NEG_INFINITY), usize::MAX);
+        let mut max = (f32::NEG_INFINITY, usize::MAX);
         for y in span(0, oy, h) {
             for x in span(1, ox, w) {
                 let value = plane[y * w + x];
-                // A NaN is unequal to itself.
-                #[allow(clippy::eq_op, reason = "the test for NaN that needs no float trait")]
-                if value > max.0 || max.1 == usize::MAX || value != value {
+                if value > max.0 || max.1 == usize::MAX || value.is_nan() {
                     max = (value, y * w + x);
                 }
             }
@@ -87,10 +91,10 @@ impl MaxPool {
         [self.0.output(0, h).unwrap_or(0), self.0.output(1, w).unwrap_or(0)]
     }
 
-    fn forward<T: Real>(&self, x: &[T], dims: [usize; 4]) -> Vec<T> {
+    fn forward(&self, x: &[f32], dims: [usize; 4]) -> Vec<f32> {
         let size = [dims[2], dims[3]];
         let [oh, ow] = self.output(size);
-        let mut y = vec![T::from_f64(0.0); dims[0] * dims[1] * oh * ow];
+        let mut y = vec![0.0; dims[0] * dims[1] * oh * ow];
         let planes = y.par_chunks_mut(oh * ow).zip(x.par_chunks(size[0] * size[1]));
         planes.for_each(|(to, plane)| {
             for (i, to) in to.iter_mut().enumerate() {
@@ -100,10 +104,10 @@ impl MaxPool {
         y
     }
 
-    fn backward<T: Real>(&self, x: &[T], grad: &[T], dims: [usize; 4]) -> Vec<T> {
+    fn backward(&self, x: &[f32], grad: &[f32], dims: [usize; 4]) -> Vec<f32> {
         let size = [dims[2], dims[3]];
         let [oh, ow] = self.output(size);
-        let mut gx = vec![T::from_f64(0.0); x.len()];
+        let mut gx = vec![0.0; x.len()];
         let planes = gx.par_chunks_mut(size[0] * size[1]).zip(x.par_chunks(size[0] * size[1]));
         planes.zip(grad.par_chunks(oh * ow)).for_each(|((to, plane), grad)| {
             for (i, grad) in grad.iter().enumerate() {
@@ -125,29 +129,26 @@ impl CustomOp1 for MaxPool {
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let (n, c, h, w) = layout.shape().dims4()?;
         let [oh, ow] = self.output([h, w]);
-        let result = dispatch!(storage, T => {
-            T::to_cpu_storage_owned(self.forward::<T>(contiguous(storage, layout)?, [n, c, h, w]))
-        });
-        Ok((result, (n, c, oh, ow).into()))
+        let y = self.forward(contiguous(storage, layout)?, [n, c, h, w]);
+        Ok((CpuStorage::F32(y), (n, c, oh, ow).into()))
     }
 
     fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        let (n, c, h, w) = x.dims4()?;
-        let gradient = with!([x, grad], T => |x, grad| {
-            Tensor::from_vec(self.backward::<T>(x, grad, [n, c, h, w]), (n, c, h, w), &candle_core::Device::Cpu)?
-        });
-        Ok(Some(gradient))
+        let dims: [usize; 4] = x.dims4()?.into();
+        let grad = grad.contiguous()?;
+        let ((xs, x_layout), (grad, grad_layout)) = (x.storage_and_layout(), grad.storage_and_layout());
+        let gx = self.backward(values(&xs, x_layout)?, values(&grad, grad_layout)?, dims);
+        Ok(Some(tensor(gx, x.shape())?))
     }
 }
 
-/// The mean over windows, as sums along one axis after the other: candle's own has no padding and, for windows that
-/// overlap, no gradient.
+/// Average pooling as weighted sums along each axis: candle's own has no padding, and no gradient for windows that overlap.
 pub(crate) fn avg_pool(x: &Tensor, pool: &AvgPool) -> Result<Tensor> {
     let mut x = x.clone();
     for (axis, dim) in [(0, 2), (1, 3)] {
         let size = x.dim(dim)?;
         let Some(output) = pool.output(axis, size) else {
-            candle_core::bail!("no window fits {size} pixels")
+            candle_core::bail!("input of {size} pixels is smaller than the window")
         };
         let taps = vec![1.0; pool.window.kernel[axis]];
         let padded =
@@ -167,7 +168,7 @@ pub(crate) fn avg_pool(x: &Tensor, pool: &AvgPool) -> Result<Tensor> {
     Ok(x)
 }
 
-/// The mean over windows that divide the input: a product with a matrix of window weights along each axis.
+/// Adaptive average pooling as a product with a matrix of window weights along each axis.
 pub(crate) fn adaptive_avg_pool(x: &Tensor, pool: &AdaptiveAvgPool) -> Result<Tensor> {
     let (_, _, h, w) = x.dims4()?;
     if [h, w] == pool.output {
@@ -184,19 +185,21 @@ pub(crate) fn adaptive_avg_pool(x: &Tensor, pool: &AdaptiveAvgPool) -> Result<Te
     matrix(0, h)?.broadcast_matmul(&over_width)
 }
 
-/// The binomial blur with one reflected pixel on each side.
+/// Binomial blur with reflection padding of one pixel.
 pub(crate) fn blur(x: &Tensor, blur: &Blur) -> Result<Tensor> {
     let mut x = x.clone();
     for dim in [2, 3] {
         let size = x.dim(dim)?;
-        let Some(output) = blur.output(size) else { candle_core::bail!("no pixel to reflect") };
+        let Some(output) = blur.output(size) else {
+            candle_core::bail!("input of {size} pixel is too small for reflection padding")
+        };
         let padded = Tensor::cat(&[&x.narrow(dim, 1, 1)?, &x, &x.narrow(dim, size - 2, 1)?], dim)?;
         x = weighted_sum(&padded, dim, &[0.25, 0.5, 0.25], blur.stride, output)?;
     }
     Ok(x)
 }
 
-/// `x` along `dim` with `before` zeros in front and as many behind as make it `size` long, if it is shorter.
+/// Pads `x` along `dim` with `before` zeros at the start, and with zeros at the end up to a length of `size`.
 fn pad_to(x: &Tensor, dim: usize, before: usize, size: usize) -> Result<Tensor> {
     let after = size.saturating_sub(before + x.dim(dim)?);
     match before + after {
@@ -205,7 +208,7 @@ fn pad_to(x: &Tensor, dim: usize, before: usize, size: usize) -> Result<Tensor> 
     }
 }
 
-/// `output` sums of neighbouring slices along `dim`, each weighted, the windows `stride` apart.
+/// Returns `output` weighted sums of adjacent slices along `dim`, at a distance of `stride`.
 fn weighted_sum(x: &Tensor, dim: usize, weights: &[f64], stride: usize, output: usize) -> Result<Tensor> {
     let mut sum: Option<Tensor> = None;
     for (i, &weight) in weights.iter().enumerate() {
@@ -216,5 +219,5 @@ fn weighted_sum(x: &Tensor, dim: usize, weights: &[f64], stride: usize, output: 
             None => slice,
         });
     }
-    sum.ok_or_else(|| candle_core::Error::Msg("a window of no pixels".into()))
+    sum.ok_or_else(|| candle_core::Error::Msg("the pooling window is empty".into()))
 }

@@ -1,16 +1,16 @@
-//! The rectifier.
+//! ReLU.
 
-use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::real::{contiguous, dispatch, is_ours, with};
+use super::cpu::{contiguous, is_cpu_f32, tensor, values};
 
-/// Elements that one task takes.
+/// Elements per task.
 pub(super) const CHUNK: usize = 1 << 14;
 
-/// `max(x, 0)`; NaN stays NaN. The gradient at 0 is 0.
+/// Computes `max(x, 0)`. NaN stays NaN; the gradient at 0 is 0.
 pub(crate) fn relu(x: &Tensor) -> Result<Tensor> {
-    if is_ours(x) { x.contiguous()?.apply_op1(Relu) } else { x.relu() }
+    if is_cpu_f32(x) { x.contiguous()?.apply_op1(Relu) } else { x.relu() }
 }
 
 struct Relu;
@@ -21,26 +21,22 @@ impl CustomOp1 for Relu {
     }
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let result = dispatch!(storage, T => {
-            let (x, zero): (&[T], T) = (contiguous(storage, layout)?, 0.0);
-            let y = x.par_iter().with_min_len(CHUNK).map(|&x| if x < zero { zero } else { x }).collect();
-            <T as candle_core::WithDType>::to_cpu_storage_owned(y)
-        });
-        Ok((result, layout.shape().clone()))
+        let x = contiguous(storage, layout)?.par_iter().with_min_len(CHUNK);
+        let y = x.map(|&x| if x < 0.0 { 0.0 } else { x }).collect();
+        Ok((CpuStorage::F32(y), layout.shape().clone()))
     }
 
     fn bwd(&self, _: &Tensor, y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        let gradient = with!([y, grad], T => |y, grad| {
-            let zero: T = 0.0;
-            let pairs = y.par_iter().with_min_len(CHUNK).zip(grad);
-            let gradient: Vec<T> = pairs.map(|(&y, &grad)| if y > zero { grad } else { zero }).collect();
-            Tensor::from_vec(gradient, grad_shape(y.len(), grad.len())?, &Device::Cpu)?
-        });
-        Ok(Some(gradient.reshape(y.shape())?))
+        let grad = grad.contiguous()?;
+        let ((y_storage, y_layout), (grad, grad_layout)) =
+            (y.storage_and_layout(), grad.storage_and_layout());
+        let gx = mask(values(&y_storage, y_layout)?, values(&grad, grad_layout)?);
+        Ok(Some(tensor(gx, y.shape())?))
     }
 }
 
-/// The length of both.
-fn grad_shape(y: usize, grad: usize) -> Result<usize> {
-    if y == grad { Ok(y) } else { candle_core::bail!("{grad} gradients for {y} values") }
+/// Returns the gradient of a ReLU with output `y`.
+pub(super) fn mask(y: &[f32], grad: &[f32]) -> Vec<f32> {
+    let pairs = y.par_iter().with_min_len(CHUNK).zip(grad);
+    pairs.map(|(&y, &grad)| if y > 0.0 { grad } else { 0.0 }).collect()
 }

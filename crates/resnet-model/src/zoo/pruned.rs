@@ -1,8 +1,8 @@
-//! The widths that pruning left in timm's `ecaresnet50d_pruned` and `ecaresnet101d_pruned` (arXiv 2002.08258).
+//! The widths of timm's `ecaresnet50d_pruned` and `ecaresnet101d_pruned` (arXiv 2002.08258).
 
 use crate::arch::PrunedStage;
 
-/// A stage's result, and its blocks' first and second convolutions.
+/// Output channels of a stage, and of the first and second convolution of each block.
 type Widths = (usize, &'static [[usize; 2]]);
 
 pub(super) const ECA_RESNET_50D: [Widths; 4] = [
@@ -46,7 +46,7 @@ pub(super) const ECA_RESNET_101D: [Widths; 4] = [
     (2042, &[[499, 289], [512, 512], [512, 502]]),
 ];
 
-/// The stages of a pruned network.
+/// Returns the stages of a pruned network.
 pub(super) fn stages(widths: &[Widths]) -> Vec<PrunedStage> {
     widths.iter().map(|&(out, inner)| PrunedStage { out, inner: inner.to_vec() }).collect()
 }

@@ -1,9 +1,9 @@
-//! timm's `resnet.py`, torchvision's `resnet.py` and the networks of the paper: one line each.
+//! The networks of timm's and torchvision's `resnet.py` and of the paper, one line per variant.
 
 use super::pruned;
 use crate::arch::{AntiAlias, Attention, Block, Norm, ResNet, Shortcut, Stage, Stem, StemPool};
 
-/// Blocks per stage, by the layers that bottleneck blocks make of them (basic blocks: 18 and 34).
+/// Blocks per stage, named by the number of layers with bottleneck blocks (with basic blocks: 18 and 34).
 const N14: [usize; 4] = [1, 1, 1, 1];
 const N26: [usize; 4] = [2, 2, 2, 2];
 const N50: [usize; 4] = [3, 4, 6, 3];
@@ -40,17 +40,17 @@ fn s(net: ResNet) -> ResNet {
     ResNet { stem: Stem::deep(64), ..net }
 }
 
-/// A mean before the projections.
+/// Average pooling before the projections.
 fn avg_down(net: ResNet) -> ResNet {
     ResNet { shortcut: Shortcut::AvgProjection, ..net }
 }
 
-/// A deep stem and a mean before the projections.
+/// A deep stem, and average pooling before the projections.
 fn d(net: ResNet) -> ResNet {
     avg_down(c(net))
 }
 
-/// As `d`, with a stem that widens step by step.
+/// `d` with a tiered stem.
 fn t(net: ResNet) -> ResNet {
     ResNet { stem: Stem::tiered(32), ..avg_down(net) }
 }
@@ -93,7 +93,7 @@ fn plain(net: ResNet) -> ResNet {
     ResNet { shortcut: Shortcut::None, ..net }
 }
 
-/// timm's smallest network, for tests: four stages of one block.
+/// The test network of timm: four stages of one block.
 fn test_resnet() -> ResNet {
     let stage = |(block, width)| Stage { block, depth: 1, width };
     let stages = [(Block::Basic, 32), (Block::Basic, 48), (Block::Bottleneck, 48), (Block::Basic, 96)];
@@ -188,7 +188,7 @@ pub(super) fn imagenet() -> Vec<(&'static str, ResNet)> {
     ]
 }
 
-/// The CIFAR-10 networks of the paper, section 4.2, and the plain networks of the same layers.
+/// The CIFAR-10 networks of the paper, section 4.2, and the plain networks with the same layers.
 pub(super) fn cifar() -> Vec<(&'static str, ResNet)> {
     let depths = [
         ("resnet20_cifar", "plain20_cifar", 20),

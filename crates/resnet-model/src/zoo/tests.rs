@@ -1,4 +1,4 @@
-//! The whole zoo against timm's, torchvision's and our own PyTorch networks (`tests/golden/zoo.py`).
+//! The zoo compared with the networks of timm, torchvision and `tests/golden/zoo.py` in PyTorch.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Tensor};
 
 use super::*;
 use crate::arch::{ArchOptions, GlobalPool};
-use crate::{Checkpoint, Network, Runtime, cost, engine, param_specs, safetensors, synthetic};
+use crate::{Checkpoint, Network, Runtime, engine, random, safetensors, synthetic};
 
 mod options;
 
@@ -16,7 +16,7 @@ const PARAMS: &str = include_str!("../../../../tests/golden/zoo_params.tsv");
 const FAST: u64 = 100_000_000;
 
 #[test]
-fn names_are_unique_and_found() {
+fn names_are_unique() {
     for (name, net) in all() {
         assert_eq!(name_of(&net), Some(name));
         assert_eq!(name_of(&net.clone().with_classes(7).with_in_channels(1)), Some(name));
@@ -26,13 +26,13 @@ fn names_are_unique_and_found() {
 }
 
 #[test]
-fn descriptions_are_short_and_read_back() {
+fn descriptions_round_trip_through_json() {
     for (name, net) in all() {
         let json = serde_json::to_string(&net).unwrap();
         assert_eq!(serde_json::from_str::<Arch>(&json).unwrap(), net, "{name}");
         assert!(json.len() < 600 || name.ends_with("_pruned"), "{name}: {json}");
-        let unknown = json.replacen('{', r#"{"surprise":1,"#, 1);
-        assert!(serde_json::from_str::<Arch>(&unknown).is_err(), "{name}");
+        let with_unknown_field = json.replacen('{', r#"{"unknown":1,"#, 1);
+        assert!(serde_json::from_str::<Arch>(&with_unknown_field).is_err(), "{name}");
     }
     let options =
         ArchOptions { pool: Some(GlobalPool::AvgMax), output_stride: Some(8), ..ArchOptions::default() };
@@ -43,14 +43,14 @@ fn descriptions_are_short_and_read_back() {
 }
 
 #[test]
-fn unknown_names_suggest_near_ones() {
+fn unknown_names_suggest_similar_ones() {
     let message = arch("resnet51").unwrap_err().to_string();
     assert!(message.contains("unknown model `resnet51`; did you mean resnet50"), "{message}");
     assert_eq!(arch("bert").unwrap_err().to_string(), "unknown model `bert`");
 }
 
 /// A line of `zoo_params.tsv`.
-struct Row {
+struct GoldenRow {
     name: &'static str,
     tensors: usize,
     parameters: u64,
@@ -58,18 +58,18 @@ struct Row {
     macs: u64,
 }
 
-fn rows() -> Vec<Row> {
+fn rows() -> Vec<GoldenRow> {
     let row = |line: &'static str| {
         let parts: Vec<&str> = line.split('\t').collect();
         let [name, tensors, parameters, listing, macs] = parts[..] else { panic!("{line}") };
         let number = |s: &str| s.parse::<u64>().unwrap();
         let tensors = number(tensors) as usize;
-        Row { name, tensors, parameters: number(parameters), listing, macs: number(macs) }
+        GoldenRow { name, tensors, parameters: number(parameters), listing, macs: number(macs) }
     };
     PARAMS.lines().map(row).collect()
 }
 
-/// An architecture by the name that the golden script gives it: `resnet50+os8` is one with options.
+/// Returns an architecture by its name in the golden script; `resnet50+os8` has options.
 fn golden_arch(name: &str) -> Arch {
     let (base, option) = name.split_once('+').unwrap_or((name, ""));
     let none = ArchOptions::default();
@@ -88,7 +88,7 @@ fn golden_arch(name: &str) -> Arch {
     arch(base).unwrap().with(options).unwrap()
 }
 
-/// With weights from the formula; `test_resnet+adapt4` is a network of three channels whose stem is adapted to four.
+/// Returns a checkpoint with synthetic weights; `test_resnet+adapt4` has three input channels adapted to four.
 fn golden_checkpoint(name: &str) -> Checkpoint {
     let Some((base, channels)) = name.split_once("+adapt") else {
         return synthetic::checkpoint(&golden_arch(name)).unwrap();
@@ -98,19 +98,19 @@ fn golden_checkpoint(name: &str) -> Checkpoint {
 }
 
 #[test]
-fn names_shapes_order_and_costs_are_pytorchs() {
+fn names_shapes_order_and_costs_match_pytorch() {
     let rows = rows();
     for (name, _) in all() {
         assert!(rows.iter().any(|row| row.name == name), "{name} has no reference");
     }
-    for Row { name, tensors, parameters, listing, macs } in rows {
+    for GoldenRow { name, tensors, parameters, listing, macs } in rows {
         let graph = golden_arch(name).graph().unwrap();
-        let list = param_specs::list(&graph);
+        let list = graph.param_specs();
         let shape = |s: &[usize]| s.iter().map(usize::to_string).collect::<Vec<_>>().join("x");
         let text: String = list.iter().map(|p| format!("{} {}\n", p.name, shape(&p.shape))).collect();
-        assert_eq!((list.len(), param_specs::count(&graph)), (tensors, parameters), "{name}");
-        assert_eq!(format!("{:016x}", synthetic::hash(&text)), listing, "{name}:\n{text}");
-        assert_eq!(cost::macs(&graph, 224, 224).unwrap(), macs, "{name}");
+        assert_eq!((list.len(), graph.param_count()), (tensors, parameters), "{name}");
+        assert_eq!(format!("{:016x}", random::hash(&text)), listing, "{name}:\n{text}");
+        assert_eq!(graph.macs(224, 224).unwrap(), macs, "{name}");
     }
 }
 
@@ -127,7 +127,7 @@ fn size(name: &str) -> [usize; 2] {
     }
 }
 
-/// The largest difference over the largest magnitude.
+/// Returns the largest difference relative to the largest magnitude.
 fn error(found: &[f32], expected: &[f32]) -> f32 {
     assert_eq!(found.len(), expected.len());
     let max = |values: &mut dyn Iterator<Item = f32>| values.fold(0f32, |a, b| a.max(b.abs()));
@@ -140,7 +140,7 @@ fn spread(tensor: &Tensor) -> Vec<f32> {
     (0..SAMPLES).map(|i| flat[i * flat.len() / SAMPLES]).collect()
 }
 
-/// How far a network is from PyTorch's: all stages and the logits.
+/// Returns the largest error of all stages and the logits, compared with PyTorch.
 fn distance_from_pytorch(name: &str, network: &Runtime, golden: &BTreeMap<String, Vec<f32>>) -> f32 {
     let [h, w] = size(name);
     let c = network.graph().in_channels();
@@ -159,9 +159,9 @@ fn distance_from_pytorch(name: &str, network: &Runtime, golden: &BTreeMap<String
     let y = network.rows(input, [2, c, h, w]).unwrap();
     let expected = &golden[&format!("{name}/logits")];
     let logits = error(&y[1][..expected.len()], expected);
-    // All of them, in one number.
+    // A random projection covers all logits.
     let all = y.concat();
-    let weights: Vec<f64> = (0..all.len()).map(|i| synthetic::uniform("projection", i) - 0.5).collect();
+    let weights: Vec<f64> = (0..all.len()).map(|i| random::uniform("projection", i) - 0.5).collect();
     let norm = weights.iter().map(|w| w * w).sum::<f64>().sqrt();
     let projection = all.iter().zip(&weights).map(|(y, w)| f64::from(*y) * w).sum::<f64>() / norm;
     let scale = expected.iter().fold(0f32, |a, b| a.max(b.abs()));
@@ -170,8 +170,8 @@ fn distance_from_pytorch(name: &str, network: &Runtime, golden: &BTreeMap<String
     worst.max(logits).max(projected)
 }
 
-/// One part of the zoo, so that the parts run beside each other.
-fn agree(part: usize, parts: usize) {
+/// Compares one part of the zoo with PyTorch; the parts run in parallel.
+fn compare_with_pytorch(part: usize, parts: usize) {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/zoo.safetensors");
     let contents = safetensors::open(std::path::Path::new(path)).unwrap();
     let golden: BTreeMap<String, Vec<f32>> =
@@ -187,12 +187,12 @@ fn agree(part: usize, parts: usize) {
         let checkpoint = golden_checkpoint(row.name);
         let network =
             Runtime::Network(Box::new(Network::load(&checkpoint, DType::F32, &Device::Cpu).unwrap()));
-        let of_network = distance_from_pytorch(row.name, &network, &golden);
+        let network_error = distance_from_pytorch(row.name, &network, &golden);
         drop(network);
         let options =
             engine::EngineOptions { input: Some(size(row.name)), ..engine::EngineOptions::default() };
         let engine = Runtime::new(&checkpoint, &Device::Cpu, options).unwrap();
-        let errors = [of_network, distance_from_pytorch(row.name, &engine, &golden)];
+        let errors = [network_error, distance_from_pytorch(row.name, &engine, &golden)];
         println!(
             "{}\t{:.1e}\t{:.1e}\t{:.1} s",
             row.name,
@@ -204,11 +204,11 @@ fn agree(part: usize, parts: usize) {
 }
 
 #[test]
-fn results_are_pytorchs_first_half() {
-    agree(0, 2);
+fn results_match_pytorch_first_half() {
+    compare_with_pytorch(0, 2);
 }
 
 #[test]
-fn results_are_pytorchs_second_half() {
-    agree(1, 2);
+fn results_match_pytorch_second_half() {
+    compare_with_pytorch(1, 2);
 }

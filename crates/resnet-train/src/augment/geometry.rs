@@ -1,10 +1,10 @@
-//! Parts of images, and images moved and turned.
+//! Crops, erasing, flips and affine transforms.
 
 use super::Pixels;
 use crate::random::Random;
 
-/// A random part `[x, y, width, height]` of an image `[width, height]`, as torchvision's `RandomResizedCrop` chooses it.
-pub(super) fn part(
+/// Returns a random crop `[x, y, width, height]` of an image `[width, height]`, like torchvision's `RandomResizedCrop`.
+pub(super) fn random_crop(
     [width, height]: [u32; 2],
     scale: [f64; 2],
     ratio: [f64; 2],
@@ -23,14 +23,14 @@ pub(super) fn part(
             return [first(width - w), y, w, h];
         }
     }
-    // The largest part in the middle whose sides have a ratio that is allowed.
+    // The largest center crop with a valid aspect ratio.
     let aspect = (f64::from(width) / f64::from(height)).clamp(ratio[0], ratio[1]);
     let w = (f64::from(height) * aspect).round().clamp(1.0, f64::from(width)) as u32;
     let h = (f64::from(width) / aspect).round().clamp(1.0, f64::from(height)) as u32;
     [(width - w) / 2, (height - h) / 2, w, h]
 }
 
-/// Sets a random rectangle of normalised `values` `[C, H, W]` to 0, the mean, as torchvision's `RandomErasing` does.
+/// Sets a random rectangle of normalized `values` `[C, H, W]` to 0, like torchvision's `RandomErasing`.
 pub(super) fn erase(values: &mut [f32], [height, width]: [usize; 2], random: &mut Random) {
     let area = (height * width) as f64;
     for _ in 0..10 {
@@ -50,23 +50,31 @@ pub(super) fn erase(values: &mut [f32], [height, width]: [usize; 2], random: &mu
     }
 }
 
+/// Interpolation of an affine transform.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Interpolation {
+    Nearest,
+    Bilinear,
+}
+
 impl Pixels {
-    /// Exchanges left and right.
+    /// Flips horizontally.
     pub(super) fn flip(&mut self) {
         self.values.chunks_exact_mut(self.size[1]).for_each(<[f32]>::reverse);
     }
 
-    /// The image moved so that the pixel at `p`, counted from the centre, comes from `matrix · (p, 1)` by bilinear
-    /// interpolation; zeros come from outside. Rows of the matrix are x and y.
-    pub(super) fn warped(&self, matrix: [[f64; 3]; 2]) -> Pixels {
+    /// Returns the affine transform of the image: pixel `p`, relative to the center, is sampled at `matrix · (p, 1)`; outside
+    /// is 0. Rows of the matrix are x and y.
+    pub(super) fn warped(&self, matrix: [[f64; 3]; 2], interpolation: Interpolation) -> Pixels {
         let [height, width] = self.size;
-        let centre = [(width as f64 - 1.0) / 2.0, (height as f64 - 1.0) / 2.0];
+        let center = [(width as f64 - 1.0) / 2.0, (height as f64 - 1.0) / 2.0];
         let mut out = Pixels { values: vec![0.0; self.values.len()], ..*self };
         for y in 0..height {
             for x in 0..width {
-                let p = [x as f64 - centre[0], y as f64 - centre[1]];
+                let p = [x as f64 - center[0], y as f64 - center[1]];
                 let from: [f64; 2] = std::array::from_fn(|i| {
-                    matrix[i][0] * p[0] + matrix[i][1] * p[1] + matrix[i][2] + centre[i]
+                    let from = matrix[i][0] * p[0] + matrix[i][1] * p[1] + matrix[i][2] + center[i];
+                    if interpolation == Interpolation::Nearest { from.round_ties_even() } else { from }
                 });
                 let (left, top) = (from[0].floor(), from[1].floor());
                 let (fx, fy) = ((from[0] - left) as f32, (from[1] - top) as f32);

@@ -1,9 +1,9 @@
-//! Pairs of images of one batch, mixed together with their targets.
+//! Mixup and CutMix of the images of a batch and their targets.
 
 use super::Augment;
 use crate::random::Random;
 
-/// Mixes image `i` of a batch with image `n − 1 − i` by mixup or CutMix, if `augment` asks for it.
+/// Mixes image `i` of a batch with image `n − 1 − i` by mixup or CutMix, if `augment` enables them.
 ///
 /// `images` is `[N, C, H, W]` for the given height and width, `targets` is `[N, K]`.
 pub(crate) fn mix(
@@ -29,8 +29,8 @@ pub(crate) fn mix(
             let side = (1.0 - kept).sqrt();
             let mut span = |size: usize| {
                 let half = (size as f64 * side) as usize / 2;
-                let centre = random.below(size);
-                centre.saturating_sub(half)..(centre + half).min(size)
+                let center = random.below(size);
+                center.saturating_sub(half)..(center + half).min(size)
             };
             let (rows, columns) = (span(height), span(width));
             exchange(images, [n, channels, height, width], rows.clone(), columns.clone());
@@ -41,7 +41,7 @@ pub(crate) fn mix(
     blend(targets, n, kept as f32);
 }
 
-/// Row `i` of `n` becomes `kept` of itself and the rest of row `n − 1 − i`.
+/// Blends row `i` of `n` with row `n − 1 − i`: `kept · row[i] + (1 − kept) · row[n − 1 − i]`.
 fn blend(rows: &mut [f32], n: usize, kept: f32) {
     let len = rows.len() / n.max(1);
     for i in 0..n / 2 {
@@ -52,7 +52,7 @@ fn blend(rows: &mut [f32], n: usize, kept: f32) {
     }
 }
 
-/// Exchanges a rectangle of image `i` and image `n − 1 − i`.
+/// Swaps a rectangle of image `i` and image `n − 1 − i`.
 fn exchange(
     images: &mut [f32],
     [n, channels, height, width]: [usize; 4],

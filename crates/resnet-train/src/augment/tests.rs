@@ -4,7 +4,7 @@ use image::RgbImage;
 
 use super::*;
 
-fn picture(width: u32, height: u32) -> RgbImage {
+fn gradient(width: u32, height: u32) -> RgbImage {
     RgbImage::from_fn(width, height, |x, y| {
         image::Rgb([(x * 7 % 256) as u8, (y * 11 % 256) as u8, ((x + y) * 5 % 256) as u8])
     })
@@ -14,30 +14,30 @@ fn everything() -> Augment {
     Augment {
         degrees: 10.0,
         zoom: 0.1,
-        shift: 0.1,
+        translate: 0.1,
         brightness: 0.4,
         contrast: 0.4,
         saturation: 0.4,
         hue: 0.1,
-        rand_operations: 14,
-        erase: 0.5,
+        rand_num_ops: 14,
+        random_erasing: 0.5,
         ..Augment::default()
     }
 }
 
 #[test]
-fn nothing_varied_is_the_evaluation() {
+fn no_augmentation_equals_evaluation() {
     let preprocess = Preprocess::torchvision(40, 32);
-    let image = Source::Memory(Arc::new(picture(60, 50)));
+    let image = ImageSource::Memory(Arc::new(gradient(60, 50)));
     let varied = Augment::none().apply(&image, &preprocess, &mut Random::new(1, &[])).unwrap();
-    let plain = preprocess.apply(&picture(60, 50)).unwrap();
+    let plain = preprocess.apply(&gradient(60, 50)).unwrap();
     assert!(varied.iter().zip(&plain).all(|(a, b)| (a - b).abs() < 1e-5));
 }
 
 #[test]
-fn variations_depend_on_the_key_alone() {
+fn augmentation_depends_on_the_key_only() {
     let preprocess = Preprocess::torchvision(40, 32);
-    let image = Source::Memory(Arc::new(picture(60, 50)));
+    let image = ImageSource::Memory(Arc::new(gradient(60, 50)));
     let vary = |key| everything().apply(&image, &preprocess, &mut Random::new(1, &[key])).unwrap();
     let all: Vec<Vec<f32>> = (0..40).map(vary).collect();
     for (key, values) in all.iter().enumerate() {
@@ -49,11 +49,11 @@ fn variations_depend_on_the_key_alone() {
 }
 
 #[test]
-fn parts_are_inside_and_of_the_shape_asked_for() {
+fn random_crops_are_inside_the_image() {
     let mut random = Random::new(3, &[]);
     for size in [[1, 1], [500, 3], [3, 500], [64, 48]] {
         for _ in 0..100 {
-            let [x, y, w, h] = geometry::part(size, [0.08, 1.0], [0.75, 4.0 / 3.0], &mut random);
+            let [x, y, w, h] = geometry::random_crop(size, [0.08, 1.0], [0.75, 4.0 / 3.0], &mut random);
             assert!(w > 0 && h > 0 && x + w <= size[0] && y + h <= size[1], "{size:?}: {x} {y} {w} {h}");
         }
     }
@@ -64,7 +64,7 @@ fn pixels(values: Vec<f32>, channels: usize, size: [usize; 2]) -> Pixels {
 }
 
 #[test]
-fn colours_change_as_in_torchvision() {
+fn color_operations_match_torchvision() {
     // One pixel each, by torchvision.transforms.v2.functional on u8, where ours does not round.
     let check = |change: &dyn Fn(&mut Pixels), expected: [f32; 3]| {
         let mut one = pixels(vec![200.0, 100.0, 50.0], 3, [1, 1]);
@@ -73,21 +73,21 @@ fn colours_change_as_in_torchvision() {
             assert!((a - b).abs() < 1.0, "{:?}, expected {expected:?}", one.values);
         }
     };
-    check(&|p| p.brighten(1.5), [255.0, 150.0, 75.0]);
-    check(&|p| p.saturate(0.0), [124.2; 3]);
-    check(&|p| p.contrast(0.5), [162.1, 112.1, 87.1]);
-    check(&|p| p.turn_hue(1.0 / 3.0), [50.0, 200.0, 100.0]);
-    check(&|p| p.turn_hue(-0.5), [50.0, 150.0, 200.0]);
+    check(&|p| p.adjust_brightness(1.5), [255.0, 150.0, 75.0]);
+    check(&|p| p.adjust_saturation(0.0), [124.2; 3]);
+    check(&|p| p.adjust_contrast(0.5), [162.1, 112.1, 87.1]);
+    check(&|p| p.shift_hue(1.0 / 3.0), [50.0, 200.0, 100.0]);
+    check(&|p| p.shift_hue(-0.5), [50.0, 150.0, 200.0]);
     check(&|p| p.posterize(2), [192.0, 64.0, 0.0]);
     check(&|p| p.solarize(100.0), [55.0, 155.0, 50.0]);
-    check(&|p| p.sharpen(2.0), [200.0, 100.0, 50.0]);
+    check(&|p| p.adjust_sharpness(2.0), [200.0, 100.0, 50.0]);
 }
 
 #[test]
 fn levels_are_stretched_and_equalised() {
     let mut low = pixels((0..1024).map(|i| 50.0 + (i % 100) as f32).collect(), 1, [32, 32]);
     let mut equal = low.clone();
-    low.stretch();
+    low.autocontrast();
     let range = |p: &Pixels| p.values.iter().fold((255f32, 0f32), |(a, b), v| (a.min(*v), b.max(*v)));
     assert_eq!(range(&low), (0.0, 255.0));
     equal.equalize();
@@ -96,11 +96,11 @@ fn levels_are_stretched_and_equalised() {
 }
 
 #[test]
-fn images_are_moved_by_whole_pixels_and_turned() {
+fn images_are_translated_and_rotated() {
     let image = pixels((0..9).map(|i| i as f32).collect(), 1, [3, 3]);
-    let moved = image.warped([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]]);
+    let moved = image.warped([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]], Interpolation::Bilinear);
     assert_eq!(moved.values, [1.0, 2.0, 0.0, 4.0, 5.0, 0.0, 7.0, 8.0, 0.0]);
-    let turned = image.warped([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0]]);
+    let turned = image.warped([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0]], Interpolation::Bilinear);
     assert_eq!(turned.values, [2.0, 5.0, 8.0, 1.0, 4.0, 7.0, 0.0, 3.0, 6.0]);
     let mut flipped = image;
     flipped.flip();
@@ -108,7 +108,7 @@ fn images_are_moved_by_whole_pixels_and_turned() {
 }
 
 #[test]
-fn mixed_targets_say_what_is_in_the_images() {
+fn mixed_targets_match_mixed_images() {
     for (mixup, cutmix) in [(0.4, 0.0), (0.0, 1.0), (0.4, 1.0)] {
         let augment = Augment { mixup, cutmix, ..Augment::none() };
         for key in 0..50 {
@@ -127,4 +127,12 @@ fn mixed_targets_say_what_is_in_the_images() {
             }
         }
     }
+}
+
+#[test]
+fn randaugment_shears_about_the_top_left_corner() {
+    // The same as torchvision: row y is sampled at x + 0.3 (y + 0.5), rounded.
+    let image = pixels((1..=12).map(|i| i as f32).collect(), 1, [4, 3]);
+    let sheared = rand::shear(&image, [0.3, 0.0]);
+    assert_eq!(sheared.values, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 9.0, 0.0, 11.0, 12.0, 0.0]);
 }

@@ -1,4 +1,4 @@
-//! What a run reads and writes: states, the best network, the curves. The first worker alone has the folder.
+//! Files of a run: states, the best network, the curves. Only rank 0 has the folder.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -14,9 +14,9 @@ use crate::state::{Folder, sync, sync_folder};
 use crate::{Error, Result, plot};
 
 impl Trainer<'_> {
-    /// What the first worker does with the folder.
+    /// Opens the folder on rank 0, and restores the state of a resumed run.
     pub(super) fn open(&mut self, begin: Begin, on: &mut dyn FnMut(Event)) -> Result<()> {
-        if self.team.rank() > 0 {
+        if self.group.rank() > 0 {
             return Ok(());
         }
         let folder = self.folder.insert(Folder::open(self.path)?);
@@ -33,22 +33,22 @@ impl Trainer<'_> {
         skipped.into_iter().for_each(|why| on(Event::Skipped { why }));
         let differences = differences(&progress.settings, &self.progress.settings);
         if !differences.is_empty() {
-            return Err(Error::OtherRun { path: self.path.to_owned(), differences });
+            return Err(Error::RunMismatch { path: self.path.to_owned(), differences });
         }
         let tensor = |name: String| {
             tensors.get(&name).ok_or_else(|| Error::Model(resnet_model::Error::Missing(name.clone())))
         };
         for param in self.parameters.list() {
             self.parameters.set(&param.name, tensor(format!("model/{}", param.name))?)?;
-            if let Some(average) = &self.average {
-                average.set(&param.name, tensor(format!("average/{}", param.name))?)?;
+            if let Some(ema) = &self.ema {
+                ema.set(&param.name, tensor(format!("ema/{}", param.name))?)?;
             }
         }
-        for (name, var) in self.moving.memory() {
+        for (name, var) in self.optimizer.state() {
             let saved = tensor(format!("optimizer/{name}"))?;
             var.set(&saved.to_candle(&name, DType::F32, self.parameters.device())?)?;
         }
-        self.moving.set_steps(progress.step);
+        self.optimizer.set_steps(progress.step);
         self.progress = progress;
         Ok(())
     }
@@ -74,8 +74,8 @@ impl Trainer<'_> {
         Ok(())
     }
 
-    /// Refuses numbers that are none: a state with them would be good for nothing.
-    pub(super) fn check_finite(&self, parameters: &Parameters, rate: f64) -> Result<()> {
+    /// Returns an error if a parameter is NaN or infinite: such a state is useless.
+    pub(super) fn check_finite(&self, parameters: &Parameters, lr: f64) -> Result<()> {
         for param in parameters.list() {
             let var = parameters.var(&param.name)?;
             if var.dtype() != DType::F32 {
@@ -83,7 +83,7 @@ impl Trainer<'_> {
             }
             let sum = var.as_detached_tensor().abs()?.sum_all()?.to_scalar::<f32>()?;
             if !sum.is_finite() {
-                return Err(self.diverged("sum of a parameter's magnitudes", f64::from(sum), rate));
+                return Err(self.diverged("L1 norm of a parameter", f64::from(sum), lr));
             }
         }
         Ok(())
@@ -97,7 +97,7 @@ impl Trainer<'_> {
         Ok(())
     }
 
-    /// The first worker writes the state.
+    /// Writes the state, on rank 0.
     pub(super) fn write_state(&self) -> Result<Option<PathBuf>> {
         let Some(folder) = &self.folder else { return Ok(None) };
         let mut tensors = BTreeMap::new();

@@ -11,7 +11,7 @@ use resnet_model::{Arch, Checkpoint, Classifier, Preprocess};
 use crate::augment::{Augment, Crop};
 use crate::random::Random;
 
-/// The paper's network for small images, four channels wide.
+/// A CIFAR ResNet with four channels.
 fn arch(classes: usize) -> Arch {
     let json = r#"{"family":"resnet","stem":{"kind":"conv3","width":4},"stages":[
         {"block":"basic","depth":1,"width":4},{"block":"basic","depth":1,"width":8}],
@@ -27,7 +27,7 @@ fn meta(classes: usize) -> Meta {
 }
 
 /// Noise, with a bright square in one of two corners.
-fn dataset(count: usize, held_out: f64) -> Arc<Dataset> {
+fn dataset(count: usize, val_fraction: f64) -> Arc<Dataset> {
     let images = (0..count).map(|i| {
         let mut random = Random::new(11, &[i as u64]);
         let class = i % 2;
@@ -38,22 +38,24 @@ fn dataset(count: usize, held_out: f64) -> Arc<Dataset> {
         });
         (Arc::new(image), class)
     });
-    Arc::new(Dataset::memory(vec!["left".into(), "right".into()], images.collect(), held_out, 1).unwrap())
+    Arc::new(
+        Dataset::from_images(vec!["left".into(), "right".into()], images.collect(), val_fraction, 1).unwrap(),
+    )
 }
 
 fn config() -> Config {
     let mut config = Config {
         epochs: 3,
         batch_size: 4,
-        ema: Some(0.9),
-        clip: Some(5.0),
-        held_out: 0.25,
+        ema_decay: Some(0.9),
+        clip_grad: Some(5.0),
+        val_fraction: 0.25,
         dropout: 0.1,
         drop_path: 0.2,
         augment: Augment { crop: Crop::Pad, pad: 1, mixup: 0.2, brightness: 0.2, ..Augment::none() },
         ..Config::default()
     };
-    config.schedule.rate = 0.05;
+    config.schedule.lr = Some(0.05);
     config
 }
 
@@ -62,7 +64,7 @@ struct Outcome {
     events: Vec<Event>,
 }
 
-/// Runs; `stop_after` steps it is told to stop.
+/// Runs; requests a stop after `stop_after` steps.
 fn run(
     folder: &Path,
     config: &Config,
@@ -92,10 +94,10 @@ fn newest(folder: &Path) -> Vec<u8> {
 }
 
 #[test]
-fn eight_images_are_learnt_by_heart() {
+fn eight_images_are_memorized() {
     let dir = tempfile::tempdir().unwrap();
     let mut config = Config { epochs: 150, batch_size: 8, augment: Augment::none(), ..config() };
-    (config.ema, config.dropout, config.drop_path) = (None, 0.0, 0.0);
+    (config.ema_decay, config.dropout, config.drop_path) = (None, 0.0, 0.0);
     let outcome = run(dir.path(), &config, &dataset(8, 0.0), Begin::New, None).unwrap();
     let last = outcome.report.records.last().unwrap();
     assert!(last.train_top1 == 1.0 && last.loss < 0.05, "{last:?}");
@@ -106,7 +108,7 @@ fn eight_images_are_learnt_by_heart() {
 }
 
 #[test]
-fn a_resumed_run_is_the_uninterrupted_one() {
+fn a_resumed_run_equals_an_uninterrupted_one() {
     let data = dataset(24, 0.25);
     let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let expected = run(whole.path(), &config(), &data, Begin::New, None).unwrap();
@@ -116,20 +118,20 @@ fn a_resumed_run_is_the_uninterrupted_one() {
     let second = run(parts.path(), &config(), &data, Begin::Resume, Some(8)).unwrap();
     assert_eq!(
         second.events[0],
-        Event::Started { train: 18, held_out: 6, classes: 2, steps: 12, resumed: Some(6) }
+        Event::Started { train: 18, val: 6, classes: 2, steps: 12, lr: 0.05, resumed: Some(6) }
     );
     let third = run(parts.path(), &config(), &data, Begin::Resume, None).unwrap();
     assert_eq!(third.report.records, expected.report.records);
     assert_eq!(newest(parts.path()), newest(whole.path()));
     let model = |folder: &Path| std::fs::read(folder.join(MODEL)).unwrap();
     assert_eq!(model(parts.path()), model(whole.path()));
-    // A finished run has nothing left to do.
+    // A complete run has nothing left to do.
     let again = run(parts.path(), &config(), &data, Begin::Resume, None).unwrap();
     assert_eq!((again.report.end, again.events.len()), (End::Complete, 1));
 }
 
 #[test]
-fn threads_change_nothing() {
+fn runs_do_not_depend_on_threads() {
     let data = dataset(16, 0.25);
     let on = |threads: usize| {
         let dir = tempfile::tempdir().unwrap();
@@ -141,30 +143,33 @@ fn threads_change_nothing() {
 }
 
 #[test]
-fn other_runs_are_not_continued() {
+fn runs_with_other_settings_are_not_resumed() {
     let data = dataset(16, 0.25);
     let dir = tempfile::tempdir().unwrap();
     let message = |config: &Config, data: &Arc<Dataset>, begin| {
         run(dir.path(), config, data, begin, None).err().unwrap().to_string()
     };
-    assert!(message(&config(), &data, Begin::Resume).contains("holds no state to resume from"));
+    assert!(message(&config(), &data, Begin::Resume).contains("contains no state to resume from"));
     run(dir.path(), &config(), &data, Begin::New, Some(2)).unwrap();
-    assert!(message(&config(), &data, Begin::New).contains("holds a run already"));
-    let other = Config { epochs: 9, clip: None, ..config() };
+    assert!(message(&config(), &data, Begin::New).contains("already contains a run"));
+    let other = Config { epochs: 9, clip_grad: None, ..config() };
     let error = message(&other, &data, Begin::Resume);
-    assert!(error.contains("config.epochs: there 3, here 9; config.clip: there 5.0, here null"), "{error}");
-    assert!(message(&config(), &dataset(20, 0.25), Begin::Resume).contains("images: there"));
-    let _held = Folder::open(dir.path()).unwrap();
-    assert!(message(&config(), &data, Begin::Resume).contains("another process trains"));
+    assert!(
+        error.contains("config.epochs: 3 in the run, 9 now; config.clip_grad: 5.0 in the run, null now"),
+        "{error}"
+    );
+    assert!(message(&config(), &dataset(20, 0.25), Begin::Resume).contains("images: "));
+    let _locked = Folder::open(dir.path()).unwrap();
+    assert!(message(&config(), &data, Begin::Resume).contains("another process is training"));
 }
 
 #[test]
 fn divergence_ends_a_run_and_keeps_the_last_good_state() {
     let data = dataset(16, 0.25);
     let dir = tempfile::tempdir().unwrap();
-    let mut wild = Config { clip: None, ema: None, save_every: Some(1), ..config() };
-    wild.schedule.rate = 1e30;
-    wild.schedule.warm_up = 0.0;
+    let mut wild = Config { clip_grad: None, ema_decay: None, save_every: Some(1), ..config() };
+    wild.schedule.lr = Some(1e30);
+    wild.schedule.warmup = 0.0;
     let error = run(dir.path(), &wild, &data, Begin::New, None).err().unwrap();
     assert!(matches!(error, Error::Diverged { .. }), "{error}");
     let text = error.to_string();
@@ -181,17 +186,17 @@ fn divergence_ends_a_run_and_keeps_the_last_good_state() {
     assert!(!dir.path().join(MODEL).exists());
 }
 
-/// A pull towards 0 that shoots ever further beyond it as the rate rises: some good epochs, then numbers that are none.
-/// They are met within an epoch by the loss, or at its end by the parameters.
+/// Weight decay that overshoots 0 ever further as the learning rate rises: some good epochs, then NaN, found within an
+/// epoch by the loss, or at its end by the parameters.
 #[test]
-fn divergence_after_good_epochs_leaves_their_network_and_state() {
+fn divergence_after_good_epochs_keeps_their_network_and_state() {
     let data = dataset(16, 0.25);
     for (batch_size, keep) in [(4, Keep::Best), (16, Keep::Last)] {
         let dir = tempfile::tempdir().unwrap();
         let model = dir.path().join(MODEL);
-        let mut wild = Config { epochs: 60, batch_size, keep, clip: None, ema: None, ..config() };
+        let mut wild = Config { epochs: 60, batch_size, keep, clip_grad: None, ema_decay: None, ..config() };
         (wild.optimizer.momentum, wild.optimizer.weight_decay) = (0.0, 30.0);
-        (wild.schedule.rate, wild.schedule.warm_up) = (0.02 * 60.0, 1.0);
+        (wild.schedule.lr, wild.schedule.warmup) = (Some(0.02 * 60.0), 1.0);
         let whole = Parameters::new(&arch(2), Initialization::default(), &Device::Cpu).unwrap();
         let stop = AtomicBool::new(false);
         let (steps, written) = (Cell::new(0), RefCell::new(BTreeMap::new()));
@@ -211,16 +216,16 @@ fn divergence_after_good_epochs_leaves_their_network_and_state() {
         };
         let error = train(Begin::New);
         let text = error.to_string();
-        let Error::Diverged { step, rate, value, .. } = error else { panic!("{text}") };
-        // Found in the next step, or once the epoch's last one was done.
+        let Error::Diverged { step, lr, value, .. } = error else { panic!("{text}") };
+        // Found in the next step, or after the last one of the epoch.
         assert!((step == steps.get() || batch_size == 16) && !value.is_finite(), "{text} after {steps:?}");
-        assert!(text.contains(&format!("at step {step}")) && text.contains(&format!("{rate:e}")), "{text}");
+        assert!(text.contains(&format!("at step {step}")) && text.contains(&format!("{lr:e}")), "{text}");
         let check_kept = || {
             let written = written.borrow();
             let states = Folder::open(dir.path()).unwrap().states().unwrap();
             assert!(states.len() == 2 && states[0].0 <= step, "{states:?}");
             for path in states.iter().map(|(_, path)| path).chain([&model]) {
-                assert!(std::fs::read(path).unwrap() == written[path], "`{}` was changed", path.display());
+                assert!(std::fs::read(path).unwrap() == written[path], "`{}` changed", path.display());
             }
         };
         check_kept();
@@ -230,7 +235,7 @@ fn divergence_after_good_epochs_leaves_their_network_and_state() {
         let classifier = Classifier::new(&checkpoint, &Device::Cpu).unwrap();
         let answers = classifier.classify(&[image], 2).unwrap();
         assert!(answers[0].iter().all(|answer| answer.score.is_finite()), "{answers:?}");
-        // The state is good to go on from, to the same end.
+        // Resuming from the state diverges in the same step.
         assert_eq!(train(Begin::Resume).to_string(), text);
         check_kept();
     }
@@ -244,15 +249,15 @@ fn accumulated_batches_are_one_step() {
         let outcome = run(dir.path(), config, &data, Begin::New, None).unwrap();
         outcome.events.iter().filter(|e| matches!(e, Event::Step { images: 8, .. })).count()
     };
-    assert_eq!(steps(&Config { accumulate: 2, ..config() }), 6);
+    assert_eq!(steps(&Config { grad_accum_steps: 2, ..config() }), 6);
     let dir = tempfile::tempdir().unwrap();
     let error =
-        run(dir.path(), &Config { accumulate: 9, ..config() }, &data, Begin::New, None).err().unwrap();
-    assert!(error.to_string().contains("setting `accumulate` is 9"), "{error}");
+        run(dir.path(), &Config { grad_accum_steps: 9, ..config() }, &data, Begin::New, None).err().unwrap();
+    assert!(error.to_string().contains("setting `grad_accum_steps` is 9"), "{error}");
 }
 
 #[test]
-fn fewer_images_than_a_batch_are_one_batch() {
+fn fewer_images_than_a_batch_make_one_batch() {
     let dir = tempfile::tempdir().unwrap();
     let large = Config { batch_size: 64, ..config() };
     let outcome = run(dir.path(), &large, &dataset(6, 0.0), Begin::New, None).unwrap();
@@ -262,16 +267,16 @@ fn fewer_images_than_a_batch_are_one_batch() {
 }
 
 #[test]
-fn the_last_network_is_kept_where_the_best_is_not_asked_for() {
+fn keep_last_keeps_the_last_network() {
     let data = dataset(16, 0.25);
-    // A rate so high that later epochs are worse.
-    let mut wild = Config { epochs: 4, ema: None, ..config() };
-    wild.schedule.rate = 3.0;
+    // A learning rate so high that later epochs are worse.
+    let mut wild = Config { epochs: 4, ema_decay: None, ..config() };
+    wild.schedule.lr = Some(3.0);
     let kept = |keep: Keep| {
         let dir = tempfile::tempdir().unwrap();
         let outcome = run(dir.path(), &Config { keep, ..wild.clone() }, &data, Begin::New, None).unwrap();
         let meta = Checkpoint::open(&dir.path().join(MODEL)).unwrap().meta().clone();
-        let top1 = |r: &Record| r.held_out_top1.unwrap();
+        let top1 = |r: &EpochMetrics| r.val_top1.unwrap();
         let all: Vec<f64> = outcome.report.records.iter().map(top1).collect();
         (meta.metrics["epoch"] as usize, all)
     };
@@ -282,14 +287,14 @@ fn the_last_network_is_kept_where_the_best_is_not_asked_for() {
 }
 
 #[test]
-fn patience_ends() {
+fn patience_ends_a_run() {
     let dir = tempfile::tempdir().unwrap();
-    let mut idle = Config { epochs: 50, patience: Some(2), ema: None, ..config() };
-    // A rate so small that nothing changes.
-    idle.schedule.rate = 1e-30;
-    idle.freeze_statistics = true;
+    let mut idle = Config { epochs: 50, patience: Some(2), ema_decay: None, ..config() };
+    // A learning rate so small that nothing changes.
+    idle.schedule.lr = Some(1e-30);
+    idle.freeze_bn = true;
     let outcome = run(dir.path(), &idle, &dataset(16, 0.25), Begin::New, None).unwrap();
-    assert_eq!((outcome.report.end, outcome.report.records.len()), (End::Patience, 3));
+    assert_eq!((outcome.report.end, outcome.report.records.len()), (End::EarlyStopping, 3));
 }
 
 #[test]
@@ -303,14 +308,46 @@ fn unreadable_images_are_counted_up_to_a_limit() {
             _ => RgbImage::from_pixel(12, 12, image::Rgb([i * 20; 3])).save(&path).unwrap(),
         }
     }
-    let data = Arc::new(Dataset::folder(&dir.path().join("data"), 0.0, 1).unwrap());
+    let data = Arc::new(Dataset::from_folder(&dir.path().join("data"), 0.0, 1).unwrap());
     let out = dir.path().join("run");
-    let lenient = Config { unreadable: 0.1, ..config() };
+    let lenient = Config { max_unreadable: 0.1, ..config() };
     let outcome = run(&out, &lenient, &data, Begin::New, None).unwrap();
     let skipped =
         outcome.events.iter().filter(|e| matches!(e, Event::Skipped { why } if why.contains("3.png")));
     assert_eq!(skipped.count(), 3);
-    let strict = Config { unreadable: 0.0, ..config() };
+    let strict = Config { max_unreadable: 0.0, ..config() };
     let error = run(&dir.path().join("other"), &strict, &data, Begin::New, None).err().unwrap();
     assert!(error.to_string().contains("1 images cannot be read, more than the 0 allowed"), "{error}");
+}
+
+#[test]
+fn unreadable_validation_images_are_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    for split in ["train", "val"] {
+        for i in 0..8 {
+            let path = dir.path().join(format!("data/{split}/{}/{i}.png", i % 2));
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            match (split, i) {
+                ("val", 3) => std::fs::write(&path, b"broken").unwrap(),
+                _ => RgbImage::from_pixel(12, 12, image::Rgb([i * 20; 3])).save(&path).unwrap(),
+            }
+        }
+    }
+    let data = Arc::new(Dataset::from_folder(&dir.path().join("data"), 0.0, 1).unwrap());
+    let lenient = Config { max_unreadable: 0.1, ..config() };
+    let outcome = run(&dir.path().join("run"), &lenient, &data, Begin::New, None).unwrap();
+    let skipped = |e: &&Event| matches!(e, Event::Skipped { why } if why.contains("3.png"));
+    assert_eq!(outcome.events.iter().filter(skipped).count(), 3);
+    let strict = Config { max_unreadable: 0.0, ..config() };
+    let error = run(&dir.path().join("other"), &strict, &data, Begin::New, None).err().unwrap();
+    assert!(matches!(error, Error::Unreadable { found: 1, limit: 0, .. }), "{error}");
+}
+
+#[test]
+fn sync_bn_is_checked_before_the_run_starts() {
+    let (data, shard) = (dataset(16, 0.25), Shard { rank: 0, world_size: 2 });
+    let sync = Config { sync_bn: true, ..config() };
+    assert!(distributed::check(&sync, &data, shard, true).is_ok());
+    let error = distributed::check(&sync, &data, shard, false).unwrap_err().to_string();
+    assert!(error.contains("setting `sync_bn` is true, expected false"), "{error}");
 }

@@ -1,4 +1,4 @@
-//! What a pickle's calls mean: tensors are rebuilt, containers made; everything else becomes an opaque object.
+//! Calls in a pickle: tensors and containers are built, everything else becomes an opaque object.
 
 use crate::error::{Code, Fault};
 
@@ -7,8 +7,8 @@ use super::numpy;
 use super::specs::{Specs, TensorSpec, dims, natural};
 use super::value::{Arena, Node, Object, Span, Text, Value};
 
-/// What calls work on.
-pub(crate) struct World<'a> {
+/// State that calls operate on.
+pub(crate) struct CallContext<'a> {
     pub(crate) arena: &'a mut Arena,
     pub(crate) globals: &'a Globals,
     pub(crate) specs: &'a mut Specs,
@@ -16,7 +16,7 @@ pub(crate) struct World<'a> {
 
 const MAX_NESTED: usize = 16;
 
-impl World<'_> {
+impl CallContext<'_> {
     /// `function(*args)`.
     pub(crate) fn call(&mut self, function: Value, args: Value) -> Result<Value, Fault> {
         let (mut function, mut args) = (function, args);
@@ -292,7 +292,7 @@ impl World<'_> {
     }
 }
 
-/// The bytes that Latin-1 text stands for.
+/// Decodes UTF-8 of Latin-1 text to bytes.
 pub(crate) fn latin1(text: &[u8]) -> Option<Vec<u8>> {
     std::str::from_utf8(text).ok()?.chars().map(|c| u8::try_from(u32::from(c)).ok()).collect()
 }

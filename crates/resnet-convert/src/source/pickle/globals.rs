@@ -1,5 +1,5 @@
-//! The closed list of names that a pickle may refer to. Nothing is ever imported or called: a name on the list has a
-//! meaning here, any other is opaque and reported, and a few that no checkpoint needs are refused outright.
+//! Closed list of the globals in pickles. Nothing is imported or called: listed names have a meaning, others are opaque and
+//! reported, and names that no checkpoint needs are errors.
 
 use std::collections::HashMap;
 
@@ -8,15 +8,15 @@ use resnet_model::raw::Dtype;
 
 use crate::error::{Code, Fault};
 
-use super::value::Odd;
+use super::value::UnsupportedKind;
 
-/// The longest module or name, in bytes.
+/// Maximum length of a module or name, in bytes.
 pub(crate) const MAX_NAME: usize = 1024;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct GlobalId(u32);
 
-/// What a name means.
+/// Meaning of a global.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Global {
     /// `OrderedDict`, `defaultdict`, `Counter`, `dict`.
@@ -32,11 +32,11 @@ pub(crate) enum Global {
     RebuildParameter,
     RebuildFromType,
     Parameter,
-    /// A function that builds tensors of a kind that is not read.
-    Unsupported(Odd),
+    /// A function that builds unsupported tensors.
+    Unsupported(UnsupportedKind),
     Storage(Dtype),
-    /// A storage of elements that are not read, of this many bytes.
-    OddStorage(u64),
+    /// A storage with unsupported elements of this size in bytes.
+    UnsupportedStorage(u64),
     UnknownStorage,
     /// An element type, `torch.float32`.
     Dtype(Dtype),
@@ -49,12 +49,12 @@ pub(crate) enum Global {
     NewObject,
     /// A class of a TorchScript archive: its attributes are a module's.
     Script,
-    /// Anything else; never looked into.
+    /// Any other; its contents are skipped.
     Opaque,
 }
 
 #[derive(Debug)]
-struct Entry {
+struct GlobalEntry {
     module: String,
     name: String,
     meaning: Global,
@@ -63,12 +63,12 @@ struct Entry {
 /// The names that a pickle has referred to.
 #[derive(Debug, Default)]
 pub(crate) struct Globals {
-    entries: Vec<Entry>,
+    entries: Vec<GlobalEntry>,
     index: HashMap<(String, String), GlobalId>,
 }
 
 impl Globals {
-    /// Notes a name; refuses it if it has no reason to be in a checkpoint.
+    /// Registers a name. Returns an error for an unsafe one.
     pub(crate) fn find(&mut self, module: &str, name: &str) -> Result<GlobalId, Fault> {
         let key = (module.to_owned(), name.to_owned());
         if let Some(&id) = self.index.get(&key) {
@@ -79,14 +79,14 @@ impl Globals {
         }
         if is_unsafe(module, name) {
             let full = escape(&format!("{module}.{name}"));
-            return Err(Fault::new(Code::UnsafeGlobal, format!("the pickle asks for `{full}`")));
+            return Err(Fault::new(Code::UnsafeGlobal, format!("unsafe global `{full}`")));
         }
         if module.split('.').next() == Some("joblib") {
-            return Err(Fault::new(Code::NotTorch, "a joblib file, which PyTorch cannot read either"));
+            return Err(Fault::new(Code::NotTorch, "joblib file, not a PyTorch checkpoint"));
         }
         let id = GlobalId(u32::try_from(self.entries.len()).map_err(|_| Fault::new(Code::Limit, "names"))?);
         let meaning = meaning(module, name);
-        self.entries.push(Entry { module: module.to_owned(), name: name.to_owned(), meaning });
+        self.entries.push(GlobalEntry { module: module.to_owned(), name: name.to_owned(), meaning });
         self.index.insert(key, id);
         Ok(id)
     }
@@ -103,7 +103,7 @@ impl Globals {
             .unwrap_or_default()
     }
 
-    /// The names that mean nothing here.
+    /// Returns the opaque names.
     pub(crate) fn opaque(&self) -> Vec<String> {
         let unknown = self.entries.iter().filter(|e| e.meaning == Global::Opaque);
         unknown.map(|e| escape(&format!("{}.{}", e.module, e.name))).collect()
@@ -133,9 +133,11 @@ const DTYPES: &[(&str, &str, Dtype)] = &[
 /// Storages of quantised numbers and of complex doubles.
 fn odd_storage(name: &str) -> Global {
     match name {
-        "QUInt8Storage" | "QInt8Storage" | "QUInt4x2Storage" | "QUInt2x4Storage" => Global::OddStorage(1),
-        "QInt32Storage" => Global::OddStorage(4),
-        "ComplexDoubleStorage" => Global::OddStorage(16),
+        "QUInt8Storage" | "QInt8Storage" | "QUInt4x2Storage" | "QUInt2x4Storage" => {
+            Global::UnsupportedStorage(1)
+        }
+        "QInt32Storage" => Global::UnsupportedStorage(4),
+        "ComplexDoubleStorage" => Global::UnsupportedStorage(16),
         _ => Global::UnknownStorage,
     }
 }
@@ -156,14 +158,16 @@ fn meaning(module: &str, name: &str) -> Global {
         ("torch._utils", "_rebuild_parameter" | "_rebuild_parameter_with_state") => Global::RebuildParameter,
         ("torch._tensor", "_rebuild_from_type_v2" | "_rebuild_from_type")
         | ("torch.tensor", "_rebuild_from_type") => Global::RebuildFromType,
-        ("torch._utils", "_rebuild_qtensor") => Global::Unsupported(Odd::Quantised),
+        ("torch._utils", "_rebuild_qtensor") => Global::Unsupported(UnsupportedKind::Quantized),
         ("torch._utils", "_rebuild_sparse_tensor" | "_rebuild_sparse_csr_tensor") => {
-            Global::Unsupported(Odd::Sparse)
+            Global::Unsupported(UnsupportedKind::Sparse)
         }
-        ("torch._utils", "_rebuild_nested_tensor") => Global::Unsupported(Odd::Nested),
-        ("torch._utils", "_rebuild_meta_tensor_no_storage") => Global::Unsupported(Odd::WithoutData),
-        ("torch._utils", "_rebuild_wrapper_subclass") => Global::Unsupported(Odd::Subclass),
-        ("torch._utils", n) if n.starts_with("_rebuild_") => Global::Unsupported(Odd::Device),
+        ("torch._utils", "_rebuild_nested_tensor") => Global::Unsupported(UnsupportedKind::Nested),
+        ("torch._utils", "_rebuild_meta_tensor_no_storage") => {
+            Global::Unsupported(UnsupportedKind::WithoutData)
+        }
+        ("torch._utils", "_rebuild_wrapper_subclass") => Global::Unsupported(UnsupportedKind::Subclass),
+        ("torch._utils", n) if n.starts_with("_rebuild_") => Global::Unsupported(UnsupportedKind::Device),
         ("torch.nn.parameter" | "torch.nn", "Parameter" | "Buffer") => Global::Parameter,
         ("torch.autograd.variable" | "torch.autograd", "Variable") => Global::Parameter,
         ("torch.storage" | "torch", "UntypedStorage") => Global::Storage(Dtype::U8),
@@ -185,77 +189,35 @@ fn meaning(module: &str, name: &str) -> Global {
     }
 }
 
-/// Whether a name has no reason to be in a checkpoint: functions that run code, reach files, processes or the
-/// network, or look other functions up. A courtesy to the user; safety lies in never calling anything.
+/// Returns `true` for names that no checkpoint needs: functions that run code, access files, processes or the network, or
+/// look up other functions. This only improves the error; safety comes from never calling anything.
 fn is_unsafe(module: &str, name: &str) -> bool {
     const MODULES: &[&str] = &[
         "os",
         "posix",
         "nt",
-        "posixpath",
-        "ntpath",
-        "subprocess",
         "sys",
+        "subprocess",
         "pty",
         "commands",
         "shutil",
         "socket",
-        "ssl",
         "ctypes",
         "importlib",
-        "imp",
         "runpy",
         "pickle",
         "_pickle",
         "cPickle",
         "marshal",
-        "dill",
-        "cloudpickle",
-        "shelve",
         "code",
-        "codeop",
-        "bdb",
-        "pdb",
-        "cProfile",
-        "profile",
-        "timeit",
-        "trace",
-        "pydoc",
-        "doctest",
-        "webbrowser",
-        "http",
-        "httplib",
         "urllib",
-        "urllib2",
         "requests",
-        "aiohttp",
         "smtplib",
-        "ftplib",
-        "imaplib",
-        "poplib",
-        "telnetlib",
-        "nntplib",
-        "asyncio",
-        "multiprocessing",
-        "signal",
-        "pip",
-        "venv",
-        "ensurepip",
-        "idlelib",
-        "lib2to3",
-        "distutils",
-        "pkgutil",
+        "webbrowser",
         "_operator",
-        "_io",
-        "tempfile",
+        "pkgutil",
         "fickling",
-        "picklescan",
-        "modelscan",
-        "modelaudit",
-        "_interpreters",
-        "_pyrepl",
-        "_aix_support",
-        "_osx_support",
+        "pip",
     ];
     const BUILTINS: &[&str] = &[
         "eval",
@@ -264,61 +226,24 @@ fn is_unsafe(module: &str, name: &str) -> bool {
         "compile",
         "getattr",
         "setattr",
-        "delattr",
-        "hasattr",
         "__import__",
         "open",
         "input",
-        "raw_input",
-        "globals",
-        "locals",
-        "vars",
         "apply",
-        "breakpoint",
-        "file",
-        "map",
-        "filter",
-        "reload",
     ];
     const NAMES: &[(&str, &[&str])] = &[
         ("operator", &["attrgetter", "methodcaller", "call"]),
         ("io", &["open", "open_code", "FileIO"]),
-        ("codecs", &["open"]),
-        ("logging", &["FileHandler"]),
-        ("types", &["CodeType", "FunctionType", "LambdaType", "MethodType"]),
-        ("uuid", &["_get_command_stdout", "_popen"]),
-        ("numpy", &["load", "fromfile", "memmap", "DataSource"]),
+        ("types", &["CodeType", "FunctionType"]),
+        ("numpy", &["load", "fromfile", "memmap"]),
         ("torch", &["load", "compile"]),
         ("torch.serialization", &["load"]),
         ("torch.storage", &["_load_from_bytes"]),
-        ("torch.hub", &["load", "load_state_dict_from_url", "download_url_to_file"]),
-        ("pandas", &["read_pickle"]),
-        ("joblib", &["load"]),
     ];
-    const PREFIXES: &[&str] = &[
-        "torch.utils.bottleneck",
-        "torch.utils.collect_env",
-        "torch.utils.cpp_extension",
-        "torch.utils.data.datapipes",
-        "torch.utils._config_module",
-        "torch._dynamo",
-        "torch._inductor",
-        "torch.fx.experimental",
-        "torch.distributed.rpc",
-        "torch.jit.unsupported_tensor_ops",
-        "torch.package",
-        "numpy.f2py",
-        "numpy.testing",
-        "numpy.distutils",
-    ];
-    let under = |prefix: &&str| {
-        module.strip_prefix(*prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
-    };
     let first = name.split('.').next().unwrap_or("");
     MODULES.contains(&module.split('.').next().unwrap_or(""))
         || (matches!(module, "builtins" | "__builtin__") && BUILTINS.contains(&first))
         || NAMES.iter().any(|(m, names)| *m == module && names.contains(&first))
-        || PREFIXES.iter().any(under)
         // `pathlib os.system` reaches a module through another one's attribute.
         || (name.contains('.') && name.split('.').any(|part| MODULES.contains(&part)))
 }
@@ -342,10 +267,10 @@ mod tests {
             ("torch", "FloatStorage", "Storage(F32)"),
             ("torch.storage", "UntypedStorage", "Storage(U8)"),
             ("torch", "FooStorage", "UnknownStorage"),
-            ("torch", "QInt32Storage", "OddStorage(4)"),
+            ("torch", "QInt32Storage", "UnsupportedStorage(4)"),
             ("evil", "FloatStorage", "Opaque"),
             ("torch", "bfloat16", "Dtype(BF16)"),
-            ("torch._utils", "_rebuild_qtensor", "Unsupported(Quantised)"),
+            ("torch._utils", "_rebuild_qtensor", "Unsupported(Quantized)"),
             ("argparse", "Namespace", "Opaque"),
             ("torch", "Size.x", "Opaque"),
             ("__torch__.torchvision", "ResNet", "Script"),

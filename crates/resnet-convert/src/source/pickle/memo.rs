@@ -1,11 +1,11 @@
-//! What a pickle has put aside to be fetched again.
+//! Pickle memo.
 
 use std::collections::HashMap;
 
 use super::value::Value;
 use crate::error::Fault;
 
-/// Values stored by number: in a list while the numbers count up, which they do unless somebody is up to something.
+/// Memoized values: a vector for consecutive indices, a map for others, which only hostile files have.
 #[derive(Default)]
 pub(super) struct Memo {
     dense: Vec<Value>,

@@ -4,19 +4,19 @@ use resnet_model::raw::Dtype;
 
 use crate::error::{Code, Fault};
 
-use super::super::tensors::Layout;
+use super::super::tensors::ArrayOrder;
 use super::value::{Arena, Node, Span, Text, Value};
 
-/// An array: elements as they lie in a byte string of the pickle.
+/// Array whose elements are a byte string of the pickle.
 #[derive(Debug, Clone)]
 pub(crate) struct Array {
     pub(crate) shape: Vec<u64>,
     pub(crate) dtype: Dtype,
-    pub(crate) layout: Layout,
+    pub(crate) layout: ArrayOrder,
     pub(crate) data: Option<Span>,
 }
 
-/// An element type and whether its bytes are swapped, from numpy's description, e.g. `<f4`.
+/// Parses a numpy dtype, e.g. `<f4`, to (dtype, big-endian).
 pub(crate) fn dtype(text: &str) -> Option<(Dtype, bool)> {
     let (order, kind) = match text.as_bytes() {
         [b'<' | b'=' | b'|', ..] => (false, text.get(1..)?),
@@ -41,25 +41,23 @@ pub(crate) fn dtype(text: &str) -> Option<(Dtype, bool)> {
     Some((dtype, order))
 }
 
-/// The array that `ndarray.__setstate__` makes of `(version, shape, dtype, fortran, bytes)`.
-/// `None` for elements that are no numbers: the array stays opaque.
+/// Returns the array of `ndarray.__setstate__((version, shape, dtype, fortran, bytes))`; `None` if its elements are not
+/// numbers.
 pub(crate) fn from_state(arena: &Arena, state: Value) -> Result<Option<Array>, Fault> {
-    let bad = || {
-        Fault::new(Code::Args, "a numpy array with a state that is not (version, shape, dtype, order, bytes)")
-    };
+    let bad = || Fault::new(Code::Args, "numpy array: expected state (version, shape, dtype, order, bytes)");
     let [_, shape, element, fortran, data] = arena.tuple(state).ok_or_else(bad)? else { return Err(bad()) };
     let shape = natural_dims(arena.tuple(*shape).ok_or_else(bad)?)?;
     let Some((dtype, big_endian)) = element_type(arena, *element) else { return Ok(None) };
     let Value::Bool(fortran) = *fortran else { return Err(bad()) };
     let Some(data) = span(arena, *data) else { return Ok(None) };
-    Ok(Some(Array { shape, dtype, layout: Layout { big_endian, fortran }, data: Some(data) }))
+    Ok(Some(Array { shape, dtype, layout: ArrayOrder { big_endian, fortran }, data: Some(data) }))
 }
 
 fn natural_dims(values: &[Value]) -> Result<Vec<u64>, Fault> {
     Ok(super::specs::dims(values, "an array dimension")?.into_vec())
 }
 
-/// Where the bytes of a byte string are.
+/// Returns the location of a byte string.
 fn span(arena: &Arena, value: Value) -> Option<Span> {
     let Value::Node(id) = value else { return None };
     match arena.node(id)? {
@@ -68,8 +66,7 @@ fn span(arena: &Arena, value: Value) -> Option<Span> {
     }
 }
 
-/// The element type of a `numpy.dtype` object: called with `('f4', …)`, then given a state whose second part is the
-/// byte order.
+/// Returns the dtype of a `numpy.dtype` object: arguments `('f4', …)` and a state whose second item is the byte order.
 fn element_type(arena: &Arena, value: Value) -> Option<(Dtype, bool)> {
     let Value::Node(id) = value else { return None };
     let Node::Object(object) = arena.node(id)? else { return None };
@@ -80,20 +77,20 @@ fn element_type(arena: &Arena, value: Value) -> Option<(Dtype, bool)> {
 }
 
 impl Array {
-    /// What `_reconstruct` makes before the state is known.
+    /// Returns the array of `_reconstruct`, before its state is set.
     pub(crate) fn empty() -> Array {
         Array {
             shape: vec![0],
             dtype: Dtype::F32,
-            layout: Layout { big_endian: false, fortran: false },
+            layout: ArrayOrder { big_endian: false, fortran: false },
             data: None,
         }
     }
 }
 
-/// `_frombuffer(bytes, dtype, shape, order)`, numpy's form in protocol 5.
+/// Returns the array of `_frombuffer(bytes, dtype, shape, order)`, numpy's form in protocol 5.
 pub(crate) fn from_buffer(arena: &Arena, parts: &[Value]) -> Result<Option<Array>, Fault> {
-    let bad = || Fault::new(Code::Args, "a numpy array that is not made from (bytes, dtype, shape, order)");
+    let bad = || Fault::new(Code::Args, "numpy array: expected (bytes, dtype, shape, order)");
     let [data, element, shape, order] = parts else { return Err(bad()) };
     let fortran = match arena.str(*order) {
         Some("C") => false,
@@ -103,5 +100,5 @@ pub(crate) fn from_buffer(arena: &Arena, parts: &[Value]) -> Result<Option<Array
     let shape = natural_dims(arena.tuple(*shape).ok_or_else(bad)?)?;
     let Some((dtype, big_endian)) = element_type(arena, *element) else { return Ok(None) };
     let Some(data) = span(arena, *data) else { return Ok(None) };
-    Ok(Some(Array { shape, dtype, layout: Layout { big_endian, fortran }, data: Some(data) }))
+    Ok(Some(Array { shape, dtype, layout: ArrayOrder { big_endian, fortran }, data: Some(data) }))
 }

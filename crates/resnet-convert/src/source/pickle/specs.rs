@@ -1,9 +1,9 @@
-//! Storages and tensors as a pickle declares them, checked as far as that goes without their bytes.
+//! Storages and tensors declared in a pickle, checked without their bytes.
 
 use std::collections::HashMap;
 
 use resnet_model::escape;
-use resnet_model::raw::Dtype;
+use resnet_model::raw::{Dtype, byte_len};
 
 use crate::error::{Code, Fault};
 
@@ -14,24 +14,24 @@ pub(crate) const MAX_DIMS: usize = 16;
 
 /// A storage that the file holds.
 #[derive(Debug)]
-pub(crate) struct Root {
+pub(crate) struct DeclaredStorage {
     pub(crate) key: String,
     pub(crate) bytes: u64,
-    /// The bytes of an element of the type that it was first declared with.
+    /// The element size of its first declaration, in bytes.
     pub(crate) item: u64,
 }
 
-/// A storage, or a part of one, seen as elements of a type.
+/// Typed reference to a storage or a part of one.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct StorageRef {
     pub(crate) root: u32,
     pub(crate) dtype: Dtype,
-    /// Its first byte in the root.
+    /// The offset of its first byte in the root.
     pub(crate) start: u64,
     pub(crate) bytes: u64,
 }
 
-/// A view into a storage; offset and strides count elements.
+/// View into a storage; offset and strides are in elements.
 #[derive(Debug, Clone)]
 pub(crate) struct TensorSpec {
     pub(crate) storage: StorageRef,
@@ -43,15 +43,15 @@ pub(crate) struct TensorSpec {
 
 #[derive(Debug, Default)]
 pub(crate) struct Specs {
-    pub(crate) roots: Vec<Root>,
+    pub(crate) roots: Vec<DeclaredStorage>,
     index: HashMap<String, u32>,
     pub(crate) refs: Vec<StorageRef>,
     pub(crate) tensors: Vec<TensorSpec>,
 }
 
-/// The bytes of one element.
+/// Returns the size of an element in bytes.
 pub(crate) fn item_size(dtype: Dtype) -> u64 {
-    (dtype.bitsize() as u64).div_euclid(8).max(1)
+    byte_len(dtype, &[1]).unwrap_or(1)
 }
 
 fn index(len: usize) -> Result<u32, Fault> {
@@ -63,19 +63,16 @@ impl Specs {
         self.index.get(key).copied()
     }
 
-    /// Notes that the storage `key` has `numel` elements of type `dtype`.
+    /// Declares that storage `key` has `numel` elements of `dtype`.
     pub(crate) fn declare(&mut self, key: &str, dtype: Dtype, numel: Value) -> Result<StorageRef, Fault> {
         let (root, bytes) = self.declare_items(key, item_size(dtype), numel)?;
         Ok(StorageRef { root, dtype, start: 0, bytes })
     }
 
-    /// Notes that the storage `key` has `numel` elements of `item` bytes; its index and its bytes.
+    /// Declares that storage `key` has `numel` elements of `item` bytes. Returns its index and size in bytes.
     pub(crate) fn declare_items(&mut self, key: &str, item: u64, numel: Value) -> Result<(u32, u64), Fault> {
         let size = |found: &str| {
-            Fault::new(
-                Code::StorageSize,
-                format!("storage `{}` is declared with {found} elements", escape(key)),
-            )
+            Fault::new(Code::StorageSize, format!("storage `{}` declares {found} elements", escape(key)))
         };
         let numel = match numel {
             Value::Int(n) => u64::try_from(n).map_err(|_| size(&n.to_string()))?,
@@ -85,7 +82,7 @@ impl Specs {
             _ => {
                 return Err(Fault::new(
                     Code::Args,
-                    format!("the size of storage `{}` is no integer", escape(key)),
+                    format!("the size of storage `{}` is not an integer", escape(key)),
                 ));
             }
         };
@@ -94,14 +91,14 @@ impl Specs {
             Some(root) => root,
             None => {
                 let root = index(self.roots.len())?;
-                self.roots.push(Root { key: key.to_owned(), bytes, item });
+                self.roots.push(DeclaredStorage { key: key.to_owned(), bytes, item });
                 self.index.insert(key.to_owned(), root);
                 root
             }
         };
         let known = self.roots.get(root as usize).map_or(0, |r| r.bytes);
         if known != bytes {
-            let detail = format!("storage `{}` is declared with {known} bytes and with {bytes}", escape(key));
+            let detail = format!("storage `{}` is declared with {known} and with {bytes} bytes", escape(key));
             return Err(Fault::new(Code::StorageConflict, detail));
         }
         Ok((root, bytes))
@@ -125,7 +122,7 @@ impl Specs {
 }
 
 impl StorageRef {
-    /// The part of `len` elements from element `offset` on.
+    /// Returns `len` elements from element `offset`.
     pub(crate) fn part(self, offset: u64, len: u64) -> Result<StorageRef, Fault> {
         let item = item_size(self.dtype);
         let bytes = len.checked_mul(item);
@@ -138,7 +135,7 @@ impl StorageRef {
             }
             _ => {
                 let detail =
-                    format!("a view of {len} elements at {offset} in a storage of {} bytes", self.bytes);
+                    format!("view of {len} elements at {offset} exceeds a storage of {} bytes", self.bytes);
                 Err(Fault::new(Code::Bounds, detail))
             }
         }
@@ -146,12 +143,12 @@ impl StorageRef {
 }
 
 impl TensorSpec {
-    /// The bytes of its elements; `None` on overflow.
+    /// Returns the size of the elements in bytes; `None` on overflow.
     pub(crate) fn byte_len(&self) -> Option<u64> {
         self.size.iter().try_fold(item_size(self.dtype), |n, &d| n.checked_mul(d))
     }
 
-    /// The number of elements from the first to the last in the storage; 0 if there are none.
+    /// Returns the number of elements from the first to the last in the storage; 0 if there are none.
     pub(crate) fn span(&self) -> Option<u64> {
         if self.size.contains(&0) {
             return Some(0);
@@ -160,7 +157,7 @@ impl TensorSpec {
         dims.into_iter().try_fold(1u64, |n, (d, s)| n.checked_add(d.checked_sub(1)?.checked_mul(*s)?))
     }
 
-    /// Whether the elements lie one after the other in row-major order.
+    /// Returns `true` if the elements are contiguous in row-major order.
     pub(crate) fn is_contiguous(&self) -> bool {
         let mut expected = 1u64;
         self.size.contains(&0)
@@ -172,7 +169,7 @@ impl TensorSpec {
     }
 }
 
-/// Refuses tensors outside their storage.
+/// Returns an error for a tensor that exceeds its storage.
 fn check(tensor: &TensorSpec) -> Result<(), Fault> {
     let bounds = |what: String| Fault::new(Code::Bounds, what);
     if tensor.size.len() != tensor.stride.len() {
@@ -186,13 +183,13 @@ fn check(tensor: &TensorSpec) -> Result<(), Fault> {
     match (end, tensor.byte_len()) {
         (Some(end), Some(_)) if end <= available => Ok(()),
         _ => Err(bounds(format!(
-            "a tensor of shape {:?}, strides {:?} and offset {} in a storage of {available} elements",
+            "tensor of shape {:?}, strides {:?} and offset {} exceeds a storage of {available} elements",
             tensor.size, tensor.stride, tensor.offset
         ))),
     }
 }
 
-/// Sizes or strides from a pickle.
+/// Parses sizes or strides.
 pub(crate) fn dims(values: &[Value], what: &str) -> Result<Box<[u64]>, Fault> {
     if values.len() > MAX_DIMS {
         return Err(Fault::new(Code::Bounds, format!("{} dimensions, more than {MAX_DIMS}", values.len())));
@@ -200,11 +197,11 @@ pub(crate) fn dims(values: &[Value], what: &str) -> Result<Box<[u64]>, Fault> {
     values.iter().map(|&v| natural(v, what)).collect()
 }
 
-/// A number that must not be negative.
+/// Parses a non-negative integer.
 pub(crate) fn natural(value: Value, what: &str) -> Result<u64, Fault> {
     match value {
         Value::Int(n) => u64::try_from(n).map_err(|_| Fault::new(Code::Bounds, format!("{what} of {n}"))),
         Value::Big => Err(Fault::new(Code::Bounds, format!("{what} beyond 64 bits"))),
-        _ => Err(Fault::new(Code::Args, format!("{what} that is no integer"))),
+        _ => Err(Fault::new(Code::Args, format!("{what} that is not an integer"))),
     }
 }

@@ -1,4 +1,4 @@
-//! The text instructions of protocols 0 and 1, and numbers.
+//! Text opcodes of protocols 0 and 1, and integers.
 
 use crate::error::{Code, Fault};
 
@@ -6,7 +6,7 @@ use super::value::Value;
 
 fn bad_integer(line: &[u8]) -> Fault {
     let shown = String::from_utf8_lossy(line.get(..20).unwrap_or(line)).into_owned();
-    Fault::new(Code::Integer, format!("`{}` is no integer", resnet_model::escape(&shown)))
+    Fault::new(Code::Integer, format!("invalid number `{}`", resnet_model::escape(&shown)))
 }
 
 /// INT and LONG: decimal digits; `00` and `01` of INT are the booleans.
@@ -55,7 +55,7 @@ pub(super) fn long(bytes: &[u8]) -> Value {
 
 /// STRING: Python 2's `repr` of a string.
 pub(super) fn quoted(line: &[u8]) -> Result<Vec<u8>, Fault> {
-    let bad = || Fault::new(Code::Text, "a string without matching quotes");
+    let bad = || Fault::new(Code::Text, "malformed quoted string");
     let inner = match line {
         [b'\'', inner @ .., b'\''] | [b'"', inner @ .., b'"'] => inner,
         _ => return Err(bad()),
@@ -84,7 +84,7 @@ pub(super) fn quoted(line: &[u8]) -> Result<Vec<u8>, Fault> {
 
 /// UNICODE: Latin-1 with `\uXXXX` and `\UXXXXXXXX`.
 pub(super) fn raw_unicode(line: &[u8]) -> Result<String, Fault> {
-    let bad = || Fault::new(Code::Text, "text with a malformed escape");
+    let bad = || Fault::new(Code::Text, "malformed escape in a string");
     let mut out = String::with_capacity(line.len());
     let mut rest = line;
     while let Some((&byte, tail)) = rest.split_first() {

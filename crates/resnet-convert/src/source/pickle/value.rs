@@ -29,14 +29,14 @@ pub(crate) enum Value {
     Storage(u32),
     /// A tensor, by index into the specs.
     Tensor(u32),
-    /// A tensor of a kind that is not read.
-    Unsupported(Odd),
+    /// A tensor of an unsupported kind.
+    Unsupported(UnsupportedKind),
 }
 
-/// Kinds of tensors that are not read.
+/// Unsupported kinds of tensors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Odd {
-    Quantised,
+pub(crate) enum UnsupportedKind {
+    Quantized,
     Sparse,
     Nested,
     WithoutData,
@@ -45,16 +45,16 @@ pub(crate) enum Odd {
     Elements,
 }
 
-impl Odd {
+impl UnsupportedKind {
     pub(crate) fn as_str(self) -> &'static str {
         match self {
-            Odd::Quantised => "a quantised tensor",
-            Odd::Sparse => "a sparse tensor",
-            Odd::Nested => "a nested tensor",
-            Odd::WithoutData => "a tensor without data",
-            Odd::Subclass => "a tensor of a subclass",
-            Odd::Device => "a tensor of a special device",
-            Odd::Elements => "a tensor of elements that are not read",
+            UnsupportedKind::Quantized => "quantized tensor",
+            UnsupportedKind::Sparse => "sparse tensor",
+            UnsupportedKind::Nested => "nested tensor",
+            UnsupportedKind::WithoutData => "tensor without data",
+            UnsupportedKind::Subclass => "tensor subclass",
+            UnsupportedKind::Device => "tensor of an unsupported device",
+            UnsupportedKind::Elements => "tensor with an unsupported dtype",
         }
     }
 }
@@ -62,7 +62,7 @@ impl Odd {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct NodeId(u32);
 
-/// Where the bytes of a string are.
+/// Location of a string.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Span {
     /// In the arena.

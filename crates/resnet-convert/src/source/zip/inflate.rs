@@ -1,30 +1,30 @@
-//! Deflated entries, inflated while they are read.
+//! Deflated entries, inflated lazily.
 
 use std::fmt;
 use std::io::{self, Read};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use flate2::read::DeflateDecoder;
-use resnet_model::raw::{Bytes, Part};
+use resnet_model::raw::{ByteRange, Bytes};
 
 use crate::error::{Code, Fault};
 use crate::source::lazy::Computed;
 
-/// How much is passed over at once on the way to an offset.
+/// Chunk size for skipping to an offset.
 const STEP: usize = 1 << 16;
 
-/// What the directory says of a deflated entry.
+/// Directory fields of a deflated entry.
 #[derive(Debug, Clone)]
-pub(super) struct Entry {
-    pub(super) part: Part,
+pub(super) struct DeflatedEntry {
+    pub(super) part: ByteRange,
     pub(super) size: u64,
-    /// `None` if it was saved without one.
+    /// `None` if the archive has no checksum for it.
     pub(super) crc: Option<u32>,
     /// The name, safe to print.
     pub(super) shown: String,
 }
 
-impl Entry {
+impl DeflatedEntry {
     fn bad(&self, error: io::Error) -> Fault {
         match error.get_ref().is_some_and(|e| e.is::<Fault>()) {
             true => error.into(),
@@ -32,7 +32,7 @@ impl Entry {
         }
     }
 
-    /// At most `max` bytes from the start, not verified.
+    /// Returns at most `max` bytes from the start, unverified.
     pub(super) fn start(&self, max: u64) -> Result<Vec<u8>, Fault> {
         let mut out = Vec::new();
         let reader = DeflateDecoder::new(Sequential { bytes: self.part.clone(), offset: 0 });
@@ -41,15 +41,15 @@ impl Entry {
     }
 }
 
-/// The bytes of a deflated entry, for tensors that are all of them and for tensors that are parts.
+/// Bytes of a deflated entry, streamed for whole tensors and kept in memory for views.
 #[derive(Debug)]
 pub(crate) struct Deflated {
-    entry: Entry,
+    entry: DeflatedEntry,
     kept: OnceLock<Arc<Computed>>,
 }
 
 impl Deflated {
-    pub(super) fn new(entry: Entry) -> Deflated {
+    pub(super) fn new(entry: DeflatedEntry) -> Deflated {
         Deflated { entry, kept: OnceLock::new() }
     }
 
@@ -57,12 +57,12 @@ impl Deflated {
         self.entry.size
     }
 
-    /// Bytes to be read from start to end.
+    /// Returns bytes for sequential reads.
     pub(crate) fn stream(&self) -> Arc<dyn Bytes> {
         Arc::new(Inflated::new(self.entry.clone()))
     }
 
-    /// Bytes to be read in any order: all in memory from the first read on. `allow` is asked before the first use.
+    /// Returns bytes for reads in any order, kept in memory from the first read on. `allow` checks the budget once.
     pub(crate) fn kept(&self, allow: impl FnOnce() -> Result<(), Fault>) -> Result<Arc<dyn Bytes>, Fault> {
         if self.kept.get().is_none() {
             allow().map_err(|f| f.within(&self.entry.shown))?;
@@ -79,30 +79,29 @@ impl Deflated {
     }
 }
 
-/// The bytes of a deflated entry without a copy of them in memory. Read from start to end, they are inflated once and
-/// the last read fails if size or checksum is wrong; read otherwise, everything is checked first, and a step back
-/// begins from the start.
+/// Bytes of a deflated entry that are not kept in memory. A sequential read inflates once, and the last read fails on a
+/// wrong size or checksum. Another order of reads verifies everything first; a backward read restarts.
 struct Inflated {
-    entry: Entry,
-    state: Mutex<State>,
+    entry: DeflatedEntry,
+    state: Mutex<InflateState>,
 }
 
 #[derive(Default)]
-struct State {
+struct InflateState {
     stream: Option<Box<Stream>>,
-    /// All was read once, and is what the directory says.
+    /// The entry was verified.
     good: bool,
 }
 
 struct Stream {
     reader: DeflateDecoder<Sequential>,
-    /// The bytes before are in the checksum.
+    /// `crc` covers the bytes before it.
     next: u64,
     crc: crc32fast::Hasher,
 }
 
 impl Inflated {
-    fn new(entry: Entry) -> Inflated {
+    fn new(entry: DeflatedEntry) -> Inflated {
         Inflated { entry, state: Mutex::default() }
     }
 
@@ -127,24 +126,24 @@ impl Inflated {
         Ok(())
     }
 
-    /// Whether the bytes end where they should, and were the right ones.
+    /// Verifies size and checksum at the end of the stream.
     fn judge(&self, stream: &mut Stream) -> Result<(), Fault> {
         let fault = |code, detail: String| Err(Fault::new(code, detail).within(&self.entry.shown));
         let more = stream.reader.read(&mut [0]).map_err(|e| self.entry.bad(e))?;
         if more != 0 || stream.reader.total_in() != self.entry.part.len() {
-            return fault(Code::ZipMismatch, "deflated data that goes on after its size".into());
+            return fault(Code::ZipMismatch, "deflated data exceeds its declared size".into());
         }
         let found = stream.crc.clone().finalize();
         match self.entry.crc {
             Some(crc) if crc != found => {
-                fault(Code::Crc, format!("checksum {found:08x}, the archive says {crc:08x}"))
+                fault(Code::Crc, format!("checksum mismatch: expected {crc:08x}, found {found:08x}"))
             }
             _ => Ok(()),
         }
     }
 
-    fn read(&self, state: &mut State, offset: u64, out: &mut [u8]) -> Result<(), Fault> {
-        // What is left in `state` when a read fails is nothing: the next one begins again.
+    fn read(&self, state: &mut InflateState, offset: u64, out: &mut [u8]) -> Result<(), Fault> {
+        // A failed read leaves no stream in `state`: the next one restarts.
         let mut stream = state.stream.take().unwrap_or_else(|| self.begin());
         let ahead = offset.checked_sub(stream.next);
         if !state.good && ahead.is_none_or(|n| n > STEP as u64) {
@@ -192,7 +191,7 @@ impl Bytes for Inflated {
 }
 
 struct Sequential {
-    bytes: Part,
+    bytes: ByteRange,
     offset: u64,
 }
 
@@ -217,8 +216,8 @@ mod tests {
         encoder.write_all(&content()).unwrap();
         let packed = encoder.finish().unwrap();
         let len = packed.len() as u64;
-        let part = Part::new(Arc::new(packed), 0, len).unwrap();
-        Inflated::new(Entry { part, size, crc, shown: "entry".into() })
+        let part = ByteRange::new(Arc::new(packed), 0, len).unwrap();
+        Inflated::new(DeflatedEntry { part, size, crc, shown: "entry".into() })
     }
 
     fn content() -> Vec<u8> {
@@ -226,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_come_in_any_order_and_wrong_ones_do_not() {
+    fn reads_in_any_order_are_verified() {
         let content = content();
         let (size, crc) = (content.len() as u64, crc32fast::hash(&content));
         let half = content.len() / 2;

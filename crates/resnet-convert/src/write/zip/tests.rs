@@ -29,7 +29,7 @@ impl Seek for Sparse {
     }
 }
 
-fn read(archive: &zip::Archive, name: &str) -> Vec<u8> {
+fn read(archive: &zip::ZipReader, name: &str) -> Vec<u8> {
     let bytes = archive.array(archive.get(name).unwrap()).unwrap();
     let mut out = vec![0; bytes.len() as usize];
     bytes.read_at(0, &mut out).unwrap();
@@ -40,7 +40,7 @@ fn read(archive: &zip::Archive, name: &str) -> Vec<u8> {
 fn check(gap: u64) -> u64 {
     let file = tempfile::NamedTempFile::new().unwrap();
     let mut out = Sparse(file.reopen().unwrap());
-    let mut archive = Archive::new(&mut out);
+    let mut archive = ZipWriter::new(&mut out);
     archive.entry("a", 3, |put| put(b"abc")).unwrap();
     let zeros = vec![0; 1 << 20];
     let fill = |put: &mut dyn FnMut(&[u8]) -> Result<()>| {
@@ -57,7 +57,7 @@ fn check(gap: u64) -> u64 {
     archive.finish().unwrap();
 
     let len = out.0.metadata().unwrap().len();
-    let archive = zip::Archive::open(Arc::new(SharedFile::open(file.path()).unwrap())).unwrap();
+    let archive = zip::ZipReader::open(Arc::new(SharedFile::open(file.path()).unwrap())).unwrap();
     assert_eq!((read(&archive, "a"), read(&archive, "b")), (b"abc".to_vec(), b"last".to_vec()));
     assert_eq!(archive.get("archive/data/0").unwrap().size, gap);
     let mut magic = [0; 4];
@@ -77,7 +77,7 @@ fn entries_of_more_than_four_gigabytes_have_wide_fields() {
 #[test]
 fn an_entry_of_another_size_is_an_error() {
     let mut out = io::Cursor::new(Vec::new());
-    let mut archive = Archive::new(&mut out);
+    let mut archive = ZipWriter::new(&mut out);
     assert!(archive.entry("a", 3, |put| put(b"ab")).is_err());
     assert!(archive.entry("a", 3, |put| put(b"abcd")).is_err());
 }

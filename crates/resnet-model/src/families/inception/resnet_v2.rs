@@ -1,12 +1,13 @@
-//! Inception-ResNet-v2 (Szegedy et al. 2016, arXiv 1602.07261), named as timm's `inception_resnet_v2` names it.
+//! Inception-ResNet-v2 (Szegedy et al. 2016, arXiv 1602.07261), with the module names of timm's
+//! `inception_resnet_v2`.
 
-use super::{Net, Unit};
+use super::{ConvUnit, InceptionBuilder};
 use crate::Result;
 use crate::arch::Inception;
 use crate::families::head::{Head, head};
 use crate::graph::{Builder, Conv, Divisor, Graph, NodeId};
 
-/// What the residual branches are multiplied by, for each kind of block (the paper, section 3.3).
+/// Scale of the residual branch for each type of block (section 3.3 of the paper).
 const SCALE_35: f64 = 0.17;
 const SCALE_17: f64 = 0.1;
 const SCALE_8: f64 = 0.2;
@@ -16,14 +17,14 @@ const SCALE_8: f64 = 0.2;
 pub(crate) fn graph(arch: &Inception) -> Result<Graph> {
     arch.validate()?;
     let (g, x) = Builder::new(arch.in_channels);
-    let mut n = Net { g, eps: arch.norm_eps };
-    let x = n.unit("conv2d_1a", x, Unit::down(32));
-    let x = n.unit("conv2d_2a", x, Unit::valid3(32));
-    let x = n.unit("conv2d_2b", x, Unit::same(64, 3));
+    let mut n = InceptionBuilder { g, eps: arch.norm_eps };
+    let x = n.unit("conv2d_1a", x, ConvUnit::down(32));
+    let x = n.unit("conv2d_2a", x, ConvUnit::valid3(32));
+    let x = n.unit("conv2d_2b", x, ConvUnit::same(64, 3));
     n.g.tap("stages.0", x);
     let x = n.max_pool("maxpool_3a", x);
-    let x = n.unit("conv2d_3b", x, Unit::same(80, 1));
-    let x = n.unit("conv2d_4a", x, Unit::valid3(192));
+    let x = n.unit("conv2d_3b", x, ConvUnit::same(80, 1));
+    let x = n.unit("conv2d_4a", x, ConvUnit::valid3(192));
     n.g.tap("stages.1", x);
     let x = n.max_pool("maxpool_5a", x);
     let x = mixed_5b(&mut n, "mixed_5b", x);
@@ -37,30 +38,30 @@ pub(crate) fn graph(arch: &Inception) -> Result<Graph> {
         let x = block_8(&mut n, &format!("repeat_2.{i}"), x, SCALE_8);
         n.g.relu(format!("repeat_2.{i}.relu"), x)
     });
-    // timm's last block has no factor and no ReLU.
+    // The last block of timm has no scale and no ReLU.
     let x = block_8(&mut n, "block8", x, 1.0);
-    let x = n.unit("conv2d_7b", x, Unit::same(1536, 1));
+    let x = n.unit("conv2d_7b", x, ConvUnit::same(1536, 1));
     n.g.tap("stages.4", x);
     let classes = arch.num_classes;
     head(&mut n.g, x, &Head { pool: arch.pool, name: "classif", classes, ..Head::default() });
     Ok(n.g.finish())
 }
 
-fn branch(n: &mut Net, name: &str, i: usize, x: NodeId, units: &[Unit]) -> NodeId {
+fn branch(n: &mut InceptionBuilder, name: &str, i: usize, x: NodeId, units: &[ConvUnit]) -> NodeId {
     n.sequence(&format!("{name}.branch{i}"), x, 0, units)
 }
 
-fn mixed_5b(n: &mut Net, name: &str, x: NodeId) -> NodeId {
-    let a = n.unit(&format!("{name}.branch0"), x, Unit::same(96, 1));
-    let b = branch(n, name, 1, x, &[Unit::same(48, 1), Unit::same(64, 5)]);
-    let c = branch(n, name, 2, x, &[Unit::same(64, 1), Unit::same(96, 3), Unit::same(96, 3)]);
-    let y = n.mean(&format!("{name}.branch3.0"), x, Divisor::Pixels);
-    let d = n.unit(&format!("{name}.branch3.1"), y, Unit::same(64, 1));
+fn mixed_5b(n: &mut InceptionBuilder, name: &str, x: NodeId) -> NodeId {
+    let a = n.unit(&format!("{name}.branch0"), x, ConvUnit::same(96, 1));
+    let b = branch(n, name, 1, x, &[ConvUnit::same(48, 1), ConvUnit::same(64, 5)]);
+    let c = branch(n, name, 2, x, &[ConvUnit::same(64, 1), ConvUnit::same(96, 3), ConvUnit::same(96, 3)]);
+    let y = n.avg_pool(&format!("{name}.branch3.0"), x, Divisor::Pixels);
+    let d = n.unit(&format!("{name}.branch3.1"), y, ConvUnit::same(64, 1));
     n.concat(name, &[a, b, c, d])
 }
 
-/// What the branches found, brought back to the channels of `x`, scaled and added to it.
-fn residual(n: &mut Net, name: &str, x: NodeId, branches: &[NodeId], scale: f64) -> NodeId {
+/// Concatenates the branches, projects them to the channels of `x`, scales them and adds `x`.
+fn residual(n: &mut InceptionBuilder, name: &str, x: NodeId, branches: &[NodeId], scale: f64) -> NodeId {
     let y = n.concat(name, branches);
     let conv = Conv { bias: true, ..Conv::square(n.g.channels(y), n.g.channels(x), 1) };
     let y = n.g.conv(format!("{name}.conv2d"), y, conv);
@@ -68,38 +69,50 @@ fn residual(n: &mut Net, name: &str, x: NodeId, branches: &[NodeId], scale: f64)
     n.g.add(format!("{name}.add"), y, x)
 }
 
-fn block_35(n: &mut Net, name: &str, x: NodeId) -> NodeId {
-    let a = n.unit(&format!("{name}.branch0"), x, Unit::same(32, 1));
-    let b = branch(n, name, 1, x, &[Unit::same(32, 1), Unit::same(32, 3)]);
-    let c = branch(n, name, 2, x, &[Unit::same(32, 1), Unit::same(48, 3), Unit::same(64, 3)]);
+fn block_35(n: &mut InceptionBuilder, name: &str, x: NodeId) -> NodeId {
+    let a = n.unit(&format!("{name}.branch0"), x, ConvUnit::same(32, 1));
+    let b = branch(n, name, 1, x, &[ConvUnit::same(32, 1), ConvUnit::same(32, 3)]);
+    let c = branch(n, name, 2, x, &[ConvUnit::same(32, 1), ConvUnit::same(48, 3), ConvUnit::same(64, 3)]);
     let x = residual(n, name, x, &[a, b, c], SCALE_35);
     n.g.relu(format!("{name}.act"), x)
 }
 
-fn mixed_6a(n: &mut Net, name: &str, x: NodeId) -> NodeId {
-    let a = n.unit(&format!("{name}.branch0"), x, Unit::down(384));
-    let b = branch(n, name, 1, x, &[Unit::same(256, 1), Unit::same(256, 3), Unit::down(384)]);
+fn mixed_6a(n: &mut InceptionBuilder, name: &str, x: NodeId) -> NodeId {
+    let a = n.unit(&format!("{name}.branch0"), x, ConvUnit::down(384));
+    let b = branch(n, name, 1, x, &[ConvUnit::same(256, 1), ConvUnit::same(256, 3), ConvUnit::down(384)]);
     let c = n.max_pool(&format!("{name}.branch2"), x);
     n.concat(name, &[a, b, c])
 }
 
-fn block_17(n: &mut Net, name: &str, x: NodeId) -> NodeId {
-    let a = n.unit(&format!("{name}.branch0"), x, Unit::same(192, 1));
-    let b = branch(n, name, 1, x, &[Unit::same(128, 1), Unit::rect(160, 1, 7), Unit::rect(192, 7, 1)]);
+fn block_17(n: &mut InceptionBuilder, name: &str, x: NodeId) -> NodeId {
+    let a = n.unit(&format!("{name}.branch0"), x, ConvUnit::same(192, 1));
+    let b = branch(
+        n,
+        name,
+        1,
+        x,
+        &[ConvUnit::same(128, 1), ConvUnit::rect(160, 1, 7), ConvUnit::rect(192, 7, 1)],
+    );
     let x = residual(n, name, x, &[a, b], SCALE_17);
     n.g.relu(format!("{name}.act"), x)
 }
 
-fn mixed_7a(n: &mut Net, name: &str, x: NodeId) -> NodeId {
-    let a = branch(n, name, 0, x, &[Unit::same(256, 1), Unit::down(384)]);
-    let b = branch(n, name, 1, x, &[Unit::same(256, 1), Unit::down(288)]);
-    let c = branch(n, name, 2, x, &[Unit::same(256, 1), Unit::same(288, 3), Unit::down(320)]);
+fn mixed_7a(n: &mut InceptionBuilder, name: &str, x: NodeId) -> NodeId {
+    let a = branch(n, name, 0, x, &[ConvUnit::same(256, 1), ConvUnit::down(384)]);
+    let b = branch(n, name, 1, x, &[ConvUnit::same(256, 1), ConvUnit::down(288)]);
+    let c = branch(n, name, 2, x, &[ConvUnit::same(256, 1), ConvUnit::same(288, 3), ConvUnit::down(320)]);
     let d = n.max_pool(&format!("{name}.branch3"), x);
     n.concat(name, &[a, b, c, d])
 }
 
-fn block_8(n: &mut Net, name: &str, x: NodeId, scale: f64) -> NodeId {
-    let a = n.unit(&format!("{name}.branch0"), x, Unit::same(192, 1));
-    let b = branch(n, name, 1, x, &[Unit::same(192, 1), Unit::rect(224, 1, 3), Unit::rect(256, 3, 1)]);
+fn block_8(n: &mut InceptionBuilder, name: &str, x: NodeId, scale: f64) -> NodeId {
+    let a = n.unit(&format!("{name}.branch0"), x, ConvUnit::same(192, 1));
+    let b = branch(
+        n,
+        name,
+        1,
+        x,
+        &[ConvUnit::same(192, 1), ConvUnit::rect(224, 1, 3), ConvUnit::rect(256, 3, 1)],
+    );
     residual(n, name, x, &[a, b], scale)
 }

@@ -29,8 +29,8 @@ pub(super) fn run(
     Ok(())
 }
 
-/// The gradient to what was rectified to `y`, in place.
-fn rectify(grad: &mut Act, y: &Act) -> Result<()> {
+/// Turns the gradient of a ReLU with output `y` into that of its input, in place.
+fn relu_grad(grad: &mut BlockedTensor, y: &BlockedTensor) -> Result<()> {
     let y = y.slice();
     ops::threads()?.for_each_chunk(grad.slice_mut(), 1 << 14, |index, grad| {
         let y = &y[index << 14..][..grad.len()];
@@ -42,14 +42,14 @@ fn rectify(grad: &mut Act, y: &Act) -> Result<()> {
 struct Pass<'a> {
     network: &'a Network,
     workers: &'a dyn ProcessGroup,
-    /// To each node's result, as far as known.
+    /// By node: the gradient of its result, as far as known.
     gradients: Vec<Option<Value>>,
     sink: Sink<'a>,
 }
 
 impl Pass<'_> {
-    fn home(&self) -> &Shared {
-        &self.network.memory
+    fn buffers(&self) -> &SharedBuffers {
+        &self.network.buffers
     }
 
     fn step(&mut self, step: &Step, wanted: &[bool], saved: Saved, grad: Value) -> Result<()> {
@@ -59,13 +59,13 @@ impl Pass<'_> {
             Saved::Norm(normed) => self.norm(step, wanted, normed, grad),
             Saved::MaxPool { x, y } => {
                 let Op::MaxPool(pool) = &self.network.graph.node(step.node).op else { return Ok(()) };
-                let grad = grad.blocked(self.home())?;
-                let mut out = Act::empty(self.home(), x.layout);
+                let grad = grad.blocked(self.buffers())?;
+                let mut out = BlockedTensor::empty(self.buffers(), x.layout);
                 let views = [x.view(), y.view(), grad.view()];
                 let threads = ops::threads()?;
                 resnet_kernels::grad_max_pool(
                     ops::isa(),
-                    &ops::window_of(pool),
+                    &ops::pool_spec(pool),
                     views,
                     out.slice_mut(),
                     threads,
@@ -75,9 +75,9 @@ impl Pass<'_> {
             }
             Saved::AvgPool(layout) => {
                 let Op::AvgPool(pool) = &self.network.graph.node(step.node).op else { return Ok(()) };
-                let grad = grad.blocked(self.home())?;
-                let mut out = Act::empty(self.home(), layout);
-                let (avg, threads) = (ops::average_of(pool), ops::threads()?);
+                let grad = grad.blocked(self.buffers())?;
+                let mut out = BlockedTensor::empty(self.buffers(), layout);
+                let (avg, threads) = (ops::avg_pool_spec(pool), ops::threads()?);
                 resnet_kernels::grad_avg_pool(
                     ops::isa(),
                     &avg,
@@ -90,7 +90,7 @@ impl Pass<'_> {
                 self.add(step.inputs[0], wanted[0], Value::Blocked(Rc::new(out)))
             }
             Saved::Scale { x, gate } => {
-                let grad = grad.blocked(self.home())?;
+                let grad = grad.blocked(self.buffers())?;
                 let (layout, threads) = (x.layout, ops::threads()?);
                 if wanted[1] {
                     let to_gate =
@@ -102,7 +102,7 @@ impl Pass<'_> {
                 if !wanted[0] {
                     return Ok(());
                 }
-                let mut out = Act::empty(self.home(), layout);
+                let mut out = BlockedTensor::empty(self.buffers(), layout);
                 with_values(&gate, |gate| {
                     let out = out.slice_mut();
                     resnet_kernels::scale_channels(ops::isa(), layout, grad.slice(), gate, out, threads)
@@ -111,7 +111,7 @@ impl Pass<'_> {
                 self.add(step.inputs[0], true, Value::Blocked(Rc::new(out)))
             }
             Saved::GlobalAvgPool(layout) => {
-                let mut out = Act::empty(self.home(), layout);
+                let mut out = BlockedTensor::empty(self.buffers(), layout);
                 let grad = grad.planar()?;
                 with_values(&grad, |grad| {
                     resnet_kernels::grad_global_avg_pool(layout, grad, out.slice_mut(), ops::threads()?)
@@ -120,17 +120,17 @@ impl Pass<'_> {
                 self.add(step.inputs[0], wanted[0], Value::Blocked(Rc::new(out)))
             }
             Saved::Relu(y) => {
-                let mut grad = Act::owned(grad.into_blocked(self.home())?);
-                rectify(&mut grad, &y)?;
+                let mut grad = BlockedTensor::owned(grad.into_blocked(self.buffers())?);
+                relu_grad(&mut grad, &y)?;
                 self.add(step.inputs[0], wanted[0], Value::Blocked(Rc::new(grad)))
             }
-            Saved::Add(dropped) => {
-                let home = self.home().clone();
-                let mut term = |term: usize, grad: Value| match &dropped {
+            Saved::Add(drop_path) => {
+                let buffers = self.buffers().clone();
+                let mut term = |term: usize, grad: Value| match &drop_path {
                     _ if !wanted[term] => Ok(()),
-                    Some(dropped) if dropped.branch == term => {
-                        let mut grad = Act::owned(grad.into_blocked(&home)?);
-                        dropped.grad(term, &mut grad)?;
+                    Some(drop_path) if drop_path.branch == term => {
+                        let mut grad = BlockedTensor::owned(grad.into_blocked(&buffers)?);
+                        drop_path.grad(term, &mut grad)?;
                         self.add(step.inputs[term], true, Value::Blocked(Rc::new(grad)))
                     }
                     _ => self.add(step.inputs[term], true, grad),
@@ -142,7 +142,7 @@ impl Pass<'_> {
         }
     }
 
-    /// Adds to the gradient of `node`'s result, if that is `wanted`.
+    /// Accumulates the gradient of the result of `node` if it is `wanted`.
     fn add(&mut self, node: NodeId, wanted: bool, grad: Value) -> Result<()> {
         if !wanted {
             return Ok(());
@@ -151,7 +151,8 @@ impl Pass<'_> {
             (None, grad) => grad,
             (Some(Value::Planar(a)), Value::Planar(b)) => Value::Planar((a + b)?),
             (Some(a), b) => {
-                let (mut a, b) = (Act::owned(a.into_blocked(self.home())?), b.into_blocked(self.home())?);
+                let (mut a, b) =
+                    (BlockedTensor::owned(a.into_blocked(self.buffers())?), b.into_blocked(self.buffers())?);
                 resnet_kernels::add_to(a.slice_mut(), b.slice(), ops::threads()?);
                 Value::Blocked(Rc::new(a))
             }
@@ -166,13 +167,13 @@ impl Pass<'_> {
         else {
             return Ok(());
         };
-        let grad = grad.into_blocked(self.home())?;
+        let grad = grad.into_blocked(self.buffers())?;
         let dims = input.dims()?;
         let conv =
-            BlockedConv { shape: ops::shape_of(conv), input: dims, isa: ops::isa(), pool: ops::threads()? };
+            BlockedConv { shape: ops::conv_shape(conv), input: dims, isa: ops::isa(), pool: ops::threads()? };
         if weight.track_op() {
             let gw = with_input(&input, |input| {
-                conv.grad_weights(input, grad.slice(), &mut lock(self.home())).map_err(kernel)
+                conv.grad_weights(input, grad.slice(), &mut lock(self.buffers())).map_err(kernel)
             })?;
             (self.sink)(weight, Tensor::from_vec(gw, weight.shape(), &Device::Cpu)?)?;
         }
@@ -181,38 +182,38 @@ impl Pass<'_> {
             let node = step.inputs[0];
             let before = self.gradients[node.index()].take();
             let before = before
-                .map(|b| Ok::<_, Error>(Act::owned(b.into_blocked(self.home())?).into_data()))
+                .map(|b| Ok::<_, Error>(BlockedTensor::owned(b.into_blocked(self.buffers())?).into_data()))
                 .transpose()?;
             let gx = with_values(weight, |w| {
-                conv.grad_input(grad.slice(), w, before, &mut lock(self.home())).map_err(kernel)
+                conv.grad_input(grad.slice(), w, before, &mut lock(self.buffers())).map_err(kernel)
             })?;
             let layout = Blocked::new(dims).map_err(kernel)?;
-            let gx = Act::new(self.home(), layout, gx);
+            let gx = BlockedTensor::new(self.buffers(), layout, gx);
             self.gradients[node.index()] = Some(Value::Blocked(Rc::new(gx)));
         }
         Ok(())
     }
 
-    fn norm(&mut self, step: &Step, wanted: &[bool], normed: Normed, grad: Value) -> Result<()> {
-        let Layer::BatchNorm(norm) = &self.network.layers[normed.norm.index()] else { return Ok(()) };
-        let Normed { x, mut y, mean, scale, of_batch, share, dropped, .. } = normed;
-        let mut grad = Act::owned(grad.into_blocked(self.home())?);
+    fn norm(&mut self, step: &Step, wanted: &[bool], saved: SavedNorm, grad: Value) -> Result<()> {
+        let Layer::BatchNorm(norm) = &self.network.layers[saved.norm.index()] else { return Ok(()) };
+        let SavedNorm { x, mut y, mean, scale, of_batch, fraction, drop_path, .. } = saved;
+        let mut grad = BlockedTensor::owned(grad.into_blocked(self.buffers())?);
         let kernels = resnet_kernels::BatchNorm { layout: x.layout, isa: ops::isa(), pool: ops::threads()? };
         let mut residual = step.inputs.get(1).map(|node| (*node, wanted[1]));
-        if let Some(dropped) = dropped {
-            // The norm and what is added to it have different gradients.
+        if let Some(drop_path) = drop_path {
+            // The gradients of the norm and of the residual differ.
             if let Some(y) = y.take() {
-                rectify(&mut grad, &y)?;
+                relu_grad(&mut grad, &y)?;
             }
             if let Some((node, true)) = residual.take() {
-                let mut added = Act::copy(&grad);
-                dropped.grad(1, &mut added)?;
+                let mut added = BlockedTensor::copy(&grad);
+                drop_path.grad(1, &mut added)?;
                 self.add(node, true, Value::Blocked(Rc::new(added)))?;
             }
-            dropped.grad(0, &mut grad)?;
+            drop_path.grad(0, &mut grad)?;
         }
         let workers = self.workers;
-        let home = self.home().clone();
+        let buffers = self.buffers().clone();
         let (passed, parameters) = with_values(&norm.weight, |weight| {
             let of = BatchNormGrad {
                 x: x.slice(),
@@ -224,17 +225,17 @@ impl Pass<'_> {
             };
             let [gw, gb] = kernels.grad_parameters(&of, grad.slice_mut()).map_err(kernel)?;
             let (mut all_w, mut all_b) = (gw.clone(), gb.clone());
-            if of_batch && workers.count() > 1 {
+            if of_batch && workers.world_size() > 1 {
                 let mut both: Vec<f64> = gw.iter().chain(&gb).copied().collect();
-                workers.sum(&mut both)?;
-                // The kernel divides by the number of this worker's values, the formula by that of all.
-                all_w = both[..gw.len()].iter().map(|sum| sum * share).collect();
-                all_b = both[gw.len()..].iter().map(|sum| sum * share).collect();
+                workers.all_reduce(&mut both)?;
+                // The kernel divides by the number of values in this process, the formula by that of all processes.
+                all_w = both[..gw.len()].iter().map(|sum| sum * fraction).collect();
+                all_b = both[gw.len()..].iter().map(|sum| sum * fraction).collect();
             }
             let passed = match (wanted[0], residual) {
                 (false, _) => None,
                 (true, Some((_, true))) => {
-                    let mut out = Act::empty(&home, x.layout);
+                    let mut out = BlockedTensor::empty(&buffers, x.layout);
                     kernels
                         .grad_input(&of, [&all_w, &all_b], grad.slice(), out.slice_mut())
                         .map_err(kernel)?;
@@ -242,7 +243,7 @@ impl Pass<'_> {
                 }
                 (true, _) => {
                     kernels.grad_input_in_place(&of, [&all_w, &all_b], grad.slice_mut()).map_err(kernel)?;
-                    let empty = Act::new(&home, x.layout, resnet_kernels::AlignedVec::default());
+                    let empty = BlockedTensor::new(&buffers, x.layout, resnet_kernels::AlignedVec::default());
                     Some(std::mem::replace(&mut grad, empty))
                 }
             };
@@ -268,7 +269,7 @@ impl Pass<'_> {
         let grad = grad.planar()?.reshape(output.shape())?;
         let mut gradients = (&output * grad)?.sum_all()?.backward()?;
         let layer = &self.network.layers[step.norm.unwrap_or(step.node).index()];
-        for tensor in super::tensors(layer).into_iter().filter(|t| t.track_op()) {
+        for tensor in layer.trainable().into_iter().filter(|t| t.track_op()) {
             if let Some(gradient) = gradients.remove(tensor) {
                 (self.sink)(tensor, gradient)?;
             }

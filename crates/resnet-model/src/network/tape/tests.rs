@@ -1,6 +1,6 @@
 use super::*;
 use crate::arch::{Block, Padding, ResNet};
-use crate::parameters::{Initialization, Trained};
+use crate::parameters::{Initialization, Trainable};
 use crate::{Arch, Parameters, synthetic, zoo};
 
 /// A loss of some logits.
@@ -14,7 +14,7 @@ fn weigh(logits: &Tensor) -> Tensor {
 /// Loss and gradients by name, over candle's graph and over the tape.
 fn both(
     parameters: &Parameters,
-    trained: &Trained,
+    trained: &Trainable,
     statistics: Statistics,
     dropping: DropConfig,
     x: &Tensor,
@@ -24,12 +24,12 @@ fn both(
         let network = parameters.network(trained, statistics).unwrap();
         let (loss, store) = match tape {
             false => {
-                let loss = weigh(&network.forward_dropping(x, dropping).unwrap());
+                let loss = weigh(&network.candle_train_forward(x, dropping).unwrap());
                 (loss.clone(), loss.backward().unwrap())
             }
             true => {
                 let backward = network.train_forward(x, dropping, &SingleProcess).unwrap();
-                assert!(matches!(backward.kind, Kind::Tape(_)));
+                assert!(matches!(backward.recorded, Recorded::Steps(_)));
                 let loss = weigh(backward.logits());
                 (loss.clone(), backward.gradients(&loss).unwrap())
             }
@@ -50,14 +50,14 @@ fn both(
     })
 }
 
-fn check(name: &str, size: [usize; 3], trained: Trained, statistics: Statistics) {
+fn check(name: &str, size: [usize; 3], trained: Trainable, statistics: Statistics) {
     check_dropping(name, size, trained, statistics, DropConfig::default());
 }
 
 fn check_dropping(
     name: &str,
     size: [usize; 3],
-    trained: Trained,
+    trained: Trainable,
     statistics: Statistics,
     dropping: DropConfig,
 ) {
@@ -68,7 +68,7 @@ fn check_arch(
     name: &str,
     arch: Arch,
     size: [usize; 3],
-    trained: Trained,
+    trained: Trainable,
     statistics: Statistics,
     dropping: DropConfig,
 ) {
@@ -90,26 +90,26 @@ fn check_arch(
 #[test]
 fn steps_are_those_of_candles_graph() {
     let batch = Statistics::default();
-    check("resnet18", [2, 64, 96], Trained::All, batch);
-    check("resnet18", [2, 64, 64], Trained::From("layer4".into()), batch);
-    check("resnet18", [2, 64, 64], Trained::All, Statistics::Running);
-    check("resnet20_cifar", [4, 32, 32], Trained::All, batch);
-    check("resnext50_32x4d", [2, 33, 40], Trained::Head, batch);
+    check("resnet18", [2, 64, 96], Trainable::All, batch);
+    check("resnet18", [2, 64, 64], Trainable::From("layer4".into()), batch);
+    check("resnet18", [2, 64, 64], Trainable::All, Statistics::Running);
+    check("resnet20_cifar", [4, 32, 32], Trainable::All, batch);
+    check("resnext50_32x4d", [2, 33, 40], Trainable::Head, batch);
 }
 
 #[test]
 fn gates_and_means_have_kernels_and_other_operations_are_candles() {
     // Squeeze and excitation; average pooling in shortcuts, some of which reach over the border.
-    check("seresnet50", [3, 64, 64], Trained::From("layer4".into()), Statistics::default());
-    check("seresnet18", [2, 64, 64], Trained::All, Statistics::Running);
-    check("resnet26d", [3, 72, 64], Trained::All, Statistics::Running);
+    check("seresnet50", [3, 64, 64], Trainable::From("layer4".into()), Statistics::default());
+    check("seresnet18", [2, 64, 64], Trainable::All, Statistics::Running);
+    check("resnet26d", [3, 72, 64], Trainable::All, Statistics::Running);
     // Blurred strides; a norm of groups and standardised weights.
-    check("resnetblur18", [2, 64, 64], Trained::From("layer4".into()), Statistics::Running);
-    check("resnetv2_50x1_bit", [2, 64, 64], Trained::From("stages.3".into()), Statistics::Running);
+    check("resnetblur18", [2, 64, 64], Trainable::From("layer4".into()), Statistics::Running);
+    check("resnetv2_50x1_bit", [2, 64, 64], Trainable::From("stages.3".into()), Statistics::Running);
     // Padding on one side.
     let net = ResNet { padding: Padding::OneSided, ..ResNet::imagenet(Block::Basic, &[1, 1]) };
     let (batch, none) = (Statistics::default(), DropConfig::default());
-    check_arch("one-sided", Arch::ResNet(net), [2, 64, 48], Trained::All, batch, none);
+    check_arch("one-sided", Arch::ResNet(net), [2, 64, 48], Trainable::All, batch, none);
 }
 
 const SOME: DropConfig = DropConfig { dropout: 0.3, drop_path: 0.5, seed: 7 };
@@ -123,11 +123,11 @@ fn what_is_left_out_is_what_candles_graph_leaves_out() {
         ("seresnet18", [4, 64, 64]),
         ("resnetv2_18", [4, 64, 64]),
     ] {
-        check_dropping(name, size, Trained::All, Statistics::Running, SOME);
+        check_dropping(name, size, Trainable::All, Statistics::Running, SOME);
     }
-    check_dropping("resnet20_cifar", [8, 32, 32], Trained::All, Statistics::default(), SOME);
-    check_dropping("resnet18", [4, 64, 64], Trained::From("layer4".into()), Statistics::Running, SOME);
-    check_dropping("resnet18", [4, 64, 64], Trained::Head, Statistics::Running, SOME);
+    check_dropping("resnet20_cifar", [8, 32, 32], Trainable::All, Statistics::default(), SOME);
+    check_dropping("resnet18", [4, 64, 64], Trainable::From("layer4".into()), Statistics::Running, SOME);
+    check_dropping("resnet18", [4, 64, 64], Trainable::Head, Statistics::Running, SOME);
 }
 
 #[test]
@@ -136,7 +136,7 @@ fn gradients_of_what_is_not_left_out_are_slopes() {
     let parameters = Parameters::new(&arch, Initialization::default(), &Device::Cpu).unwrap();
     let x = Tensor::from_vec(synthetic::input(4 * 3 * 16 * 16), (4, 3, 16, 16), &Device::Cpu).unwrap();
     let at = |parameters: &Parameters| {
-        let network = parameters.network(&Trained::All, Statistics::Running).unwrap();
+        let network = parameters.network(&Trainable::All, Statistics::Running).unwrap();
         let backward = network.train_forward(&x, SOME, &SingleProcess).unwrap();
         let loss = weigh(backward.logits());
         (f64::from(loss.to_scalar::<f32>().unwrap()), backward.gradients(&loss).unwrap())
@@ -166,14 +166,14 @@ fn memory_is_used_again_from_step_to_step() {
     let parameters =
         Parameters::new(&zoo::arch("resnet20_cifar").unwrap(), Initialization::default(), &Device::Cpu)
             .unwrap();
-    let network = parameters.network(&Trained::All, Statistics::default()).unwrap();
+    let network = parameters.network(&Trainable::All, Statistics::default()).unwrap();
     let x = Tensor::from_vec(synthetic::input(4 * 3 * 32 * 32), (4, 3, 32, 32), &Device::Cpu).unwrap();
     let held: Vec<usize> = (0..3)
         .map(|_| {
             let backward = network.train_forward(&x, DropConfig::default(), &SingleProcess).unwrap();
             let loss = backward.logits().sqr().unwrap().sum_all().unwrap();
             backward.gradients(&loss).unwrap();
-            lock(&network.memory).bytes()
+            lock(&network.buffers).bytes()
         })
         .collect();
     assert!(held[0] > 0 && held[1] == held[0] && held[2] == held[0], "{held:?}");

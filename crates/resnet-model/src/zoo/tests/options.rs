@@ -1,5 +1,4 @@
-//! What every family can be asked for beyond its variants. Results are compared with timm's under the same names by
-//! `results_are_pytorchs`; here is that every option is either compared or refused, and the feature pyramids.
+//! The options of every family: each one is compared with timm in the golden file or rejected. Also the feature pyramids.
 
 use std::collections::BTreeSet;
 
@@ -13,7 +12,7 @@ const PYRAMIDS: &str = include_str!("../../../../../tests/golden/zoo_pyramids.ts
 const POOLS: [(&str, GlobalPool); 3] =
     [("max", GlobalPool::Max), ("avgmax", GlobalPool::AvgMax), ("catavgmax", GlobalPool::CatAvgMax)];
 
-/// A network of every family, what the family is called, and which options it does not have.
+/// A network of every family, the name of the family, and the options that it does not have.
 const FAMILIES: [(&str, &str, &[&str]); 10] = [
     ("test_resnet", "ResNet", &[]),
     ("resnet20_cifar", "ResNet", &[]),
@@ -28,40 +27,40 @@ const FAMILIES: [(&str, &str, &[&str]); 10] = [
 ];
 
 #[test]
-fn options_are_compared_or_refused() {
+fn options_are_compared_or_rejected() {
     let compared: BTreeSet<&str> = rows().iter().map(|row| row.name).collect();
     let is_compared = |name: &str, option: &str| compared.contains(format!("{name}+{option}").as_str());
-    for (name, family, lacks) in FAMILIES {
+    for (name, family, unsupported) in FAMILIES {
         for option in ["classes0", "adapt1"] {
             assert!(is_compared(name, option), "{name} {option}");
         }
-        let refused = |options: ArchOptions, option: &str| {
+        let check_rejected = |options: ArchOptions, option: &str| {
             let message = zoo::arch(name).unwrap().with(options).unwrap_err().to_string();
             assert!(message.contains(&format!("{family} has no")), "{message}");
             assert!(!is_compared(name, option), "{name} {option}");
         };
         for (option, pool) in POOLS {
             let options = ArchOptions { pool: Some(pool), ..ArchOptions::default() };
-            if lacks.contains(&"pool") {
-                refused(options, option);
+            if unsupported.contains(&"pool") {
+                check_rejected(options, option);
                 continue;
             }
-            // All families share the pools: one of each is compared, and all of one family.
+            // All families share the implementation: one pooling of each family is compared, and all of one family.
             zoo::arch(name).unwrap().with(options).unwrap().graph().unwrap();
             let shared = option != "catavgmax" || name == "resnet20_cifar";
             assert!(is_compared(name, option) || shared, "{name} {option}");
         }
         for (option, stride) in [("os8", 8), ("os16", 16)] {
             let options = ArchOptions { output_stride: Some(stride), ..ArchOptions::default() };
-            if lacks.contains(&"stride") {
-                refused(options, option);
+            if unsupported.contains(&"stride") {
+                check_rejected(options, option);
                 continue;
             }
             let (net, dilated) = (zoo::arch(name).unwrap(), zoo::arch(name).unwrap().with(options).unwrap());
-            // The networks for CIFAR have fewer pixels per result anyway.
+            // The CIFAR networks have a smaller stride anyway.
             let unchanged = net.graph().unwrap() == dilated.graph().unwrap();
             assert_eq!(unchanged, name.ends_with("_cifar"), "{name}");
-            // timm's attention has other positions when dilated.
+            // timm resamples the position embedding differently when dilated.
             let differs = name == "resnet50_clip";
             assert!(is_compared(name, option) || unchanged || differs || stride != 8, "{name} {option}");
         }
@@ -69,7 +68,7 @@ fn options_are_compared_or_refused() {
 }
 
 #[test]
-fn without_classes_the_result_is_the_pooled_features() {
+fn without_classes_the_output_is_pooled_features() {
     for (name, _, _) in FAMILIES {
         let net = golden_arch(&format!("{name}+classes0"));
         let graph = net.graph().unwrap();
@@ -80,15 +79,15 @@ fn without_classes_the_result_is_the_pooled_features() {
     }
 }
 
-/// Channels and stride of every tap that has pixels.
+/// Returns channels and stride of every tap with pixels.
 fn levels(graph: &Graph) -> Vec<(usize, usize)> {
     let with_pixels = graph.taps().iter().filter(|tap| tap.stride > 0);
     with_pixels.map(|tap| (graph.node(tap.node).channels, tap.stride)).collect()
 }
 
-/// timm's levels are found among our taps, but for the first ones, which it takes before a pooling.
+/// The levels of timm are among our taps, except for the first ones, which timm takes before a pooling.
 #[test]
-fn feature_pyramids_are_timms() {
+fn feature_pyramids_match_timm() {
     for line in PYRAMIDS.lines() {
         let (name, expected) = line.split_once('\t').unwrap();
         let found = levels(&golden_arch(name).graph().unwrap());
