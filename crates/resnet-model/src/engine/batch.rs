@@ -187,7 +187,7 @@ impl Engine {
             return Ok(sessions.remove(position));
         }
         drop(sessions);
-        Ok(Session::new(self.memory_plan(request)?))
+        Session::new(self.memory_plan(request)?)
     }
 
     fn cache(&self, session: Session) {
