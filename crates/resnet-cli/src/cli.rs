@@ -3,7 +3,7 @@
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::commands::{
-    bench, diff, doctor, eval, generate, info, inspect, list, predict, summary, train, verify,
+    bench, diff, doctor, eval, generate, info, inspect, list, predict, serve, summary, train, verify,
 };
 
 /// Classify images with any ResNet.
@@ -44,6 +44,7 @@ pub enum Command {
     Train(train::Args),
     Eval(eval::Args),
     Verify(verify::Args),
+    Serve(serve::Args),
     Bench(bench::Args),
     Doctor(doctor::Args),
     Completions(generate::Completions),

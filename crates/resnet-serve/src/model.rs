@@ -151,6 +151,23 @@ impl ServedModel {
         Ok(classifier::top_k(logits, k, score, &self.meta.labels))
     }
 
+    /// Runs the network once on zeros, so that the first request finds memory and code warm.
+    ///
+    /// # Errors
+    ///
+    /// [`ApiError::Internal`] if the network cannot run.
+    pub fn warm_up(&self) -> Result<(), ApiError> {
+        let [height, width] = self.meta.preprocess.crop;
+        let dims = [self.meta.arch.in_channels(), height, width];
+        let values = vec![0.0; dims.iter().product()];
+        let zeros = Prepared { dims, values, times: Times::default(), size: None };
+        let tap = if self.classes().is_ok() { LOGITS } else { FEATURES };
+        for all in [true, false] {
+            self.compute(&zeros, &[tap.to_owned()], all)?;
+        }
+        Ok(())
+    }
+
     /// Decodes and preprocesses one image.
     pub(crate) fn prepare(&self, input: Input) -> Result<Prepared, ApiError> {
         match input {
@@ -189,8 +206,12 @@ impl ServedModel {
     ) -> Result<Vec<Output>, ApiError> {
         let [c, h, w] = image.dims;
         let taps: Vec<&str> = taps.iter().map(String::as_str).collect();
-        let _ = all;
-        self.engine.run(&image.values, [1, c, h, w], &taps).map_err(|e| match e {
+        let dims = [1, c, h, w];
+        let outputs = match all {
+            true => self.engine.run(&image.values, dims, &taps),
+            false => self.engine.run_single_threaded(&image.values, dims, &taps),
+        };
+        outputs.map_err(|e| match e {
             resnet_model::Error::UnknownTap { .. }
             | resnet_model::Error::TooSmall { .. }
             | resnet_model::Error::Misfit { .. }

@@ -43,17 +43,6 @@ impl App {
         })
     }
 
-    /// Runs one image to the outputs named `taps`.
-    pub(crate) async fn infer(
-        &self,
-        model: &Arc<ServedModel>,
-        input: Input,
-        taps: &[String],
-    ) -> Result<Answer, ApiError> {
-        let mut answers = self.infer_all(model, vec![input], taps, None).await?;
-        answers.pop().unwrap_or(Err(ApiError::ShuttingDown))
-    }
-
     /// Runs the images of one request; a bad image fails its own entry only.
     ///
     /// # Errors

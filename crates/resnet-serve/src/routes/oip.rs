@@ -20,8 +20,8 @@ use crate::error::ApiError;
 use crate::registry::ModelState;
 use crate::state::App;
 
-pub(crate) use infer::{Requested, Tensor, Values, run};
-pub(crate) use metadata::{EXTENSIONS, TensorInfo, inputs, outputs};
+use infer::run;
+use metadata::EXTENSIONS;
 pub(crate) use stats::Stats;
 
 /// The only version of a model.

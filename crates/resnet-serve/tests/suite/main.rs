@@ -3,6 +3,7 @@
 mod connections;
 mod faults;
 mod hf;
+mod oip;
 mod ops;
 
 use std::path::{Path, PathBuf};

@@ -20,7 +20,7 @@ pub(super) fn is_image(bytes: &[u8]) -> bool {
 }
 
 /// Elements as little-endian bytes; text with a 32-bit length before each element.
-pub(crate) fn bytes(values: &Values) -> Vec<u8> {
+pub(super) fn bytes(values: &Values) -> Vec<u8> {
     match values {
         Values::F32(values) => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
         Values::Text(texts) => {

@@ -12,7 +12,7 @@ use crate::state::App;
 
 /// An output that a request names.
 #[derive(Debug, Clone)]
-pub(crate) struct Requested {
+pub(super) struct Requested {
     pub name: String,
     /// Number of classes of the classification extension; 0 for the tensor itself.
     pub classes: usize,
@@ -20,7 +20,7 @@ pub(crate) struct Requested {
 
 /// An output tensor.
 #[derive(Debug)]
-pub(crate) struct Tensor {
+pub(super) struct Tensor {
     pub name: String,
     /// `[N, …]`.
     pub shape: Vec<usize>,
@@ -29,14 +29,14 @@ pub(crate) struct Tensor {
 
 /// Elements of a tensor.
 #[derive(Debug)]
-pub(crate) enum Values {
+pub(super) enum Values {
     F32(Vec<f32>),
     /// `value:index:label` of the classification extension.
     Text(Vec<String>),
 }
 
 /// Runs all images of a request and returns the outputs named by `requested`, or all if it is empty.
-pub(crate) async fn run(
+pub(super) async fn run(
     app: &App,
     model: &Arc<ServedModel>,
     inputs: Vec<Input>,

@@ -6,24 +6,24 @@ use super::VERSION;
 use crate::model::{FEATURES, LOGITS, ServedModel};
 
 /// Extensions that this server supports.
-pub(crate) const EXTENSIONS: &[&str] =
+pub(super) const EXTENSIONS: &[&str] =
     &["classification", "binary_tensor_data", "model_configuration", "model_repository", "statistics"];
 
 /// Name, data type and shape of an input or output; the first dimension is the batch, -1.
-pub(crate) struct TensorInfo {
-    pub(crate) name: &'static str,
-    pub(crate) shape: Vec<i64>,
+pub(super) struct TensorInfo {
+    pub(super) name: &'static str,
+    pub(super) shape: Vec<i64>,
 }
 
 /// Inputs of a model. An input of data type `BYTES` and shape `[N]`, encoded images, is accepted too.
-pub(crate) fn inputs(model: &ServedModel) -> Vec<TensorInfo> {
+pub(super) fn inputs(model: &ServedModel) -> Vec<TensorInfo> {
     let [height, width] = model.meta().preprocess.crop;
     let channels = model.meta().arch.in_channels();
     vec![TensorInfo { name: "input", shape: vec![-1, channels as i64, height as i64, width as i64] }]
 }
 
 /// Outputs that are returned if a request names none. Every tap of the graph can be requested by name.
-pub(crate) fn outputs(model: &ServedModel) -> Vec<TensorInfo> {
+pub(super) fn outputs(model: &ServedModel) -> Vec<TensorInfo> {
     let graph = model.engine().graph();
     let columns = |tap: &str| graph.tap(tap).ok().map(|tap| graph.node(tap.node).channels as i64);
     let mut outputs = vec![];

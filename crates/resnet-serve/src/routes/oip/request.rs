@@ -99,7 +99,7 @@ pub(super) fn parse(headers: &HeaderMap, body: Bytes, model: &ServedModel) -> Re
     let binary = body.slice(header_len..);
     let size = input.parameters.as_ref().and_then(|p| p.binary_data_size);
     let inputs = match (input.data, size) {
-        (Some(data), None) if binary.is_empty() => from_json(input, data.get(), model)?,
+        (Some(data), None) if binary.is_empty() => from_json(input, data.get())?,
         (None, size) => {
             // OVMS's clients leave the size out.
             let size = size.unwrap_or(binary.len());
@@ -110,7 +110,7 @@ pub(super) fn parse(headers: &HeaderMap, body: Bytes, model: &ServedModel) -> Re
                     binary.len()
                 )));
             }
-            from_binary(input, binary, model)?
+            from_binary(input, binary)?
         }
         _ => return Err(invalid(format!("input `{}` has both `data` and binary data", input.name))),
     };
@@ -191,7 +191,7 @@ fn split(input: &JsonInput<'_>, values: Vec<f32>) -> Result<Vec<Input>, ApiError
     Ok(values.chunks(len).map(|image| Input::Tensor { dims, values: image.to_vec() }).collect())
 }
 
-fn from_json(input: &JsonInput<'_>, data: &str, _model: &ServedModel) -> Result<Vec<Input>, ApiError> {
+fn from_json(input: &JsonInput<'_>, data: &str) -> Result<Vec<Input>, ApiError> {
     let bad = |e: serde_json::Error| invalid(format!("invalid `data` of input `{}`: {e}", input.name));
     match input.datatype.as_str() {
         "FP32" | "FP64" => {
@@ -218,7 +218,7 @@ fn unsupported(input: &JsonInput<'_>, datatype: &str) -> ApiError {
     ))
 }
 
-fn from_binary(input: &JsonInput<'_>, mut data: Bytes, _model: &ServedModel) -> Result<Vec<Input>, ApiError> {
+fn from_binary(input: &JsonInput<'_>, mut data: Bytes) -> Result<Vec<Input>, ApiError> {
     match input.datatype.as_str() {
         "FP32" => split(input, f32s(&data)?),
         "FP16" => {

@@ -21,7 +21,7 @@ pub(crate) struct Stats {
 
 /// A number of events and their total duration in nanoseconds.
 #[derive(Debug, Default)]
-pub(crate) struct Total {
+struct Total {
     count: AtomicU64,
     ns: AtomicU64,
 }
@@ -32,14 +32,12 @@ impl Total {
         self.ns.fetch_add(ns, Ordering::Relaxed);
     }
 
-    /// Number of events, and their total duration in nanoseconds.
-    pub(crate) fn get(&self) -> (u64, u64) {
-        (self.count.load(Ordering::Relaxed), self.ns.load(Ordering::Relaxed))
+    fn count(&self) -> u64 {
+        self.count.load(Ordering::Relaxed)
     }
 
     fn json(&self) -> Value {
-        let (count, ns) = self.get();
-        json!({"count": count, "ns": ns})
+        json!({"count": self.count(), "ns": self.ns.load(Ordering::Relaxed)})
     }
 }
 
@@ -61,28 +59,12 @@ impl Stats {
         self.fail.add(0);
     }
 
-    /// Totals by name: success, fail, queue, compute_input, compute_infer.
-    pub(crate) fn totals(&self) -> [(&'static str, (u64, u64)); 5] {
-        [
-            ("success", self.success.get()),
-            ("fail", self.fail.get()),
-            ("queue", self.queue.get()),
-            ("compute_input", self.input.get()),
-            ("compute_infer", self.infer.get()),
-        ]
-    }
-
-    /// Time of the last inference in milliseconds since the epoch; 0 if there was none.
-    pub(crate) fn last_ms(&self) -> u64 {
-        self.last_ms.load(Ordering::Relaxed)
-    }
-
     pub(super) fn json(&self, name: &str) -> Value {
-        let count = self.success.get().0;
+        let count = self.success.count();
         json!({
             "name": name,
             "version": VERSION,
-            "last_inference": self.last_ms(),
+            "last_inference": self.last_ms.load(Ordering::Relaxed),
             "inference_count": count,
             "execution_count": count,
             "inference_stats": {
