@@ -1,1 +1,5 @@
-//! An empty library: cargo requires a target in addition to the examples.
+//! Compiles the programs in the README of the repository as documentation tests.
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -56,7 +56,14 @@ impl std::error::Error for UsageError {}
 /// Returns `true` if the user has to change the arguments: exit status 2.
 pub fn is_usage(error: &anyhow::Error) -> bool {
     let unknown_model = |e: &resnet_model::Error| matches!(e, resnet_model::Error::UnknownModel { .. });
-    error.chain().any(|e| e.is::<UsageError>() || e.downcast_ref().is_some_and(unknown_model))
+    // A transparent error is not in the chain itself.
+    let unknown_weights =
+        |e: &resnet_weights::Error| matches!(e, resnet_weights::Error::Model(e) if unknown_model(e));
+    error.chain().any(|e| {
+        e.is::<UsageError>()
+            || e.downcast_ref().is_some_and(unknown_model)
+            || e.downcast_ref().is_some_and(unknown_weights)
+    })
 }
 
 /// Returns `true` if the reader of standard output has closed the pipe (`| head`), which is not a failure.

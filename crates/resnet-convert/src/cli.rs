@@ -181,11 +181,11 @@ fn convert_all(
 
 /// Output path for `input`.
 fn output(cli: &Cli, input: &Path) -> PathBuf {
-    let beside = input.with_extension("safetensors");
+    let sibling = input.with_extension("safetensors");
     match (&cli.output, &cli.output_dir) {
         (Some(output), _) => output.clone(),
-        (None, Some(dir)) => beside.file_name().map_or_else(|| beside.clone(), |name| dir.join(name)),
-        (None, None) => beside,
+        (None, Some(dir)) => sibling.file_name().map_or_else(|| sibling.clone(), |name| dir.join(name)),
+        (None, None) => sibling,
     }
 }
 

@@ -55,7 +55,7 @@ pub struct Conversion<'a> {
     pub output: &'a Path,
     /// The policy for an existing output file.
     pub existing: Existing,
-    /// How to read the input.
+    /// Options for reading the input.
     pub options: &'a ConvertOptions,
 }
 

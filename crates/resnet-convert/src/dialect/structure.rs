@@ -5,7 +5,7 @@
 //! are unique, so that order is irrelevant. The result is reported as a guess.
 //!
 //! The order is that of the file and that of the numbers in the names ([`order`]). A file whose names are sorted as text
-//! (block 10 before block 2) has no order of its own. If both orders match but assign tensors differently, nothing
+//! (block 10 before block 2) has no inherent order. If both orders match but assign tensors differently, nothing
 //! decides between them and the file is rejected.
 
 use std::collections::{BTreeMap, HashMap, HashSet};

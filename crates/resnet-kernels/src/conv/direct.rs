@@ -77,8 +77,8 @@ pub(super) fn run<S: Simd>(simd: S, call: Call, input: View) {
         for panel in &panels.list[chunk.groups.clone()] {
             let taps = shape.kernel[0] * shape.kernel[1] * LANES;
             let block_len = taps * panel.blocks * LANES;
-            let most = if conv.chunked_sums { SUM_CHUNK / taps } else { usize::MAX };
-            let step = (WEIGHT_BYTES / size_of::<f32>() / block_len).min(most).max(1);
+            let max_step = if conv.chunked_sums { SUM_CHUNK / taps } else { usize::MAX };
+            let step = (WEIGHT_BYTES / size_of::<f32>() / block_len).min(max_step).max(1);
             let step = panel.depth.div_ceil(panel.depth.div_ceil(step));
             for first in (0..panel.depth).step_by(step) {
                 let depth = step.min(panel.depth - first);

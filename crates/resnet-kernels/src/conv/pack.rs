@@ -202,11 +202,11 @@ fn transform_kernels<const A: usize, const B: usize>(
 /// where it minimizes the multiplications by zero.
 fn panel_blocks<S: Simd>(shape: &ConvShape, block: usize, blocks: usize, planar: bool) -> usize {
     let left = blocks - block;
-    let most = S::PIXELS.len().min(left);
+    let max_blocks = S::PIXELS.len().min(left);
     if planar || shape.groups == 1 {
         return left.div_ceil(left.div_ceil(S::PIXELS.len()));
     }
-    (1..=most).rev().min_by_key(|size| inputs(shape, block, *size).1).unwrap_or(1)
+    (1..=max_blocks).rev().min_by_key(|size| inputs(shape, block, *size).1).unwrap_or(1)
 }
 
 /// Returns the first input block that `size` output blocks from `block` on depend on, and the number of input blocks.

@@ -47,9 +47,9 @@ impl Sizes {
         let what = "scratch length";
         let shape = &conv.shape;
         let [conv_height, conv_width] = shape.output_hw([input[2], input[3]])?;
-        let most = if conv.epilogue.max_pool.is_some() { POOLED_ROWS } else { ROWS };
+        let max_rows = if conv.epilogue.max_pool.is_some() { POOLED_ROWS } else { ROWS };
         // The same number of tasks for every thread, if the image is large enough.
-        let tasks = output[2].div_ceil(most).next_multiple_of(threads).min(output[2]);
+        let tasks = output[2].div_ceil(max_rows).next_multiple_of(threads).min(output[2]);
         let rows = output[2].div_ceil(tasks);
         let (conv_rows, slots) = match &conv.epilogue.max_pool {
             Some(spec) => {
