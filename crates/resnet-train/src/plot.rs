@@ -386,29 +386,29 @@ impl<'a> Frame<'a> {
         )
     }
 
-    /// The named series that have points, above the chart.
+    /// The named series that have points, above the chart in one or two rows.
     fn legend(&self, out: &mut String) -> Result {
-        let [mut x, y] = [MARGINS[0] + 4.0, 22.0];
+        let start = MARGINS[0] + 4.0;
+        let [mut x, mut y] = [start, 16.0];
         for Series { name, color, mark, points } in &self.chart.series {
             if name.is_empty() || points.is_empty() {
                 continue;
             }
-            let name_at = match mark {
+            let width = 42.0 + 6.6 * name.chars().count() as f64;
+            if x + width > WIDTH {
+                (x, y) = (start, y + 16.0);
+            }
+            let path = format!("stroke=\"{color}\" d=\"M{x:.1} {y}h18\"");
+            match mark {
                 Mark::Dots => {
+                    let x = x + 12.0;
                     write!(out, "<circle class=\"dot\" cx=\"{x:.1}\" cy=\"{y}\" r=\"5\" fill=\"{color}\"/>")?;
-                    x + 10.0
                 }
-                Mark::Line(width) => {
-                    write!(out, "<path stroke=\"{color}\" stroke-width=\"{width}\" d=\"M{x:.1} {y}h18\"/>")?;
-                    x + 24.0
-                }
-                Mark::Rule => {
-                    write!(out, "<path class=\"rule\" stroke=\"{color}\" d=\"M{x:.1} {y}h18\"/>")?;
-                    x + 24.0
-                }
-            };
-            writeln!(out, "<text x=\"{name_at:.1}\" y=\"{:.1}\">{}</text>", y + 4.0, escaped(name))?;
-            x = name_at + 18.0 + 6.6 * name.chars().count() as f64;
+                Mark::Line(width) => write!(out, "<path stroke-width=\"{width}\" {path}/>")?,
+                Mark::Rule => write!(out, "<path class=\"rule\" {path}/>")?,
+            }
+            writeln!(out, "<text x=\"{:.1}\" y=\"{:.1}\">{}</text>", x + 24.0, y + 4.0, escaped(name))?;
+            x += width;
         }
         Ok(())
     }
