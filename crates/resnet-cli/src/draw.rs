@@ -10,7 +10,6 @@ mod layout;
 mod svg;
 
 pub use dot::dot;
-pub(crate) use svg::escaped;
 pub use svg::svg;
 
 /// The shapes of a graph in the order of execution.
