@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use resnet_model::RawTensor;
 use resnet_model::graph::{Conv, Graph, Node, Op, StdConv};
 
+use super::canonical::CanonicalNode;
+use super::cells::{Cell, CellGraph, CellKind, Tensors};
 use super::constant::Constant;
-use super::items::Item;
-use super::net::{Cell, Kind, Net, Tensors};
 use super::simplify::row;
 
 /// Our tensors.
@@ -22,8 +22,8 @@ pub(crate) struct Assigned {
 /// Gives every node its tensors; why that cannot be otherwise.
 pub(crate) fn assign(
     graph: &Graph,
-    net: &Net,
-    pairs: impl Iterator<Item = (Item, Item)>,
+    net: &CellGraph,
+    pairs: impl Iterator<Item = (CanonicalNode, CanonicalNode)>,
 ) -> Result<Assigned, String> {
     let mut out = Assigned::default();
     for (ours, theirs) in pairs {
@@ -44,15 +44,15 @@ struct NormLike<'a> {
 
 fn norm_like(cell: &Cell) -> Option<NormLike<'_>> {
     match &cell.kind {
-        Kind::Op(Op::BatchNorm(norm), tensors) => Some(NormLike { tensors, eps: Some(norm.eps) }),
-        Kind::Affine(tensors) => Some(NormLike { tensors, eps: None }),
+        CellKind::Op(Op::BatchNorm(norm), tensors) => Some(NormLike { tensors, eps: Some(norm.eps) }),
+        CellKind::Affine(tensors) => Some(NormLike { tensors, eps: None }),
         _ => None,
     }
 }
 
 fn tensors(cell: &Cell) -> Option<&Tensors> {
     match &cell.kind {
-        Kind::Op(_, tensors) | Kind::Affine(tensors) => Some(tensors),
+        CellKind::Op(_, tensors) | CellKind::Affine(tensors) => Some(tensors),
         _ => None,
     }
 }

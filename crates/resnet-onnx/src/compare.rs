@@ -4,8 +4,8 @@ use std::collections::{HashMap, HashSet};
 
 use resnet_model::graph::{Graph, Op};
 
-use super::items::{Item, describe};
-use super::net::Net;
+use super::canonical::{CanonicalNode, describe};
+use super::cells::CellGraph;
 
 /// Where two graphs part.
 #[derive(Debug, Clone)]
@@ -17,8 +17,8 @@ pub(crate) struct Difference {
 }
 
 /// Pairs of items, ours and theirs, from the output back to the input.
-pub(crate) fn pairs(ours: &[Item], theirs: &[Item]) -> Option<Vec<(usize, usize)>> {
-    let last = |items: &[Item]| items.len().checked_sub(1);
+pub(crate) fn pairs(ours: &[CanonicalNode], theirs: &[CanonicalNode]) -> Option<Vec<(usize, usize)>> {
+    let last = |items: &[CanonicalNode]| items.len().checked_sub(1);
     let mut stack = vec![(last(ours)?, last(theirs)?)];
     let mut found: HashMap<usize, usize> = HashMap::new();
     while let Some((a, b)) = stack.pop() {
@@ -33,7 +33,7 @@ pub(crate) fn pairs(ours: &[Item], theirs: &[Item]) -> Option<Vec<(usize, usize)
             return None;
         }
         found.insert(a, b);
-        let hash = |items: &[Item], i: &usize| Some(items.get(*i)?.hash);
+        let hash = |items: &[CanonicalNode], i: &usize| Some(items.get(*i)?.hash);
         match (&ours_item.op, ours_item.inputs.as_slice(), theirs_item.inputs.as_slice()) {
             (Op::Add, [a, b], [c, d]) if hash(ours, a)? != hash(theirs, c)? => {
                 stack.extend([(*a, *d), (*b, *c)])
@@ -50,11 +50,17 @@ pub(crate) fn pairs(ours: &[Item], theirs: &[Item]) -> Option<Vec<(usize, usize)
 }
 
 /// The first parts of both graphs that have no equal in the other.
-pub(crate) fn difference(graph: &Graph, ours: &[Item], net: &Net, theirs: &[Item]) -> Difference {
-    let hashes = |items: &[Item]| items.iter().map(|i| i.hash).collect::<HashSet<u64>>();
+pub(crate) fn difference(
+    graph: &Graph,
+    ours: &[CanonicalNode],
+    net: &CellGraph,
+    theirs: &[CanonicalNode],
+) -> Difference {
+    let hashes = |items: &[CanonicalNode]| items.iter().map(|i| i.hash).collect::<HashSet<u64>>();
     let (known_ours, known_theirs) = (hashes(ours), hashes(theirs));
-    let first =
-        |items: &[Item], known: &HashSet<u64>| items.iter().find(|i| !known.contains(&i.hash)).cloned();
+    let first = |items: &[CanonicalNode], known: &HashSet<u64>| {
+        items.iter().find(|i| !known.contains(&i.hash)).cloned()
+    };
     let agree = ours.iter().filter(|i| known_theirs.contains(&i.hash)).count();
     let mine = match first(ours, &known_theirs) {
         Some(item) => {

@@ -28,7 +28,7 @@ pub enum Error {
     Model(#[from] resnet_model::Error),
 }
 
-/// Kind of a [`Fault`].
+/// CellKind of a [`Fault`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Code {

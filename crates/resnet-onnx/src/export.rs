@@ -14,9 +14,9 @@ use resnet_model::meta::KEY;
 use resnet_model::raw::Dtype;
 use resnet_model::{Checkpoint, Labels, RawTensor, fold};
 
-use self::emit::{Fixed, Initializer, Source};
-use self::message::{Head, Tail, TensorHead};
-use super::proto::{Entry, Opset};
+use self::emit::{FixedSize, Initializer, InitializerSource};
+use self::message::{ModelHead, ModelTail, TensorHead};
+use super::proto::{Opset, StringEntry};
 use crate::error::{Error, Result};
 use resnet_model::raw::{self, Float};
 
@@ -53,7 +53,7 @@ pub(crate) fn write(
     let folded = (!export.keep_norms || computed).then(|| fold::fold(graph));
     let shown = folded.as_ref().map_or(graph, |f| f.graph());
     let half = is_half(checkpoint);
-    let emitted = emit::emit(&emit::Plan {
+    let emitted = emit::emit(&emit::EmitOptions {
         graph: shown,
         checkpoint,
         folded: folded.is_some(),
@@ -62,22 +62,22 @@ pub(crate) fn write(
         batch: export.batch,
     })?;
     let dtype = if half { Float::F16 } else { Float::F32 };
-    let head = Head {
+    let head = ModelHead {
         ir_version: IR_VERSION,
         producer_name: env!("CARGO_PKG_NAME").into(),
         producer_version: env!("CARGO_PKG_VERSION").into(),
     };
-    let tail = Tail {
+    let tail = ModelTail {
         opsets: vec![Opset { domain: String::new(), version: OPSET }],
         metadata: metadata(checkpoint)?,
     };
     let item = if half { 2 } else { 4 };
-    let heads = emitted.initializers.iter().map(|i| TensorHead::of(i, dtype).encode_to_vec());
+    let heads = emitted.initializers.iter().map(|i| TensorHead::new(i, dtype).encode_to_vec());
     let heads: Vec<(Vec<u8>, u64)> =
         heads.zip(&emitted.initializers).map(|(head, i)| (head, i.bytes(item))).collect();
     let tensor_len = |(head, len): &(Vec<u8>, u64)| (head.len() as u64).saturating_add(delimited(9, *len));
     let tensors = heads.iter().map(|h| delimited(5, tensor_len(h))).fold(0u64, u64::saturating_add);
-    let (before, after) = (emitted.nodes.encode_to_vec(), emitted.ends.encode_to_vec());
+    let (before, after) = (emitted.nodes.encode_to_vec(), emitted.io.encode_to_vec());
     let graph_len = tensors.saturating_add(before.len() as u64).saturating_add(after.len() as u64);
     let total =
         graph_len.saturating_add((head.encoded_len() as u64).saturating_add(tail.encoded_len() as u64));
@@ -111,7 +111,7 @@ pub(crate) fn write(
 /// The bytes of an initialiser in the type it is written in; lists of integers stay what they are.
 fn cast_to(initializer: &Initializer, tensor: RawTensor, to: Float) -> RawTensor {
     match initializer.source {
-        Source::Ints(_) => tensor,
+        InitializerSource::Ints(_) => tensor,
         _ => raw::cast(&tensor, to).unwrap_or(tensor),
     }
 }
@@ -129,24 +129,24 @@ impl Folding<'_> {
         let shape = initializer.shape.clone();
         let missing = || resnet_model::Error::Missing(initializer.name.clone());
         let values = match (&initializer.source, self.folded) {
-            (Source::Stored(name), _) => {
+            (InitializerSource::Stored(name), _) => {
                 let tensor = self.checkpoint.tensor(name)?;
                 // Whatever the type is, as f32: the cast to f16 comes after.
                 return tensor.reshape(shape).ok_or_else(missing);
             }
-            (Source::Ints(list), _) => {
+            (InitializerSource::Ints(list), _) => {
                 let bytes: Vec<u8> = list.iter().flat_map(|v| v.to_le_bytes()).collect();
                 let tensor = RawTensor::new(Dtype::I64, shape, std::sync::Arc::new(bytes));
                 return tensor.ok_or_else(missing);
             }
-            (Source::Values(values), _) => values.clone(),
-            (Source::Folded(node), Some(folded)) => {
+            (InitializerSource::Values(values), _) => values.clone(),
+            (InitializerSource::Folded(node), Some(folded)) => {
                 let conv = folded.conv(node, self.checkpoint, Vec::new())?;
                 self.bias = Some(conv.bias);
                 conv.weight
             }
-            (Source::FoldedBias, _) => self.bias.take().ok_or_else(missing)?,
-            (Source::Folded(_), None) => return Err(missing()),
+            (InitializerSource::FoldedBias, _) => self.bias.take().ok_or_else(missing)?,
+            (InitializerSource::Folded(_), None) => return Err(missing()),
         };
         RawTensor::from_f32(shape, &values).ok_or_else(missing)
     }
@@ -159,7 +159,7 @@ fn is_half(checkpoint: &Checkpoint) -> bool {
 }
 
 /// The size of images where the graph depends on it: the one that positions are known for, else that of the crop.
-fn size(graph: &Graph, checkpoint: &Checkpoint) -> Result<Option<Fixed>> {
+fn size(graph: &Graph, checkpoint: &Checkpoint) -> Result<Option<FixedSize>> {
     let depends = |op: &Op| matches!(op, Op::AdaptiveAvgPool(_) | Op::Flatten(_) | Op::AttentionPool(_));
     let Some(node) = graph.nodes().iter().find(|n| depends(&n.op)) else { return Ok(None) };
     let crop = checkpoint.meta().preprocess.crop;
@@ -169,18 +169,22 @@ fn size(graph: &Graph, checkpoint: &Checkpoint) -> Result<Option<Fixed>> {
         _ => crop,
     };
     let [height, width] = image;
-    Ok(Some(Fixed { image, costs: graph.costs(height, width)? }))
+    Ok(Some(FixedSize { image, costs: graph.costs(height, width)? }))
 }
 
-fn metadata(checkpoint: &Checkpoint) -> Result<Vec<Entry>> {
+fn metadata(checkpoint: &Checkpoint) -> Result<Vec<StringEntry>> {
     let meta = checkpoint.meta();
     let json = |e: serde_json::Error| Error::Model(resnet_model::Error::Meta(e.to_string()));
     let mut entries = vec![
-        Entry { key: KEY.into(), value: meta.to_json()? },
-        Entry { key: "preprocess".into(), value: serde_json::to_string(&meta.preprocess).map_err(json)? },
+        StringEntry { key: KEY.into(), value: meta.to_json()? },
+        StringEntry {
+            key: "preprocess".into(),
+            value: serde_json::to_string(&meta.preprocess).map_err(json)?,
+        },
     ];
     if let Labels::Names(names) = &meta.labels {
-        entries.push(Entry { key: "labels".into(), value: serde_json::to_string(names).map_err(json)? });
+        entries
+            .push(StringEntry { key: "labels".into(), value: serde_json::to_string(names).map_err(json)? });
     }
     Ok(entries)
 }

@@ -8,7 +8,7 @@ use resnet_model::escape;
 use resnet_model::file::SharedFile;
 use resnet_model::raw::{ByteRange, Bytes};
 
-use super::proto::Entry;
+use super::proto::StringEntry;
 use crate::error::{Code, Fault};
 
 /// The files beside a model.
@@ -35,7 +35,7 @@ impl External {
     }
 
     /// The `needed` bytes of a tensor that `entries` tell of.
-    pub(crate) fn part(&mut self, entries: &[Entry], needed: u64) -> Result<Arc<dyn Bytes>, Fault> {
+    pub(crate) fn part(&mut self, entries: &[StringEntry], needed: u64) -> Result<Arc<dyn Bytes>, Fault> {
         let place = place(entries)?;
         let shown = escape(place.location);
         let file = match self.open.get(place.location) {
@@ -94,7 +94,7 @@ impl External {
     }
 }
 
-fn place(entries: &[Entry]) -> Result<Place<'_>, Fault> {
+fn place(entries: &[StringEntry]) -> Result<Place<'_>, Fault> {
     let value = |key: &str| -> Result<Option<&str>, Fault> {
         let mut values = entries.iter().filter(|e| e.key == key);
         let first = values.next();

@@ -1,9 +1,9 @@
 //! One node of a foreign graph: its attributes, by name and by type.
 
-use super::proto::{Attribute, Node, Tensor};
+use super::proto::{AttributeProto, NodeProto, TensorProto};
 use crate::error::{Code, Fault};
 
-impl Node {
+impl NodeProto {
     /// What to call it in a message.
     pub(crate) fn label(&self) -> String {
         let name =
@@ -17,7 +17,7 @@ impl Node {
     }
 
     /// A graph that no network here has.
-    pub(crate) fn odd(&self, detail: impl Into<String>) -> Fault {
+    pub(crate) fn graph_fault(&self, detail: impl Into<String>) -> Fault {
         self.fault(Code::Graph, detail)
     }
 
@@ -25,7 +25,7 @@ impl Node {
         self.inputs.get(i).map_or("", String::as_str)
     }
 
-    fn attribute(&self, name: &str) -> Option<&Attribute> {
+    fn attribute(&self, name: &str) -> Option<&AttributeProto> {
         self.attributes.iter().find(|a| a.name == name)
     }
 
@@ -61,7 +61,7 @@ impl Node {
         self.attribute(name).map(|a| a.floats.as_slice())
     }
 
-    pub(crate) fn tensor(&self, name: &str) -> Option<&Tensor> {
+    pub(crate) fn tensor(&self, name: &str) -> Option<&TensorProto> {
         self.attribute(name)?.t.as_ref()
     }
 
@@ -71,7 +71,7 @@ impl Node {
         let size = |&v: &i64| usize::try_from(v).ok().filter(|v| (1..=1 << 16).contains(v));
         match list.iter().map(size).collect::<Option<Vec<_>>>().as_deref() {
             Some(&[height, width]) => Ok([height, width]),
-            _ => Err(self.odd(format!("{name} {list:?}, expected two sizes"))),
+            _ => Err(self.graph_fault(format!("{name} {list:?}, expected two sizes"))),
         }
     }
 }

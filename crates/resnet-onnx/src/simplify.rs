@@ -3,8 +3,8 @@
 use resnet_model::graph::{Blur, Conv, Op, PoolSpec, Subsample};
 use resnet_model::{Preprocess, RawTensor};
 
+use super::cells::{Cell, CellGraph, CellKind, Tensors};
 use super::constant::{Constant, arithmetic};
-use super::net::{Cell, Kind, Net, Tensors};
 use crate::error::{Code, Fault};
 
 /// Preprocessing in the graph: `x · scale + shift` for each channel of the input.
@@ -44,7 +44,7 @@ impl Prelude {
 }
 
 /// Fuses and simplifies nodes, and removes those without readers.
-pub(crate) fn simplify(net: Net) -> (Net, Option<Prelude>) {
+pub(crate) fn simplify(net: CellGraph) -> (CellGraph, Option<Prelude>) {
     let mut uses = vec![0usize; net.cells.len()];
     for &input in net.cells.iter().flat_map(|c| &c.inputs) {
         if let Some(n) = uses.get_mut(input) {
@@ -61,7 +61,7 @@ pub(crate) fn simplify(net: Net) -> (Net, Option<Prelude>) {
             *input = moved.get(*input).copied().unwrap_or(0);
         }
         let before = cell.inputs.first().and_then(|&i| out.get(i)).filter(|_| alone);
-        if let (Some(Cell { kind: Kind::Op(Op::Input, _), channels, .. }), Kind::Affine(tensors)) =
+        if let (Some(Cell { kind: CellKind::Op(Op::Input, _), channels, .. }), CellKind::Affine(tensors)) =
             (before, &cell.kind)
         {
             prelude = compose(prelude, tensors, *channels);
@@ -75,7 +75,7 @@ pub(crate) fn simplify(net: Net) -> (Net, Option<Prelude>) {
         moved.push(out.len().saturating_sub(1));
     }
     for cell in &mut out {
-        if let Kind::Stripe([tall, wide]) = cell.kind
+        if let CellKind::StridedSlice([tall, wide]) = cell.kind
             && tall == wide
         {
             cell.kind = Op::Subsample(Subsample { stride: tall }).into();
@@ -85,7 +85,7 @@ pub(crate) fn simplify(net: Net) -> (Net, Option<Prelude>) {
 }
 
 /// What the last cell depends on.
-fn reachable(cells: Vec<Cell>) -> Net {
+fn reachable(cells: Vec<Cell>) -> CellGraph {
     let mut needed = vec![false; cells.len()];
     if let Some(last) = needed.last_mut() {
         *last = true;
@@ -114,40 +114,40 @@ fn reachable(cells: Vec<Cell>) -> Net {
         }
         kept.push(cell);
     }
-    Net { cells: kept }
+    CellGraph { cells: kept }
 }
 
 /// `cell` and the only cell before it as one; `None` if they are two things.
 fn join(before: &Cell, cell: &Cell, cells: &[Cell]) -> Option<Cell> {
     let kind = match (&before.kind, &cell.kind) {
-        (Kind::Op(Op::Pad(pad), _), Kind::Op(Op::Conv(conv), tensors))
+        (CellKind::Op(Op::Pad(pad), _), CellKind::Op(Op::Conv(conv), tensors))
             if pad.before == pad.after && conv.padding == [0; 2] =>
         {
-            Kind::Op(Op::Conv(Conv { padding: pad.before, ..*conv }), tensors.clone())
+            CellKind::Op(Op::Conv(Conv { padding: pad.before, ..*conv }), tensors.clone())
         }
         // Zeros never win over what a ReLU gives, as the padding of a pool never does.
-        (Kind::Op(Op::Pad(pad), _), Kind::Op(Op::MaxPool(pool), _))
+        (CellKind::Op(Op::Pad(pad), _), CellKind::Op(Op::MaxPool(pool), _))
             if pad.before == pad.after
                 && pool.padding == [0; 2]
                 && cells.get(*before.inputs.first()?)?.op() == Some(&Op::Relu) =>
         {
             Op::MaxPool(PoolSpec { padding: pad.before, ..*pool }).into()
         }
-        (Kind::Stripe([a, b]), Kind::Stripe([c, d])) => {
-            Kind::Stripe([a.checked_mul(*c)?, b.checked_mul(*d)?])
+        (CellKind::StridedSlice([a, b]), CellKind::StridedSlice([c, d])) => {
+            CellKind::StridedSlice([a.checked_mul(*c)?, b.checked_mul(*d)?])
         }
-        (Kind::Reflect([1, 1]), Kind::Op(Op::Conv(conv), tensors)) if is_blur(conv, tensors) => {
+        (CellKind::ReflectPad([1, 1]), CellKind::Op(Op::Conv(conv), tensors)) if is_blur(conv, tensors) => {
             Op::Blur(Blur { stride: conv.stride[0] }).into()
         }
-        (Kind::Op(op @ (Op::Linear(_) | Op::Conv(_)), tensors), Kind::Affine(affine))
+        (CellKind::Op(op @ (Op::Linear(_) | Op::Conv(_)), tensors), CellKind::Affine(affine))
             if tensors.bias.is_none() && affine.weight.is_none() =>
         {
-            Kind::Op(op.clone(), Tensors { bias: affine.bias.clone(), ..tensors.clone() })
+            CellKind::Op(op.clone(), Tensors { bias: affine.bias.clone(), ..tensors.clone() })
         }
-        (Kind::Op(op @ Op::GroupNorm(_), tensors), Kind::Affine(affine)) => {
-            Kind::Op(op.clone(), then(tensors, affine)?)
+        (CellKind::Op(op @ Op::GroupNorm(_), tensors), CellKind::Affine(affine)) => {
+            CellKind::Op(op.clone(), then(tensors, affine)?)
         }
-        (Kind::Affine(first), Kind::Affine(second)) => Kind::Affine(then(first, second)?),
+        (CellKind::Affine(first), CellKind::Affine(second)) => CellKind::Affine(then(first, second)?),
         _ => return None,
     };
     Some(Cell { kind, inputs: before.inputs.clone(), label: before.label.clone(), ..cell.clone() })

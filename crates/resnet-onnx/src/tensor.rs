@@ -6,7 +6,7 @@ use resnet_model::RawTensor;
 use resnet_model::raw::{ByteRange, Bytes, Dtype, byte_len};
 
 use super::external::External;
-use super::proto::Tensor;
+use super::proto::TensorProto;
 use crate::error::{Code, Fault};
 
 /// What an element type is here.
@@ -50,7 +50,7 @@ pub(crate) fn dtype(data_type: i64) -> Option<Dtype> {
 
 /// The tensor, or what it is if its kind is not read.
 pub(crate) fn raw(
-    tensor: &Tensor,
+    tensor: &TensorProto,
     file: &Arc<dyn Bytes>,
     external: &mut External,
 ) -> Result<Result<RawTensor, &'static str>, Fault> {
@@ -62,7 +62,7 @@ pub(crate) fn raw(
 }
 
 fn make(
-    tensor: &Tensor,
+    tensor: &TensorProto,
     file: &Arc<dyn Bytes>,
     external: &mut External,
 ) -> Result<Result<RawTensor, &'static str>, Fault> {
@@ -102,7 +102,7 @@ fn make(
 }
 
 /// The bytes of elements that are given one by one.
-fn listed(tensor: &Tensor, dtype: Dtype) -> Result<Vec<u8>, Fault> {
+fn listed(tensor: &TensorProto, dtype: Dtype) -> Result<Vec<u8>, Fault> {
     /// Elements that fill `int32_data` in a type of fewer bits.
     fn narrow<const N: usize>(
         values: &[i32],

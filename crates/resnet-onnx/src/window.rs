@@ -2,7 +2,7 @@
 
 use resnet_model::graph::{Conv, Pad, PoolSpec};
 
-use super::proto::Node;
+use super::proto::NodeProto;
 use crate::error::Fault;
 
 /// A convolution's or a pool's window.
@@ -17,7 +17,11 @@ pub(crate) struct Window {
 
 impl Window {
     /// The window of `node`, over an image of `size` if that is known.
-    pub(crate) fn of(node: &Node, kernel: [usize; 2], size: Option<[usize; 2]>) -> Result<Window, Fault> {
+    pub(crate) fn from_node(
+        node: &NodeProto,
+        kernel: [usize; 2],
+        size: Option<[usize; 2]>,
+    ) -> Result<Window, Fault> {
         let stride = node.pair("strides", [1; 2])?;
         let dilation = node.pair("dilations", [1; 2])?;
         let mut window = Window { kernel, stride, dilation, before: [0; 2], after: [0; 2] };
@@ -29,7 +33,7 @@ impl Window {
                     Some(&[top, left, bottom, right]) => {
                         (window.before, window.after) = ([top, left], [bottom, right]);
                     }
-                    _ => return Err(node.odd(format!("pads {list:?}, expected four of 0 or more"))),
+                    _ => return Err(node.graph_fault(format!("pads {list:?}, expected four of 0 or more"))),
                 }
             }
             "VALID" => {}
@@ -39,13 +43,14 @@ impl Window {
                         &window_axis(kernel, stride, dilation, axis),
                         size.and_then(|s| s.get(axis).copied()),
                     );
-                    let total =
-                        total.ok_or_else(|| node.odd("SAME padding of an image whose size is not known"))?;
+                    let total = total.ok_or_else(|| {
+                        node.graph_fault("SAME padding of an image whose size is not known")
+                    })?;
                     let (less, more) = (total.div_euclid(2), total.div_ceil(2));
                     (*before, *after) = if same == "SAME_UPPER" { (less, more) } else { (more, less) };
                 }
             }
-            other => return Err(node.odd(format!("auto_pad `{}`", resnet_model::escape(other)))),
+            other => return Err(node.graph_fault(format!("auto_pad `{}`", resnet_model::escape(other)))),
         }
         Ok(window)
     }

@@ -6,11 +6,11 @@ use resnet_model::Checkpoint;
 use resnet_model::cost::Cost;
 use resnet_model::graph::{AvgPool, Conv, Divisor, Graph, GroupNorm, Node, Op, PoolSpec, Rounding};
 
-use super::message::{self, Attribute, Ends, Nodes, value_info};
+use super::message::{self, Attribute, GraphIo, GraphNodes, value_info};
 use crate::error::{Error, Result};
 
 /// What is to be written.
-pub(super) struct Plan<'a> {
+pub(super) struct EmitOptions<'a> {
     pub(super) graph: &'a Graph,
     pub(super) checkpoint: &'a Checkpoint,
     /// Whether convolutions are computed from several tensors.
@@ -18,12 +18,12 @@ pub(super) struct Plan<'a> {
     /// Whether weights and results are f16.
     pub(super) half: bool,
     /// The size of images where the graph depends on it.
-    pub(super) size: Option<Fixed>,
+    pub(super) size: Option<FixedSize>,
     pub(super) batch: Option<usize>,
 }
 
 /// One size of images.
-pub(super) struct Fixed {
+pub(super) struct FixedSize {
     /// Height and width.
     pub(super) image: [usize; 2],
     /// What every node makes of it.
@@ -35,12 +35,12 @@ pub(super) struct Fixed {
 pub(super) struct Initializer {
     pub(super) name: String,
     pub(super) shape: Vec<usize>,
-    pub(super) source: Source,
+    pub(super) source: InitializerSource,
 }
 
 /// Where a weight's values come from.
 #[derive(Debug)]
-pub(super) enum Source {
+pub(super) enum InitializerSource {
     /// The checkpoint's tensor of this name.
     Stored(String),
     /// The weight of this convolution, with whatever was folded into it; its bias comes next.
@@ -53,31 +53,31 @@ pub(super) enum Source {
 impl Initializer {
     /// Bytes of all elements, floating-point ones of `item` bytes.
     pub(super) fn bytes(&self, item: u64) -> u64 {
-        let item = if let Source::Ints(_) = self.source { 8 } else { item };
+        let item = if let InitializerSource::Ints(_) = self.source { 8 } else { item };
         self.shape.iter().fold(item, |n, &d| n.saturating_mul(d as u64))
     }
 }
 
 /// A graph in messages, and its weights.
 pub(super) struct Emitted {
-    pub(super) nodes: Nodes,
-    pub(super) ends: Ends,
+    pub(super) nodes: GraphNodes,
+    pub(super) io: GraphIo,
     pub(super) initializers: Vec<Initializer>,
 }
 
 const INPUT: &str = "input";
 
 struct Emitter<'a> {
-    plan: &'a Plan<'a>,
+    options: &'a EmitOptions<'a>,
     nodes: Vec<message::Node>,
     initializers: Vec<Initializer>,
     /// The values that our nodes' results are.
     values: Vec<String>,
 }
 
-pub(super) fn emit(plan: &Plan) -> Result<Emitted> {
-    let mut emitter = Emitter { plan, nodes: vec![], initializers: vec![], values: vec![] };
-    for node in plan.graph.nodes() {
+pub(super) fn emit(options: &EmitOptions) -> Result<Emitted> {
+    let mut emitter = Emitter { options, nodes: vec![], initializers: vec![], values: vec![] };
+    for node in options.graph.nodes() {
         let value = emitter.node(node)?;
         emitter.values.push(value);
     }
@@ -107,18 +107,18 @@ impl Emitter<'_> {
         name.to_owned()
     }
 
-    fn initializer(&mut self, name: String, shape: Vec<usize>, source: Source) -> String {
+    fn initializer(&mut self, name: String, shape: Vec<usize>, source: InitializerSource) -> String {
         self.initializers.push(Initializer { name: name.clone(), shape, source });
         name
     }
 
     fn stored(&mut self, node: &Node, suffix: &str, shape: &[usize]) -> String {
         let name = format!("{}.{suffix}", node.name);
-        self.initializer(name.clone(), shape.to_vec(), Source::Stored(name))
+        self.initializer(name.clone(), shape.to_vec(), InitializerSource::Stored(name))
     }
 
     fn list(&mut self, name: String, values: &[i64]) -> String {
-        self.initializer(name, vec![values.len()], Source::Ints(values.to_vec()))
+        self.initializer(name, vec![values.len()], InitializerSource::Ints(values.to_vec()))
     }
 
     /// The operators for a node; the name of its result.
@@ -128,7 +128,7 @@ impl Emitter<'_> {
             node.inputs.iter().filter_map(|i| self.values.get(i.index()).cloned()).collect();
         let x = inputs.first().map_or(INPUT, String::as_str);
         let value = match &node.op {
-            Op::Input => match self.plan.half {
+            Op::Input => match self.options.half {
                 true => self.push("input.half", "Cast", &[INPUT], vec![Attribute::int("to", 10)]),
                 false => INPUT.to_owned(),
             },
@@ -166,16 +166,16 @@ impl Emitter<'_> {
                 self.push(name, "Mul", &[x, &gate], vec![])
             }
             Op::Multiply(m) => {
-                let factor = Source::Values(vec![m.factor as f32]);
+                let factor = InitializerSource::Values(vec![m.factor as f32]);
                 let factor = self.initializer(format!("{name}.factor"), vec![], factor);
                 self.push(name, "Mul", &[x, &factor], vec![])
             }
             Op::Subsample(s) => {
                 let starts = self.list(format!("{name}.starts"), &[0, 0]);
-                let ends = self.list(format!("{name}.ends"), &[i64::from(i32::MAX); 2]);
+                let io = self.list(format!("{name}.ends"), &[i64::from(i32::MAX); 2]);
                 let axes = self.list(format!("{name}.axes"), &[2, 3]);
                 let steps = self.list(format!("{name}.steps"), &ints([s.stride; 2]));
-                self.push(name, "Slice", &[x, &starts, &ends, &axes, &steps], vec![])
+                self.push(name, "Slice", &[x, &starts, &io, &axes, &steps], vec![])
             }
             Op::PadChannels(pad) => {
                 let [before, after] = ints([pad.before, pad.after]);
@@ -209,9 +209,9 @@ impl Emitter<'_> {
 
     fn conv(&mut self, node: &Node, conv: &Conv, x: &str) -> String {
         let name = format!("{}.weight", node.name);
-        let source = match self.plan.folded {
-            true => Source::Folded(Box::new(node.clone())),
-            false => Source::Stored(name.clone()),
+        let source = match self.options.folded {
+            true => InitializerSource::Folded(Box::new(node.clone())),
+            false => InitializerSource::Stored(name.clone()),
         };
         let weight = self.initializer(name, conv.weight_shape().to_vec(), source);
         let attributes = vec![
@@ -224,7 +224,11 @@ impl Emitter<'_> {
         let mut inputs = vec![x.to_owned(), weight];
         if conv.bias {
             let name = format!("{}.bias", node.name);
-            let source = if self.plan.folded { Source::FoldedBias } else { Source::Stored(name.clone()) };
+            let source = if self.options.folded {
+                InitializerSource::FoldedBias
+            } else {
+                InitializerSource::Stored(name.clone())
+            };
             inputs.push(self.initializer(name, vec![node.channels], source));
         }
         let inputs: Vec<&str> = inputs.iter().map(String::as_str).collect();
@@ -241,12 +245,12 @@ impl Emitter<'_> {
         let one = self.initializer(
             format!("{name}.one"),
             vec![norm.groups],
-            Source::Values(vec![1.0; norm.groups]),
+            InitializerSource::Values(vec![1.0; norm.groups]),
         );
         let zero = self.initializer(
             format!("{name}.zero"),
             vec![norm.groups],
-            Source::Values(vec![0.0; norm.groups]),
+            InitializerSource::Values(vec![0.0; norm.groups]),
         );
         let eps = Attribute::float("epsilon", norm.eps as f32);
         let y = self.push(&format!("{name}.normal"), "InstanceNormalization", &[&y, &one, &zero], vec![eps]);
@@ -278,8 +282,11 @@ impl Emitter<'_> {
             vec![Attribute::text("mode", "reflect")],
         );
         let kernel = BINOMIAL.map(|v| v / 16.0).repeat(node.channels);
-        let weight =
-            self.initializer(format!("{name}.filter"), vec![node.channels, 1, 3, 3], Source::Values(kernel));
+        let weight = self.initializer(
+            format!("{name}.filter"),
+            vec![node.channels, 1, 3, 3],
+            InitializerSource::Values(kernel),
+        );
         let attributes = vec![
             Attribute::ints("kernel_shape", &[3, 3]),
             Attribute::ints("strides", &ints([stride; 2])),
@@ -311,7 +318,7 @@ impl Emitter<'_> {
 
     /// The pixels that a node is given.
     fn pixels(&self, node: &Node) -> Result<[usize; 2]> {
-        let input = node.inputs.first().and_then(|i| self.plan.size.as_ref()?.costs.get(i.index()));
+        let input = node.inputs.first().and_then(|i| self.options.size.as_ref()?.costs.get(i.index()));
         match input.map(|c| c.shape.as_slice()) {
             Some(&[_, height, width]) => Ok([height, width]),
             _ => Err(Error::Export(format!("`{}` needs a fixed size of images", node.name))),
@@ -319,24 +326,24 @@ impl Emitter<'_> {
     }
 
     fn finish(mut self) -> Result<Emitted> {
-        let plan = self.plan;
-        let output = plan.graph.node(plan.graph.output());
+        let options = self.options;
+        let output = options.graph.node(options.graph.output());
         let mut result = self.values.last().cloned().unwrap_or_default();
-        let name = match plan.checkpoint.meta().arch.classes() {
+        let name = match options.checkpoint.meta().arch.classes() {
             Some(_) => "logits",
             None => "features",
         };
-        let to_f32 = if plan.half { vec![Attribute::int("to", 1)] } else { vec![] };
-        result = self.push(name, if plan.half { "Cast" } else { "Identity" }, &[&result], to_f32);
-        let batch = plan.batch.ok_or("batch");
-        let [height, width] = match &plan.size {
+        let to_f32 = if options.half { vec![Attribute::int("to", 1)] } else { vec![] };
+        result = self.push(name, if options.half { "Cast" } else { "Identity" }, &[&result], to_f32);
+        let batch = options.batch.ok_or("batch");
+        let [height, width] = match &options.size {
             Some(size) => size.image.map(Ok),
             None => [Err("height"), Err("width")],
         };
-        let inputs = vec![value_info(INPUT, &[batch, Ok(plan.graph.in_channels()), height, width])];
+        let inputs = vec![value_info(INPUT, &[batch, Ok(options.graph.in_channels()), height, width])];
         let outputs = vec![value_info(&result, &[batch, Ok(output.channels)])];
-        let nodes = Nodes { nodes: self.nodes, name: "resnet".into() };
-        Ok(Emitted { nodes, ends: Ends { inputs, outputs }, initializers: self.initializers })
+        let nodes = GraphNodes { nodes: self.nodes, name: "resnet".into() };
+        Ok(Emitted { nodes, io: GraphIo { inputs, outputs }, initializers: self.initializers })
     }
 }
 

@@ -3,7 +3,7 @@
 use resnet_model::graph::{AttentionPool, Node};
 
 use super::super::message::Attribute;
-use super::{Emitter, Source, ints};
+use super::{Emitter, InitializerSource, ints};
 use crate::error::{Error, Result};
 
 impl Emitter<'_> {
@@ -48,7 +48,7 @@ impl Emitter<'_> {
         let query = project("q", &first, [0, 2, 1, 3]);
         let key = project("k", &tokens, [0, 2, 3, 1]);
         let value = project("v", &tokens, [0, 2, 1, 3]);
-        let scale = Source::Values(vec![(1.0 / (per_head as f64).sqrt()) as f32]);
+        let scale = InitializerSource::Values(vec![(1.0 / (per_head as f64).sqrt()) as f32]);
         let scale = self.initializer(part("scale"), vec![], scale);
         let query = self.push(&part("scaled"), "Mul", &[&query, &scale], vec![]);
         let scores = self.push(&part("scores"), "MatMul", &[&query, &key], vec![]);

@@ -10,7 +10,7 @@ use resnet_model::arch::{
 use resnet_model::graph::{Linear, Op};
 
 use self::blocks::{Body, Unit};
-use super::items::Item;
+use super::canonical::CanonicalNode;
 
 /// More blocks than any network has.
 const MAX_BLOCKS: usize = 10_000;
@@ -18,7 +18,7 @@ const MAX_BLOCKS: usize = 10_000;
 /// A foreign graph to be read.
 #[derive(Clone, Copy)]
 pub(crate) struct Foreign<'a> {
-    pub(crate) items: &'a [Item],
+    pub(crate) items: &'a [CanonicalNode],
     /// What the norms add to the variance, where norms were kept.
     pub(crate) eps: Option<f64>,
     /// Whether batch norms were kept.
@@ -26,7 +26,7 @@ pub(crate) struct Foreign<'a> {
 }
 
 impl<'a> Foreign<'a> {
-    fn item(&self, i: usize) -> Option<&'a Item> {
+    fn item(&self, i: usize) -> Option<&'a CanonicalNode> {
         self.items.get(i)
     }
 
@@ -70,7 +70,7 @@ fn head(net: Foreign) -> Option<Head> {
         _ => (0, last),
     };
     let item = net.item(pooled)?;
-    let both = |item: &Item| {
+    let both = |item: &CanonicalNode| {
         let &[a, b] = item.inputs.as_slice() else { return None };
         (net.input(a)? == net.input(b)?).then(|| net.input(a))?
     };

@@ -1,4 +1,4 @@
-//! A file as protobuf sees it: read through a window, so that a tensor's bytes are passed over and stay where they lie.
+//! A file as protobuf sees it: read through a buffer, so that a tensor's bytes are passed over and stay where they lie.
 
 use std::io;
 use std::sync::Arc;
@@ -11,25 +11,25 @@ use resnet_model::raw::Bytes;
 use crate::error::{Code, Fault};
 
 /// How much is read at once.
-const WINDOW: u64 = 1 << 16;
+const BUFFER_LEN: u64 = 1 << 16;
 
 /// A cursor over bytes that lie anywhere.
 #[derive(Debug)]
-pub(crate) struct Wire {
+pub(crate) struct Reader {
     bytes: Arc<dyn Bytes>,
-    window: Vec<u8>,
-    /// Where the window lies in the bytes, and the cursor in the window.
+    buffer: Vec<u8>,
+    /// Where the buffer lies in the bytes, and the cursor in the buffer.
     start: u64,
     at: usize,
     /// `Buf` cannot fail: what went wrong is told afterwards.
     failed: Option<io::Error>,
 }
 
-impl Wire {
-    pub(crate) fn new(bytes: Arc<dyn Bytes>) -> Wire {
-        let mut wire = Wire { bytes, window: vec![], start: 0, at: 0, failed: None };
-        wire.fill();
-        wire
+impl Reader {
+    pub(crate) fn new(bytes: Arc<dyn Bytes>) -> Reader {
+        let mut reader = Reader { bytes, buffer: vec![], start: 0, at: 0, failed: None };
+        reader.fill();
+        reader
     }
 
     pub(crate) fn bytes(&self) -> &Arc<dyn Bytes> {
@@ -48,10 +48,10 @@ impl Wire {
     fn fill(&mut self) {
         self.start = self.pos();
         self.at = 0;
-        self.window.clear();
-        self.window.resize(self.left().min(WINDOW) as usize, 0);
-        if let Err(e) = self.bytes.read_at(self.start, &mut self.window) {
-            self.window.fill(0);
+        self.buffer.clear();
+        self.buffer.resize(self.left().min(BUFFER_LEN) as usize, 0);
+        if let Err(e) = self.bytes.read_at(self.start, &mut self.buffer) {
+            self.buffer.fill(0);
             self.failed.get_or_insert(e);
         }
     }
@@ -97,7 +97,7 @@ impl Wire {
         Ok(value)
     }
 
-    /// As [`Wire::value`], for fields that may come in several pieces.
+    /// As [`Reader::value`], for fields that may come in several pieces.
     pub(crate) fn merge<T>(
         &mut self,
         value: &mut T,
@@ -150,7 +150,7 @@ impl Wire {
 
     fn pass(&mut self, n: u64) {
         let at = (self.at as u64).saturating_add(n);
-        match at < self.window.len() as u64 {
+        match at < self.buffer.len() as u64 {
             true => self.at = at as usize,
             false => {
                 self.start = self.start.saturating_add(at);
@@ -161,13 +161,13 @@ impl Wire {
     }
 }
 
-impl Buf for Wire {
+impl Buf for Reader {
     fn remaining(&self) -> usize {
         usize::try_from(self.left()).unwrap_or(usize::MAX)
     }
 
     fn chunk(&self) -> &[u8] {
-        self.window.get(self.at..).unwrap_or(&[])
+        self.buffer.get(self.at..).unwrap_or(&[])
     }
 
     fn advance(&mut self, n: usize) {
@@ -186,12 +186,12 @@ mod tests {
             prost::encoding::encode_varint(len as u64, &mut bytes);
             bytes.resize(bytes.len() + len, 7);
             bytes.extend([0x10, 42]);
-            let mut wire = Wire::new(Arc::new(bytes.clone()));
-            let (tag, kind) = wire.key().unwrap();
-            assert_eq!((tag, wire.span(kind).unwrap().1), (9, len as u64));
-            assert_eq!(wire.key().unwrap(), (2, WireType::Varint));
-            assert_eq!(decode_varint(&mut wire).unwrap(), 42);
-            assert_eq!((wire.pos(), wire.remaining()), (bytes.len() as u64, 0));
+            let mut reader = Reader::new(Arc::new(bytes.clone()));
+            let (tag, kind) = reader.key().unwrap();
+            assert_eq!((tag, reader.span(kind).unwrap().1), (9, len as u64));
+            assert_eq!(reader.key().unwrap(), (2, WireType::Varint));
+            assert_eq!(decode_varint(&mut reader).unwrap(), 42);
+            assert_eq!((reader.pos(), reader.remaining()), (bytes.len() as u64, 0));
         }
     }
 }

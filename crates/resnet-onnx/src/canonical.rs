@@ -10,11 +10,11 @@ use resnet_model::graph::{
     AvgPool, BatchNorm, Conv, Divisor, Graph, Linear, LinearForm, Multiply, Op, StdConv,
 };
 
-use super::net::{Kind, Net};
+use super::cells::{CellGraph, CellKind};
 
 /// A part of a graph.
 #[derive(Debug, Clone)]
-pub(crate) struct Item {
+pub(crate) struct CanonicalNode {
     /// What is computed, without what may differ.
     pub(crate) op: Op,
     pub(crate) inputs: Vec<usize>,
@@ -33,7 +33,7 @@ struct Part<'a> {
 }
 
 /// Our graph.
-pub(crate) fn ours(graph: &Graph) -> Vec<Item> {
+pub(crate) fn ours(graph: &Graph) -> Vec<CanonicalNode> {
     let parts: Vec<Part> = graph
         .nodes()
         .iter()
@@ -47,35 +47,35 @@ pub(crate) fn ours(graph: &Graph) -> Vec<Item> {
 }
 
 /// A foreign graph; `Err` holds the label of a cell that is no operation of ours.
-pub(crate) fn theirs(net: &Net) -> Result<Vec<Item>, String> {
+pub(crate) fn theirs(net: &CellGraph) -> Result<Vec<CanonicalNode>, String> {
     const AFFINE: Op = Op::BatchNorm(BatchNorm { eps: 0.0 });
     let mut parts = Vec::with_capacity(net.cells.len());
     for cell in &net.cells {
         let op = match &cell.kind {
-            Kind::Op(op, _) => op,
-            Kind::Affine(_) => &AFFINE,
-            Kind::Stripe(_) | Kind::Reflect(_) => return Err(cell.label.clone()),
+            CellKind::Op(op, _) => op,
+            CellKind::Affine(_) => &AFFINE,
+            CellKind::StridedSlice(_) | CellKind::ReflectPad(_) => return Err(cell.label.clone()),
         };
         parts.push(Part { op, inputs: cell.inputs.clone(), channels: cell.channels });
     }
     Ok(items(parts))
 }
 
-fn items(parts: Vec<Part>) -> Vec<Item> {
+fn items(parts: Vec<Part>) -> Vec<CanonicalNode> {
     let mut uses = vec![0usize; parts.len()];
     for &input in parts.iter().flat_map(|p| &p.inputs) {
         if let Some(n) = uses.get_mut(input) {
             *n = n.saturating_add(1);
         }
     }
-    let mut items: Vec<Item> = Vec::with_capacity(parts.len());
+    let mut items: Vec<CanonicalNode> = Vec::with_capacity(parts.len());
     let mut place: Vec<usize> = Vec::with_capacity(parts.len());
     for (i, part) in parts.iter().enumerate() {
         let inputs: Vec<usize> = part.inputs.iter().filter_map(|&i| place.get(i).copied()).collect();
         let alone = matches!(part.inputs.as_slice(), [i] if uses.get(*i) == Some(&1));
         let first = inputs.first().copied();
         if let (Op::BatchNorm(_), true, Some(first)) = (part.op, alone, first)
-            && let Some(Item { op: Op::Conv(_), members, .. }) = items.get_mut(first)
+            && let Some(CanonicalNode { op: Op::Conv(_), members, .. }) = items.get_mut(first)
         {
             members.push(i);
             place.push(first);
@@ -90,17 +90,17 @@ fn items(parts: Vec<Part>) -> Vec<Item> {
         let op = canonical(part.op);
         let hash = hash(&op, &inputs, &items);
         place.push(items.len());
-        items.push(Item { op, inputs, members: vec![i], channels: part.channels, hash });
+        items.push(CanonicalNode { op, inputs, members: vec![i], channels: part.channels, hash });
     }
     items
 }
 
 /// The inputs of a concatenation, those of a concatenation among them in its place, since exporters join the two.
-fn flat(inputs: Vec<usize>, items: &[Item]) -> Vec<usize> {
+fn flat(inputs: Vec<usize>, items: &[CanonicalNode]) -> Vec<usize> {
     // A chain of them that each take the last one twice would grow without bounds.
     const MOST: usize = 64;
     let flat = inputs.iter().flat_map(|i| match items.get(*i) {
-        Some(Item { op: Op::Concat, inputs, .. }) => inputs.clone(),
+        Some(CanonicalNode { op: Op::Concat, inputs, .. }) => inputs.clone(),
         _ => vec![*i],
     });
     let flat: Vec<usize> = flat.take(MOST + 1).collect();
@@ -121,7 +121,7 @@ fn canonical(op: &Op) -> Op {
     }
 }
 
-fn hash(op: &Op, inputs: &[usize], items: &[Item]) -> u64 {
+fn hash(op: &Op, inputs: &[usize], items: &[CanonicalNode]) -> u64 {
     let mut before: Vec<u64> = inputs.iter().filter_map(|&i| Some(items.get(i)?.hash)).collect();
     if let Op::Add = op {
         before.sort_unstable();
@@ -133,7 +133,7 @@ fn hash(op: &Op, inputs: &[usize], items: &[Item]) -> u64 {
 }
 
 /// An operation in words.
-pub(crate) fn describe(item: &Item) -> String {
+pub(crate) fn describe(item: &CanonicalNode) -> String {
     let pair = |[a, b]: [usize; 2]| format!("{a}×{b}");
     match &item.op {
         Op::Conv(c) => {
