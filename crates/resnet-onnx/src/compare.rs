@@ -1,4 +1,4 @@
-//! Finds for every part of our graph the one of a foreign graph that computes the same.
+//! Matches the nodes of an architecture with the nodes of a foreign graph.
 
 use std::collections::{HashMap, HashSet};
 
@@ -7,16 +7,16 @@ use resnet_model::graph::{Graph, Op};
 use super::canonical::{CanonicalNode, describe};
 use super::cells::CellGraph;
 
-/// Where two graphs part.
+/// First difference between two graphs.
 #[derive(Debug, Clone)]
 pub(crate) struct Difference {
-    /// How many parts agree before.
+    /// Number of equal nodes before it.
     pub(crate) agree: usize,
-    /// Both sides, in words.
+    /// Description of both nodes.
     pub(crate) detail: String,
 }
 
-/// Pairs of items, ours and theirs, from the output back to the input.
+/// Returns pairs of nodes, ours and theirs, or `None` if the graphs differ.
 pub(crate) fn pairs(ours: &[CanonicalNode], theirs: &[CanonicalNode]) -> Option<Vec<(usize, usize)>> {
     let last = |items: &[CanonicalNode]| items.len().checked_sub(1);
     let mut stack = vec![(last(ours)?, last(theirs)?)];
@@ -24,7 +24,7 @@ pub(crate) fn pairs(ours: &[CanonicalNode], theirs: &[CanonicalNode]) -> Option<
     while let Some((a, b)) = stack.pop() {
         match found.get(&a) {
             Some(&other) if other == b => continue,
-            // One part of ours would have two sets of weights.
+            // A node of ours cannot have two sets of weights.
             Some(_) => return None,
             None => {}
         }
@@ -49,7 +49,7 @@ pub(crate) fn pairs(ours: &[CanonicalNode], theirs: &[CanonicalNode]) -> Option<
     Some(pairs)
 }
 
-/// The first parts of both graphs that have no equal in the other.
+/// Returns the first nodes of both graphs without an equal in the other.
 pub(crate) fn difference(
     graph: &Graph,
     ours: &[CanonicalNode],
@@ -67,7 +67,7 @@ pub(crate) fn difference(
             let node = item.members.first().and_then(|&i| graph.nodes().get(i));
             format!("`{}` ({})", node.map_or("", |n| n.name.as_str()), describe(&item))
         }
-        None => "nothing more".into(),
+        None => "nothing".into(),
     };
     let other = match first(theirs, &known_ours) {
         Some(item) => {
@@ -75,7 +75,7 @@ pub(crate) fn difference(
             let label = cell.map_or("", |c| c.label.as_str());
             format!("`{}` ({})", resnet_model::escape(label), describe(&item))
         }
-        None => "nothing more".into(),
+        None => "nothing".into(),
     };
-    Difference { agree, detail: format!("at {mine} the file has {other}") }
+    Difference { agree, detail: format!("expected {mine}, found {other}") }
 }

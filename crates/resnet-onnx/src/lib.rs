@@ -188,8 +188,8 @@ pub fn identify(graph: Graph, tensors: &[(String, RawTensor)], arch: Option<&Arc
     };
     let arch = standardized(arch, &assigned.tensors);
     let mut notes = translated.notes;
-    if assigned.unfolded > 0 {
-        let norms = plural(assigned.unfolded, "batch norm");
+    if assigned.synthesized_norms > 0 {
+        let norms = plural(assigned.synthesized_norms, "batch norm");
         notes.push(format!("{norms} had been folded: the converted ones only add the bias"));
     }
     let unused = tensors.iter().filter(|(name, tensor)| {

@@ -192,7 +192,7 @@ impl<'a> Translator<'a> {
             "Add" | "Sub" | "Mul" | "Div" | "Pow" => {
                 input(1).and_then(|other| constant::arithmetic(&node.op, tensor, other))
             }
-            "Sqrt" | "Reciprocal" | "Neg" | "Exp" | "Abs" => constant::each(&node.op, tensor),
+            "Sqrt" | "Reciprocal" | "Neg" | "Exp" | "Abs" => constant::unary(&node.op, tensor),
             "ReduceMean" => {
                 let axes = list("axes", 1).unwrap_or_else(|| (0..rank as i64).collect());
                 constant::mean(tensor, &axes, node.int_or("keepdims", 1) != 0)

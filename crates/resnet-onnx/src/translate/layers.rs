@@ -288,7 +288,7 @@ impl<'a> Translator<'a> {
         let x = self.view(node, 0)?;
         let constant = self.weight(node, 1, "constant")?;
         let inverse = if node.op == "Sub" { "Neg" } else { "Reciprocal" };
-        let inverted = crate::constant::each(inverse, &constant.tensor);
+        let inverted = crate::constant::unary(inverse, &constant.tensor);
         let inverted = constant.with(inverted.ok_or_else(|| node.graph_fault("a constant of no numbers"))?);
         match node.op.as_str() {
             "Sub" => self.affine(node, x, None, Some(inverted)),
