@@ -1,7 +1,7 @@
-//! Two graphs in one form, to be compared: ours and a foreign one as lists of items.
+//! Canonical form of a graph for comparison: architectures and foreign graphs as lists of nodes.
 //!
-//! A convolution and the batch norm after it are one item, since exporters fold the one into the other or leave a bias
-//! between them; how a layer stores its weight is left out.
+//! A convolution and its batch norm are one node, because exporters fold them or keep a bias between them. Biases,
+//! epsilons and weight layouts are ignored.
 
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
@@ -12,102 +12,102 @@ use resnet_model::graph::{
 
 use super::cells::{CellGraph, CellKind};
 
-/// A part of a graph.
+/// A node in canonical form.
 #[derive(Debug, Clone)]
 pub(crate) struct CanonicalNode {
-    /// What is computed, without what may differ.
+    /// The operation, with ignored attributes normalized.
     pub(crate) op: Op,
     pub(crate) inputs: Vec<usize>,
-    /// The nodes or cells that it is made of, by position.
+    /// Indices of its nodes or cells in the original graph.
     pub(crate) members: Vec<usize>,
     pub(crate) channels: usize,
-    /// Equal for equal parts: of the operation and of everything before it.
+    /// Hash of the operation and of all its ancestors.
     pub(crate) hash: u64,
 }
 
-/// One operation before it becomes an item.
-struct Part<'a> {
+/// An operation of the original graph.
+struct SourceNode<'a> {
     op: &'a Op,
     inputs: Vec<usize>,
     channels: usize,
 }
 
-/// Our graph.
+/// Returns the canonical form of an architecture.
 pub(crate) fn ours(graph: &Graph) -> Vec<CanonicalNode> {
-    let parts: Vec<Part> = graph
+    let nodes: Vec<SourceNode> = graph
         .nodes()
         .iter()
-        .map(|node| Part {
+        .map(|node| SourceNode {
             op: &node.op,
             inputs: node.inputs.iter().map(|i| i.index()).collect(),
             channels: node.channels,
         })
         .collect();
-    items(parts)
+    canonicalize(nodes)
 }
 
-/// A foreign graph; `Err` holds the label of a cell that is no operation of ours.
+/// Returns the canonical form of a foreign graph, or the label of a cell that no architecture has.
 pub(crate) fn theirs(net: &CellGraph) -> Result<Vec<CanonicalNode>, String> {
     const AFFINE: Op = Op::BatchNorm(BatchNorm { eps: 0.0 });
-    let mut parts = Vec::with_capacity(net.cells.len());
+    let mut nodes = Vec::with_capacity(net.cells.len());
     for cell in &net.cells {
         let op = match &cell.kind {
             CellKind::Op(op, _) => op,
             CellKind::Affine(_) => &AFFINE,
             CellKind::StridedSlice(_) | CellKind::ReflectPad(_) => return Err(cell.label.clone()),
         };
-        parts.push(Part { op, inputs: cell.inputs.clone(), channels: cell.channels });
+        nodes.push(SourceNode { op, inputs: cell.inputs.clone(), channels: cell.channels });
     }
-    Ok(items(parts))
+    Ok(canonicalize(nodes))
 }
 
-fn items(parts: Vec<Part>) -> Vec<CanonicalNode> {
-    let mut uses = vec![0usize; parts.len()];
-    for &input in parts.iter().flat_map(|p| &p.inputs) {
+fn canonicalize(nodes: Vec<SourceNode>) -> Vec<CanonicalNode> {
+    let mut uses = vec![0usize; nodes.len()];
+    for &input in nodes.iter().flat_map(|p| &p.inputs) {
         if let Some(n) = uses.get_mut(input) {
             *n = n.saturating_add(1);
         }
     }
-    let mut items: Vec<CanonicalNode> = Vec::with_capacity(parts.len());
-    let mut place: Vec<usize> = Vec::with_capacity(parts.len());
-    for (i, part) in parts.iter().enumerate() {
-        let inputs: Vec<usize> = part.inputs.iter().filter_map(|&i| place.get(i).copied()).collect();
-        let alone = matches!(part.inputs.as_slice(), [i] if uses.get(*i) == Some(&1));
+    let mut items: Vec<CanonicalNode> = Vec::with_capacity(nodes.len());
+    let mut place: Vec<usize> = Vec::with_capacity(nodes.len());
+    for (i, node) in nodes.iter().enumerate() {
+        let inputs: Vec<usize> = node.inputs.iter().filter_map(|&i| place.get(i).copied()).collect();
+        let is_only_use = matches!(node.inputs.as_slice(), [i] if uses.get(*i) == Some(&1));
         let first = inputs.first().copied();
-        if let (Op::BatchNorm(_), true, Some(first)) = (part.op, alone, first)
+        if let (Op::BatchNorm(_), true, Some(first)) = (node.op, is_only_use, first)
             && let Some(CanonicalNode { op: Op::Conv(_), members, .. }) = items.get_mut(first)
         {
             members.push(i);
             place.push(first);
             continue;
         }
-        // A mean over as many windows as the next layer expects pixels, on images of the usual size.
-        if let (Op::AdaptiveAvgPool(_), Some(first)) = (part.op, first) {
+        // At the default image size, adaptive pooling is the identity.
+        if let (Op::AdaptiveAvgPool(_), Some(first)) = (node.op, first) {
             place.push(first);
             continue;
         }
-        let inputs = if let Op::Concat = part.op { flat(inputs, &items) } else { inputs };
-        let op = canonical(part.op);
+        let inputs = if let Op::Concat = node.op { flatten_concat(inputs, &items) } else { inputs };
+        let op = canonical(node.op);
         let hash = hash(&op, &inputs, &items);
         place.push(items.len());
-        items.push(CanonicalNode { op, inputs, members: vec![i], channels: part.channels, hash });
+        items.push(CanonicalNode { op, inputs, members: vec![i], channels: node.channels, hash });
     }
     items
 }
 
-/// The inputs of a concatenation, those of a concatenation among them in its place, since exporters join the two.
-fn flat(inputs: Vec<usize>, items: &[CanonicalNode]) -> Vec<usize> {
-    // A chain of them that each take the last one twice would grow without bounds.
-    const MOST: usize = 64;
+/// Replaces nested concatenations by their inputs, because exporters join them.
+fn flatten_concat(inputs: Vec<usize>, items: &[CanonicalNode]) -> Vec<usize> {
+    // A chain that uses each concatenation twice would grow exponentially.
+    const MAX: usize = 64;
     let flat = inputs.iter().flat_map(|i| match items.get(*i) {
         Some(CanonicalNode { op: Op::Concat, inputs, .. }) => inputs.clone(),
         _ => vec![*i],
     });
-    let flat: Vec<usize> = flat.take(MOST + 1).collect();
-    if flat.len() > MOST { inputs } else { flat }
+    let flat: Vec<usize> = flat.take(MAX + 1).collect();
+    if flat.len() > MAX { inputs } else { flat }
 }
 
-/// The operation without what may differ between equal networks.
+/// Normalizes attributes that may differ between equal networks.
 fn canonical(op: &Op) -> Op {
     match op {
         Op::Conv(conv) | Op::StdConv(StdConv { conv, .. }) => Op::Conv(Conv { bias: false, ..*conv }),
@@ -122,17 +122,17 @@ fn canonical(op: &Op) -> Op {
 }
 
 fn hash(op: &Op, inputs: &[usize], items: &[CanonicalNode]) -> u64 {
-    let mut before: Vec<u64> = inputs.iter().filter_map(|&i| Some(items.get(i)?.hash)).collect();
+    let mut ancestors: Vec<u64> = inputs.iter().filter_map(|&i| Some(items.get(i)?.hash)).collect();
     if let Op::Add = op {
-        before.sort_unstable();
+        ancestors.sort_unstable();
     }
     let mut hasher = DefaultHasher::new();
     format!("{op:?}").hash(&mut hasher);
-    before.hash(&mut hasher);
+    ancestors.hash(&mut hasher);
     hasher.finish()
 }
 
-/// An operation in words.
+/// Returns a description of a node for messages.
 pub(crate) fn describe(item: &CanonicalNode) -> String {
     let pair = |[a, b]: [usize; 2]| format!("{a}×{b}");
     match &item.op {
@@ -154,15 +154,18 @@ pub(crate) fn describe(item: &CanonicalNode) -> String {
             text
         }
         Op::MaxPool(p) => {
-            format!("{} max-pool, stride {}, padding {}", pair(p.kernel), pair(p.stride), pair(p.padding))
+            format!("{} max pool, stride {}, padding {}", pair(p.kernel), pair(p.stride), pair(p.padding))
         }
-        Op::Pad(p) => format!("padding of {} before and {} after", pair(p.before), pair(p.after)),
-        Op::AvgPool(p) => format!("{} mean, stride {}", pair(p.window.kernel), pair(p.window.stride)),
-        Op::Linear(l) => format!("fully connected, {} → {} features", l.in_features, l.out_features),
-        Op::Input => format!("input of {} channels", item.channels),
-        other => {
-            let name = format!("{other:?}");
-            name.split(['(', ' ']).next().unwrap_or_default().to_owned()
-        }
+        Op::Pad(p) => format!("padding {} before, {} after", pair(p.before), pair(p.after)),
+        Op::AvgPool(p) => format!("{} average pool, stride {}", pair(p.window.kernel), pair(p.window.stride)),
+        Op::Linear(l) => format!("linear, {} → {} features", l.in_features, l.out_features),
+        Op::Input => format!("input, {} channels", item.channels),
+        other => op_name(other),
     }
+}
+
+/// Returns the variant name of an operation.
+pub(crate) fn op_name(op: &Op) -> String {
+    let name = format!("{op:?}");
+    name.split(['(', ' ']).next().unwrap_or_default().to_owned()
 }

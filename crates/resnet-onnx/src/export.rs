@@ -1,4 +1,4 @@
-//! A network written as an ONNX model, operator set 17.
+//! Writes a checkpoint as an ONNX model with operator set 17.
 
 mod emit;
 mod message;
@@ -20,26 +20,26 @@ use super::proto::{Opset, StringEntry};
 use crate::error::{Error, Result};
 use resnet_model::raw::{self, Float};
 
-/// The operator set that is written, and the version of the format that belongs to it.
+/// The operator set of written models, and its IR version.
 const OPSET: i64 = 17;
 const IR_VERSION: i64 = 8;
-/// What a protobuf message may hold: readers count in 32 bits with a sign.
+/// Maximum size of a protobuf message: readers use signed 32-bit lengths.
 const MAX_MODEL: u64 = (1 << 31) - 1;
 
-/// How an ONNX model is written.
+/// Options for writing an ONNX model.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Export {
-    /// Keep batch norms as operators, instead of folding them into the convolutions before them.
+    /// Keeps batch norms as operators instead of folding them into the preceding convolutions.
     pub keep_norms: bool,
-    /// Images in a batch; any number by default.
+    /// Fixed batch size; dynamic by default.
     pub batch: Option<usize>,
 }
 
-/// Writes `checkpoint` as an ONNX model at `path`, whole or not at all; `progress` is told the bytes of tensors written
+/// Writes `checkpoint` atomically as an ONNX model to `path`; `progress` receives the number of tensor bytes written
 /// since the last call.
 ///
-/// Weights are f32, or f16 if all of the checkpoint's are; input and output are f32 in any case. Preprocessing, labels
-/// and architecture are under `metadata_props`. Fails for models of 2 GiB, which protobuf cannot hold.
+/// Weights are f32, or f16 if all weights of the checkpoint are f16; input and output are always f32. Preprocessing,
+/// labels and architecture are written to `metadata_props`. Returns an error for models of 2 GiB or more.
 pub(crate) fn write(
     checkpoint: &Checkpoint,
     path: &Path,
@@ -48,17 +48,17 @@ pub(crate) fn write(
     progress: &mut dyn FnMut(u64),
 ) -> Result<()> {
     let graph = checkpoint.graph();
-    // Standardised weights are constants here, so that they are computed, which folding does.
-    let computed = graph.nodes().iter().any(|n| matches!(n.op, Op::StdConv(_)));
-    let folded = (!export.keep_norms || computed).then(|| fold::fold(graph));
-    let shown = folded.as_ref().map_or(graph, |f| f.graph());
+    // Folding replaces standardized weights by constants.
+    let standardized = graph.nodes().iter().any(|n| matches!(n.op, Op::StdConv(_)));
+    let folded = (!export.keep_norms || standardized).then(|| fold::fold(graph));
+    let exported = folded.as_ref().map_or(graph, |f| f.graph());
     let half = is_half(checkpoint);
     let emitted = emit::emit(&emit::EmitOptions {
-        graph: shown,
+        graph: exported,
         checkpoint,
         folded: folded.is_some(),
         half,
-        size: size(shown, checkpoint)?,
+        size: size(exported, checkpoint)?,
         batch: export.batch,
     })?;
     let dtype = if half { Float::F16 } else { Float::F32 };
@@ -108,7 +108,7 @@ pub(crate) fn write(
     written.map_err(|error| Error::Model(error.at(path)))
 }
 
-/// The bytes of an initialiser in the type it is written in; lists of integers stay what they are.
+/// Casts an initializer to the dtype of the file; integer lists are unchanged.
 fn cast_to(initializer: &Initializer, tensor: RawTensor, to: Float) -> RawTensor {
     match initializer.source {
         InitializerSource::Ints(_) => tensor,
@@ -116,11 +116,11 @@ fn cast_to(initializer: &Initializer, tensor: RawTensor, to: Float) -> RawTensor
     }
 }
 
-/// The tensors of a graph whose norms are folded, computed one convolution at a time.
+/// Computes the initializers of a graph one at a time, with folded norms.
 struct Folding<'a> {
     folded: Option<&'a fold::Folded>,
     checkpoint: &'a Checkpoint,
-    /// The bias that came with the last weight.
+    /// The bias of the last folded weight.
     bias: Option<Vec<f32>>,
 }
 
@@ -131,7 +131,7 @@ impl Folding<'_> {
         let values = match (&initializer.source, self.folded) {
             (InitializerSource::Stored(name), _) => {
                 let tensor = self.checkpoint.tensor(name)?;
-                // Whatever the type is, as f32: the cast to f16 comes after.
+                // Cast to the dtype of the file later.
                 return tensor.reshape(shape).ok_or_else(missing);
             }
             (InitializerSource::Ints(list), _) => {
@@ -152,13 +152,13 @@ impl Folding<'_> {
     }
 }
 
-/// Whether all weights are f16.
+/// Returns `true` if all weights are f16.
 fn is_half(checkpoint: &Checkpoint) -> bool {
     let mut floats = checkpoint.tensors().values().filter(|t| raw::is_float(t.dtype())).peekable();
     floats.peek().is_some() && floats.all(|t| t.dtype() == Dtype::F16)
 }
 
-/// The size of images where the graph depends on it: the one that positions are known for, else that of the crop.
+/// Returns the image size if the graph depends on it: the size of the positional embedding, or the crop.
 fn size(graph: &Graph, checkpoint: &Checkpoint) -> Result<Option<FixedSize>> {
     let depends = |op: &Op| matches!(op, Op::AdaptiveAvgPool(_) | Op::Flatten(_) | Op::AttentionPool(_));
     let Some(node) = graph.nodes().iter().find(|n| depends(&n.op)) else { return Ok(None) };
@@ -189,12 +189,12 @@ fn metadata(checkpoint: &Checkpoint) -> Result<Vec<StringEntry>> {
     Ok(entries)
 }
 
-/// The length of a field of bytes with its key and length.
+/// Returns the encoded length of a length-delimited field, including its key and length prefix.
 fn delimited(tag: u32, len: u64) -> u64 {
     len.saturating_add(encoded_len_varint(len) as u64).saturating_add(key_len(tag) as u64)
 }
 
-/// Key and length of a field of bytes.
+/// Returns the key and length prefix of a length-delimited field.
 fn prefix(tag: u32, len: u64) -> Vec<u8> {
     let mut out = Vec::with_capacity(16);
     encode_key(tag, WireType::LengthDelimited, &mut out);

@@ -1,4 +1,4 @@
-//! The parts of ONNX's messages that are needed, under the names of `onnx.proto`; everything else is passed over.
+//! Messages of `onnx.proto` for reading; other fields are skipped.
 
 use std::sync::Arc;
 
@@ -10,16 +10,16 @@ use super::protobuf::Reader;
 use crate::MAX_NAME;
 use crate::error::{Code, Fault};
 
-/// More of anything than a network has; what is decoded is a multiple of these and of the bytes present.
+/// Limits of decoded items; they bound memory in proportion to the file size.
 pub(crate) const MAX_NODES: usize = 100_000;
 const MAX_TENSORS: usize = 100_000;
 const MAX_LIST: usize = 10_000;
 const MAX_DIMS: usize = 16;
-/// The longest text under a key of the metadata.
+/// Maximum length of a metadata value in bytes.
 const MAX_TEXT: u64 = 16 << 20;
-const EXTERNAL: ListLimit = ListLimit { what: "entries about an external file", count: 16, bytes: 1 << 14 };
+const EXTERNAL: ListLimit = ListLimit { what: "external data entries", count: 16, bytes: 1 << 14 };
 
-/// A model.
+/// `ModelProto`.
 #[derive(Debug, Default)]
 pub(crate) struct ModelProto {
     pub(crate) ir_version: i64,
@@ -27,7 +27,7 @@ pub(crate) struct ModelProto {
     pub(crate) opsets: Vec<Opset>,
     pub(crate) metadata: Vec<StringEntry>,
     pub(crate) graph: GraphProto,
-    /// Whether it defines functions of its own.
+    /// If `true`, the model defines local functions.
     pub(crate) functions: bool,
 }
 
@@ -37,7 +37,7 @@ pub(crate) struct GraphProto {
     pub(crate) tensors: Vec<TensorProto>,
     pub(crate) inputs: Vec<ValueInfo>,
     pub(crate) outputs: Vec<ValueInfo>,
-    /// Whether weights are stored sparsely.
+    /// If `true`, the graph has sparse initializers.
     pub(crate) sparse: bool,
 }
 
@@ -62,12 +62,13 @@ pub(crate) struct AttributeProto {
     pub(crate) ints: Vec<i64>,
 }
 
-/// A tensor whose raw bytes lie where they lay.
+/// `TensorProto`; raw data stays in the file.
 #[derive(Debug, Default)]
 pub(crate) struct TensorProto {
     pub(crate) name: String,
     pub(crate) dims: Vec<i64>,
     pub(crate) data_type: i32,
+    /// Offset and length of the raw data in the file.
     pub(crate) raw: Option<(u64, u64)>,
     pub(crate) floats: Vec<f32>,
     pub(crate) int32s: Vec<i32>,
@@ -75,7 +76,7 @@ pub(crate) struct TensorProto {
     pub(crate) doubles: Vec<f64>,
     pub(crate) uint64s: Vec<u64>,
     pub(crate) external: Vec<StringEntry>,
-    /// 1: the bytes are in another file.
+    /// `DataLocation`: 1 is external.
     pub(crate) location: i32,
 }
 
@@ -138,7 +139,7 @@ pub(crate) enum DimValue {
 }
 
 impl ValueInfo {
-    /// The sizes along each axis that are fixed; `None` if nothing is said.
+    /// Returns the size of each axis, `None` for dynamic ones; `None` without a shape.
     pub(crate) fn dims(&self) -> Option<Vec<Option<i64>>> {
         let shape = self.kind.as_ref()?.tensor.as_ref()?.shape.as_ref()?;
         let fixed = |dim: &Dim| match dim.value {
@@ -149,7 +150,7 @@ impl ValueInfo {
     }
 }
 
-/// Reads a whole model.
+/// Decodes a model.
 pub(crate) fn read(bytes: Arc<dyn Bytes>) -> Result<ModelProto, Fault> {
     let mut reader = Reader::new(bytes);
     let end = reader.bytes().len();
@@ -235,7 +236,7 @@ fn attribute(reader: &mut Reader, kind: WireType) -> Result<AttributeProto, Faul
             Ok(())
         }
         3 => number(reader, kind, attribute.i.get_or_insert(0)),
-        // Bytes; what is not UTF-8 means nothing here.
+        // Bytes; no supported attribute is invalid UTF-8.
         4 => {
             let bytes = bytes(reader, kind)?;
             attribute.s = Some(String::from_utf8_lossy(&bytes).into_owned());
@@ -247,7 +248,7 @@ fn attribute(reader: &mut Reader, kind: WireType) -> Result<AttributeProto, Faul
         }
         7 => reader.merge(&mut attribute.floats, |v, w| float::merge_repeated(kind, v, w, context())),
         8 => reader.merge(&mut attribute.ints, |v, w| int64::merge_repeated(kind, v, w, context())),
-        // Graphs within the attribute are never descended into.
+        // Subgraphs are not decoded.
         _ => reader.skip((tag, kind)),
     })?;
     Ok(attribute)
@@ -257,7 +258,7 @@ fn tensor(reader: &mut Reader, kind: WireType) -> Result<TensorProto, Fault> {
     let end = reader.delimited(kind)?;
     let mut tensor = TensorProto::default();
     let context = DecodeContext::default;
-    let told = reader.fields(end, |reader, (tag, kind)| match tag {
+    let decoded = reader.fields(end, |reader, (tag, kind)| match tag {
         1 => {
             reader.merge(&mut tensor.dims, |v, w| int64::merge_repeated(kind, v, w, context()))?;
             check_count(reader, tensor.dims.len().saturating_sub(1), MAX_DIMS, "dimensions")
@@ -277,7 +278,7 @@ fn tensor(reader: &mut Reader, kind: WireType) -> Result<TensorProto, Fault> {
         14 => reader.merge(&mut tensor.location, |v, w| int32::merge(kind, v, w, context())),
         _ => reader.skip((tag, kind)),
     });
-    told.map_err(|fault| match tensor.name.is_empty() {
+    decoded.map_err(|fault| match tensor.name.is_empty() {
         true => fault,
         false => fault.within(&tensor.name),
     })?;
@@ -292,14 +293,14 @@ fn bytes(reader: &mut Reader, kind: WireType) -> Result<Vec<u8>, Fault> {
     reader.value(|v: &mut Vec<u8>, w| prost::encoding::bytes::merge(kind, v, w, DecodeContext::default()))
 }
 
-/// A name: refused if it is too long or cannot be shown.
+/// Decodes a name; returns an error if it is too long or contains NUL.
 fn text(reader: &mut Reader, kind: WireType, value: &mut String) -> Result<(), Fault> {
     let start = reader.pos();
     reader.merge(value, |v, w| string::merge(kind, v, w, DecodeContext::default()))?;
     if value.len() > MAX_NAME || value.contains('\0') {
         let shown: String = value.chars().take(32).collect();
         let detail =
-            format!("the name `{}…` of {} bytes is too long or holds NUL", escape(&shown), value.len());
+            format!("name `{}…` of {} bytes is too long or contains NUL", escape(&shown), value.len());
         return Err(Fault::new(Code::Name, detail).at(start));
     }
     Ok(())
@@ -313,14 +314,14 @@ fn push_text(reader: &mut Reader, kind: WireType, list: &mut Vec<String>) -> Res
     Ok(())
 }
 
-/// How many messages a list may hold, and how long each may be.
+/// Maximum number of messages in a list, and maximum size of each.
 struct ListLimit {
     what: &'static str,
     count: usize,
     bytes: u64,
 }
 
-/// A small message at the end of a list.
+/// Decodes a small message and appends it to a list.
 fn push<M: prost::Message + Default>(
     reader: &mut Reader,
     kind: WireType,
@@ -330,7 +331,7 @@ fn push<M: prost::Message + Default>(
     check_count(reader, list.len(), limit.count, limit.what)?;
     let end = reader.delimited(kind)?;
     if end.saturating_sub(reader.pos()) > limit.bytes {
-        let detail = format!("one of the {} is longer than {} bytes", limit.what, limit.bytes);
+        let detail = format!("one of the {} exceeds {} bytes", limit.what, limit.bytes);
         return Err(reader.fault(Code::Limit, detail));
     }
     let mut message = M::default();
@@ -341,7 +342,7 @@ fn push<M: prost::Message + Default>(
     Ok(())
 }
 
-/// The type of an input or output of the graph.
+/// Decodes an input or output of the graph.
 fn value_info(
     reader: &mut Reader,
     kind: WireType,
@@ -356,9 +357,9 @@ fn value_info(
     }
 }
 
-fn check_count(reader: &mut Reader, len: usize, most: usize, what: &str) -> Result<(), Fault> {
-    match len < most {
+fn check_count(reader: &mut Reader, len: usize, max: usize, what: &str) -> Result<(), Fault> {
+    match len < max {
         true => Ok(()),
-        false => Err(reader.fault(Code::Limit, format!("more than {most} {what}"))),
+        false => Err(reader.fault(Code::Limit, format!("more than {max} {what}"))),
     }
 }

@@ -1,4 +1,4 @@
-//! A file as protobuf sees it: read through a buffer, so that a tensor's bytes are passed over and stay where they lie.
+//! Buffered protobuf reader that skips tensor data without reading it.
 
 use std::io;
 use std::sync::Arc;
@@ -10,18 +10,19 @@ use resnet_model::raw::Bytes;
 
 use crate::error::{Code, Fault};
 
-/// How much is read at once.
+/// Buffer size in bytes.
 const BUFFER_LEN: u64 = 1 << 16;
 
-/// A cursor over bytes that lie anywhere.
+/// Buffered cursor over the bytes of a file.
 #[derive(Debug)]
 pub(crate) struct Reader {
     bytes: Arc<dyn Bytes>,
     buffer: Vec<u8>,
-    /// Where the buffer lies in the bytes, and the cursor in the buffer.
+    /// Offset of the buffer in the file.
     start: u64,
+    /// Offset of the cursor in the buffer.
     at: usize,
-    /// `Buf` cannot fail: what went wrong is told afterwards.
+    /// Deferred read error, because `Buf` cannot fail.
     failed: Option<io::Error>,
 }
 
@@ -36,7 +37,7 @@ impl Reader {
         &self.bytes
     }
 
-    /// The cursor.
+    /// Returns the offset of the cursor.
     pub(crate) fn pos(&self) -> u64 {
         self.start.saturating_add(self.at as u64)
     }
@@ -56,7 +57,7 @@ impl Reader {
         }
     }
 
-    /// What is wrong at the cursor.
+    /// Returns a fault at the cursor, or the deferred read error.
     pub(crate) fn fault(&mut self, code: Code, detail: impl Into<String>) -> Fault {
         match self.failed.take() {
             Some(e) => Fault::from(e).at(self.pos()),
@@ -76,7 +77,7 @@ impl Reader {
         }
     }
 
-    /// The number and kind of the next field.
+    /// Reads the tag and wire type of the next field.
     pub(crate) fn key(&mut self) -> Result<(u32, WireType), Fault> {
         let key = decode_key(self);
         self.protobuf(key)
@@ -87,7 +88,7 @@ impl Reader {
         self.protobuf(skipped)
     }
 
-    /// A field's value by one of prost's readers.
+    /// Reads the value of a field with one of prost's merge functions.
     pub(crate) fn value<T: Default>(
         &mut self,
         read: impl FnOnce(&mut T, &mut Self) -> Result<(), DecodeError>,
@@ -97,7 +98,7 @@ impl Reader {
         Ok(value)
     }
 
-    /// As [`Reader::value`], for fields that may come in several pieces.
+    /// Merges a field into `value`; repeated fields may occur in several pieces.
     pub(crate) fn merge<T>(
         &mut self,
         value: &mut T,
@@ -107,10 +108,11 @@ impl Reader {
         self.protobuf(result)
     }
 
-    /// The end of a field of bytes, whose length is read.
+    /// Reads the length of a length-delimited field and returns the offset of its end.
     pub(crate) fn delimited(&mut self, kind: WireType) -> Result<u64, Fault> {
         if kind != WireType::LengthDelimited {
-            return Err(self.fault(Code::Protobuf, format!("a field of wire type {kind:?}, expected bytes")));
+            return Err(self
+                .fault(Code::Protobuf, format!("wire type {}, expected 2 (length-delimited)", kind as i32)));
         }
         let len = decode_varint(self);
         let len = self.protobuf(len)?;
@@ -118,12 +120,13 @@ impl Reader {
             Some(end) if end <= self.bytes.len() => Ok(end),
             _ => {
                 let left = self.left();
-                Err(self.fault(Code::Protobuf, format!("{len} bytes announced, {left} left")))
+                Err(self
+                    .fault(Code::Protobuf, format!("field length {len} exceeds the remaining {left} bytes")))
             }
         }
     }
 
-    /// The fields of a message that ends at `end`, one after the other.
+    /// Calls `field` for every field of a message that ends at `end`.
     pub(crate) fn fields(
         &mut self,
         end: u64,
@@ -135,20 +138,20 @@ impl Reader {
         }
         match self.pos() == end {
             true => Ok(()),
-            false => Err(self.fault(Code::Protobuf, "a field reaches beyond its message")),
+            false => Err(self.fault(Code::Protobuf, "field exceeds its message")),
         }
     }
 
-    /// Passes over a field of bytes: where it begins, and its length.
+    /// Skips a length-delimited field and returns its offset and length.
     pub(crate) fn span(&mut self, kind: WireType) -> Result<(u64, u64), Fault> {
         let end = self.delimited(kind)?;
         let start = self.pos();
         let len = end.saturating_sub(start);
-        self.pass(len);
+        self.advance_by(len);
         Ok((start, len))
     }
 
-    fn pass(&mut self, n: u64) {
+    fn advance_by(&mut self, n: u64) {
         let at = (self.at as u64).saturating_add(n);
         match at < self.buffer.len() as u64 {
             true => self.at = at as usize,
@@ -171,7 +174,7 @@ impl Buf for Reader {
     }
 
     fn advance(&mut self, n: usize) {
-        self.pass(n as u64);
+        self.advance_by(n as u64);
     }
 }
 
@@ -180,7 +183,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bytes_are_passed_over_at_any_length() {
+    fn span_skips_fields_of_any_length() {
         for len in [0usize, 1, 100, 65_530, 65_536, 70_000, 200_000] {
             let mut bytes = vec![0x4a];
             prost::encoding::encode_varint(len as u64, &mut bytes);

@@ -1,4 +1,4 @@
-//! Our operations as ONNX's.
+//! Translates operations of `resnet-model` to ONNX operators.
 
 mod attention;
 
@@ -7,30 +7,31 @@ use resnet_model::cost::Cost;
 use resnet_model::graph::{AvgPool, Conv, Divisor, Graph, GroupNorm, Node, Op, PoolSpec, Rounding};
 
 use super::message::{self, Attribute, GraphIo, GraphNodes, value_info};
+use crate::canonical::op_name;
 use crate::error::{Error, Result};
 
-/// What is to be written.
+/// Input of [`emit`].
 pub(super) struct EmitOptions<'a> {
     pub(super) graph: &'a Graph,
     pub(super) checkpoint: &'a Checkpoint,
-    /// Whether convolutions are computed from several tensors.
+    /// If `true`, norms are folded into convolutions.
     pub(super) folded: bool,
-    /// Whether weights and results are f16.
+    /// If `true`, weights and activations are f16.
     pub(super) half: bool,
-    /// The size of images where the graph depends on it.
+    /// The image size, if the graph depends on it.
     pub(super) size: Option<FixedSize>,
     pub(super) batch: Option<usize>,
 }
 
-/// One size of images.
+/// A fixed image size.
 pub(super) struct FixedSize {
     /// Height and width.
     pub(super) image: [usize; 2],
-    /// What every node makes of it.
+    /// Output shape and cost of every node at this size.
     pub(super) costs: Vec<Cost>,
 }
 
-/// A weight of the model.
+/// An initializer of the model.
 #[derive(Debug)]
 pub(super) struct Initializer {
     pub(super) name: String,
@@ -38,12 +39,12 @@ pub(super) struct Initializer {
     pub(super) source: InitializerSource,
 }
 
-/// Where a weight's values come from.
+/// Source of the values of an initializer.
 #[derive(Debug)]
 pub(super) enum InitializerSource {
-    /// The checkpoint's tensor of this name.
+    /// The tensor of this name in the checkpoint.
     Stored(String),
-    /// The weight of this convolution, with whatever was folded into it; its bias comes next.
+    /// The folded weight of this convolution; its [`FoldedBias`](Self::FoldedBias) follows.
     Folded(Box<Node>),
     FoldedBias,
     Values(Vec<f32>),
@@ -51,14 +52,14 @@ pub(super) enum InitializerSource {
 }
 
 impl Initializer {
-    /// Bytes of all elements, floating-point ones of `item` bytes.
+    /// Returns the size in bytes; `item` is the size of a floating-point element.
     pub(super) fn bytes(&self, item: u64) -> u64 {
         let item = if let InitializerSource::Ints(_) = self.source { 8 } else { item };
         self.shape.iter().fold(item, |n, &d| n.saturating_mul(d as u64))
     }
 }
 
-/// A graph in messages, and its weights.
+/// Protobuf messages of a graph, and its initializers.
 pub(super) struct Emitted {
     pub(super) nodes: GraphNodes,
     pub(super) io: GraphIo,
@@ -71,7 +72,7 @@ struct Emitter<'a> {
     options: &'a EmitOptions<'a>,
     nodes: Vec<message::Node>,
     initializers: Vec<Initializer>,
-    /// The values that our nodes' results are.
+    /// The value name of every node's output.
     values: Vec<String>,
 }
 
@@ -88,14 +89,14 @@ fn ints(values: [usize; 2]) -> [i64; 2] {
     values.map(|v| i64::try_from(v).unwrap_or(i64::MAX))
 }
 
-/// The same number of pixels before and after, as ONNX wants it.
+/// Returns symmetric padding in the order of the `pads` attribute.
 fn pads([height, width]: [usize; 2]) -> [i64; 4] {
     let [height, width] = ints([height, width]);
     [height, width, height, width]
 }
 
 impl Emitter<'_> {
-    /// One operator; its result has its name.
+    /// Appends an operator and returns the name of its output, `name`.
     fn push(&mut self, name: &str, op: &str, inputs: &[&str], attributes: Vec<Attribute>) -> String {
         self.nodes.push(message::Node {
             inputs: inputs.iter().map(|&i| i.to_owned()).collect(),
@@ -121,7 +122,7 @@ impl Emitter<'_> {
         self.initializer(name, vec![values.len()], InitializerSource::Ints(values.to_vec()))
     }
 
-    /// The operators for a node; the name of its result.
+    /// Appends the operators of `node` and returns the name of its output.
     fn node(&mut self, node: &Node) -> Result<String> {
         let name = node.name.as_str();
         let inputs: Vec<String> =
@@ -133,7 +134,7 @@ impl Emitter<'_> {
                 false => INPUT.to_owned(),
             },
             Op::Conv(conv) => self.conv(node, conv, x),
-            // Folding has made a convolution of it.
+            // Folding has standardized its weight.
             Op::StdConv(std) => self.conv(node, &std.conv, x),
             Op::BatchNorm(norm) => {
                 let tensors = ["weight", "bias", "running_mean", "running_var"];
@@ -202,7 +203,7 @@ impl Emitter<'_> {
                 let row = self.push(&format!("{name}.conv"), "Conv", &[&row, &weight], attributes);
                 self.push(name, "Squeeze", &[&row, &axes], vec![])
             }
-            other => return Err(Error::Export(format!("`{name}` ({other:?}) has no counterpart in ONNX"))),
+            other => return Err(Error::Export(format!("`{name}`: {} has no ONNX operator", op_name(other)))),
         };
         Ok(value)
     }
@@ -235,7 +236,7 @@ impl Emitter<'_> {
         self.push(&node.name, "Conv", &inputs, attributes)
     }
 
-    /// In the operators of set 17: groups stand where channels were, and are normalised one by one.
+    /// Emits a group norm with operator set 17: a reshape to groups and an instance norm.
     fn group_norm(&mut self, node: &Node, norm: &GroupNorm, x: &str) -> String {
         let name = node.name.as_str();
         let groups = i64::try_from(norm.groups).unwrap_or(i64::MAX);
@@ -295,7 +296,7 @@ impl Emitter<'_> {
         self.push(name, "Conv", &[&reflected, &weight], attributes)
     }
 
-    /// ONNX has no mean over a given number of windows: it is written for one size of images.
+    /// Emits adaptive average pooling as average pooling for a fixed image size; ONNX has no adaptive pooling.
     fn adaptive(&mut self, node: &Node, grid: [usize; 2], x: &str) -> Result<String> {
         let pixels = self.pixels(node)?;
         let mut kernel = [1; 2];
@@ -304,7 +305,7 @@ impl Emitter<'_> {
                 (Some(0), Some(size)) if size > 0 => *kernel = size,
                 _ => {
                     let detail = format!(
-                        "`{}` takes means of {pixels} pixels over {grid} windows, which ONNX can only write for a multiple",
+                        "`{}`: unsupported adaptive pooling of {pixels} pixels to {grid}, expected a multiple; change the crop size",
                         node.name
                     );
                     return Err(Error::Export(detail));
@@ -316,12 +317,12 @@ impl Emitter<'_> {
         Ok(self.push(&node.name, "AveragePool", &[x], mean(&pool)))
     }
 
-    /// The pixels that a node is given.
+    /// Returns height and width of the input of `node`.
     fn pixels(&self, node: &Node) -> Result<[usize; 2]> {
         let input = node.inputs.first().and_then(|i| self.options.size.as_ref()?.costs.get(i.index()));
         match input.map(|c| c.shape.as_slice()) {
             Some(&[_, height, width]) => Ok([height, width]),
-            _ => Err(Error::Export(format!("`{}` needs a fixed size of images", node.name))),
+            _ => Err(Error::Export(format!("`{}` requires a fixed image size", node.name))),
         }
     }
 
@@ -357,7 +358,7 @@ fn window(pool: &PoolSpec) -> Vec<Attribute> {
 
 fn mean(pool: &AvgPool) -> Vec<Attribute> {
     let mut attributes = window(&pool.window);
-    // Without padding there is nothing to count, and runtimes differ in what they count at a border.
+    // Without padding the flag has no effect, and runtimes differ in its handling of ceil_mode.
     let counts = pool.divisor == Divisor::Window && pool.window.padding != [0; 2];
     attributes.push(Attribute::int("count_include_pad", i64::from(counts)));
     attributes.push(Attribute::int("ceil_mode", i64::from(pool.rounding == Rounding::Ceil)));

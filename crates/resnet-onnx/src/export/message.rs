@@ -1,4 +1,4 @@
-//! ONNX's messages as they are written.
+//! Protobuf messages of ONNX for writing.
 
 use prost::Message;
 
@@ -26,7 +26,7 @@ pub(super) struct ModelTail {
     pub(super) metadata: Vec<StringEntry>,
 }
 
-/// The fields of a graph before its initialisers.
+/// The fields of a graph before its initializers.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct GraphNodes {
     #[prost(message, repeated, tag = "1")]
@@ -35,7 +35,7 @@ pub(super) struct GraphNodes {
     pub(super) name: String,
 }
 
-/// The fields of a graph after its initialisers.
+/// The fields of a graph after its initializers.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct GraphIo {
     #[prost(message, repeated, tag = "11")]
@@ -118,7 +118,7 @@ impl TensorHead {
     }
 }
 
-/// An f32 input or output; axes of a number or of a name.
+/// Returns an f32 input or output with fixed (`Ok`) or named (`Err`) dimensions.
 pub(super) fn value_info(name: &str, dims: &[Result<usize, &str>]) -> ValueInfo {
     let dim = |dim: &Result<usize, &str>| Dim {
         value: Some(match dim {

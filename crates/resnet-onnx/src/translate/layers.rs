@@ -130,7 +130,7 @@ impl<'a> Translator<'a> {
             });
             let pad = CellKind::Op(Op::Pad(window.pad()), Tensors::default());
             input = self.push_sized(node, pad, &[input], channels, padded)?;
-            window = window.bare();
+            window = window.without_padding();
         }
         let conv = window.conv(channels, out, groups);
         let size = output(self.cell(input)?.size, |axis, n| conv.output(axis, n));

@@ -45,7 +45,7 @@ impl<'a> Translator<'a> {
             });
             let pad = CellKind::Op(Op::Pad(window.pad()), Tensors::default());
             input = self.push_sized(node, pad, &[input], channels, padded)?;
-            window = window.bare();
+            window = window.without_padding();
         }
         let pool = window.pool();
         let size = output(self.cell(input)?.size, |axis, n| pool.output(axis, n));
