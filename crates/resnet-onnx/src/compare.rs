@@ -1,30 +1,30 @@
-//! Finds for every part of our graph the one of a foreign graph that computes the same.
+//! Matches the nodes of an architecture with the nodes of a foreign graph.
 
 use std::collections::{HashMap, HashSet};
 
 use resnet_model::graph::{Graph, Op};
 
-use super::items::{Item, describe};
-use super::net::Net;
+use super::canonical::{CanonicalNode, describe};
+use super::cells::CellGraph;
 
-/// Where two graphs part.
+/// First difference between two graphs.
 #[derive(Debug, Clone)]
 pub(crate) struct Difference {
-    /// How many parts agree before.
+    /// Number of equal nodes before it.
     pub(crate) agree: usize,
-    /// Both sides, in words.
+    /// Description of both nodes.
     pub(crate) detail: String,
 }
 
-/// Pairs of items, ours and theirs, from the output back to the input.
-pub(crate) fn pairs(ours: &[Item], theirs: &[Item]) -> Option<Vec<(usize, usize)>> {
-    let last = |items: &[Item]| items.len().checked_sub(1);
+/// Returns pairs of nodes, ours and theirs, or `None` if the graphs differ.
+pub(crate) fn pairs(ours: &[CanonicalNode], theirs: &[CanonicalNode]) -> Option<Vec<(usize, usize)>> {
+    let last = |items: &[CanonicalNode]| items.len().checked_sub(1);
     let mut stack = vec![(last(ours)?, last(theirs)?)];
     let mut found: HashMap<usize, usize> = HashMap::new();
     while let Some((a, b)) = stack.pop() {
         match found.get(&a) {
             Some(&other) if other == b => continue,
-            // One part of ours would have two sets of weights.
+            // A node of ours cannot have two sets of weights.
             Some(_) => return None,
             None => {}
         }
@@ -33,7 +33,7 @@ pub(crate) fn pairs(ours: &[Item], theirs: &[Item]) -> Option<Vec<(usize, usize)
             return None;
         }
         found.insert(a, b);
-        let hash = |items: &[Item], i: &usize| Some(items.get(*i)?.hash);
+        let hash = |items: &[CanonicalNode], i: &usize| Some(items.get(*i)?.hash);
         match (&ours_item.op, ours_item.inputs.as_slice(), theirs_item.inputs.as_slice()) {
             (Op::Add, [a, b], [c, d]) if hash(ours, a)? != hash(theirs, c)? => {
                 stack.extend([(*a, *d), (*b, *c)])
@@ -49,19 +49,25 @@ pub(crate) fn pairs(ours: &[Item], theirs: &[Item]) -> Option<Vec<(usize, usize)
     Some(pairs)
 }
 
-/// The first parts of both graphs that have no equal in the other.
-pub(crate) fn difference(graph: &Graph, ours: &[Item], net: &Net, theirs: &[Item]) -> Difference {
-    let hashes = |items: &[Item]| items.iter().map(|i| i.hash).collect::<HashSet<u64>>();
+/// Returns the first nodes of both graphs without an equal in the other.
+pub(crate) fn difference(
+    graph: &Graph,
+    ours: &[CanonicalNode],
+    net: &CellGraph,
+    theirs: &[CanonicalNode],
+) -> Difference {
+    let hashes = |items: &[CanonicalNode]| items.iter().map(|i| i.hash).collect::<HashSet<u64>>();
     let (known_ours, known_theirs) = (hashes(ours), hashes(theirs));
-    let first =
-        |items: &[Item], known: &HashSet<u64>| items.iter().find(|i| !known.contains(&i.hash)).cloned();
+    let first = |items: &[CanonicalNode], known: &HashSet<u64>| {
+        items.iter().find(|i| !known.contains(&i.hash)).cloned()
+    };
     let agree = ours.iter().filter(|i| known_theirs.contains(&i.hash)).count();
     let mine = match first(ours, &known_theirs) {
         Some(item) => {
             let node = item.members.first().and_then(|&i| graph.nodes().get(i));
             format!("`{}` ({})", node.map_or("", |n| n.name.as_str()), describe(&item))
         }
-        None => "nothing more".into(),
+        None => "nothing".into(),
     };
     let other = match first(theirs, &known_ours) {
         Some(item) => {
@@ -69,7 +75,7 @@ pub(crate) fn difference(graph: &Graph, ours: &[Item], net: &Net, theirs: &[Item
             let label = cell.map_or("", |c| c.label.as_str());
             format!("`{}` ({})", resnet_model::escape(label), describe(&item))
         }
-        None => "nothing more".into(),
+        None => "nothing".into(),
     };
-    Difference { agree, detail: format!("at {mine} the file has {other}") }
+    Difference { agree, detail: format!("expected {mine}, found {other}") }
 }

@@ -1,5 +1,4 @@
-//! Values that do not depend on the input, computed while the graph is read: shapes, weights made by nodes, arithmetic
-//! between them.
+//! Constant folding: shapes, computed weights, and arithmetic between constants.
 
 use std::io;
 use std::sync::Arc;
@@ -9,10 +8,10 @@ use resnet_model::raw::{Bytes, Dtype, byte_len};
 
 use resnet_model::raw::{self, Float};
 
-/// The longest list of integers that is looked at: shapes, axes, indices.
+/// Maximum length of an integer list: shapes, axes, indices.
 const MAX_INTS: usize = 1 << 10;
 
-/// A weight or another constant, and the name that it has in the file.
+/// A weight or another constant, and its name in the file.
 #[derive(Debug, Clone)]
 pub(crate) struct Constant {
     pub(crate) tensor: RawTensor,
@@ -24,7 +23,7 @@ impl Constant {
         self.tensor.shape()
     }
 
-    /// The same constant with other elements or shape.
+    /// Returns a constant with the same name and another tensor.
     pub(crate) fn with(&self, tensor: RawTensor) -> Constant {
         Constant { tensor, name: self.name.clone() }
     }
@@ -33,12 +32,12 @@ impl Constant {
         Some(self.with(self.tensor.reshape(shape.to_vec())?))
     }
 
-    /// All values; `None` if they are no numbers or cannot be read.
+    /// Returns all values; `None` if they are not numeric or a read fails.
     pub(crate) fn values(&self) -> Option<Vec<f32>> {
         self.tensor.to_f32(&self.name).ok()
     }
 
-    /// The only value.
+    /// Returns the value of a tensor of one element.
     pub(crate) fn scalar(&self) -> Option<f32> {
         match (self.tensor.elements(), self.values()?.as_slice()) {
             (1, &[value]) => Some(value),
@@ -47,7 +46,7 @@ impl Constant {
     }
 }
 
-/// A short list of integers.
+/// Returns the elements of an integer tensor of at most [`MAX_INTS`].
 pub(crate) fn ints(tensor: &RawTensor) -> Option<Vec<i64>> {
     if tensor.elements() > MAX_INTS {
         return None;
@@ -60,13 +59,13 @@ pub(crate) fn ints(tensor: &RawTensor) -> Option<Vec<i64>> {
     })
 }
 
-/// An i64 list.
+/// Returns an i64 tensor `[values.len()]`.
 pub(crate) fn from_ints(values: &[i64]) -> Option<RawTensor> {
     let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
     RawTensor::new(Dtype::I64, vec![values.len()], Arc::new(bytes))
 }
 
-/// The bytes of one element over and over.
+/// One element, repeated.
 #[derive(Debug)]
 struct Fill {
     element: Vec<u8>,
@@ -90,7 +89,7 @@ impl Bytes for Fill {
     }
 }
 
-/// One element, as often as `shape` needs; it takes no memory.
+/// Returns `element` expanded to `shape`, without allocating it.
 pub(crate) fn fill(element: &RawTensor, shape: Vec<usize>) -> Option<RawTensor> {
     let len = byte_len(element.dtype(), &shape)?;
     let element_bytes = match element.elements() {
@@ -100,7 +99,7 @@ pub(crate) fn fill(element: &RawTensor, shape: Vec<usize>) -> Option<RawTensor> 
     RawTensor::new(element.dtype(), shape, Arc::new(Fill { element: element_bytes, len }))
 }
 
-/// Copies elements at strides into a row.
+/// Copies elements at strides into a contiguous buffer.
 fn gather(from: &[u8], to: &mut [u8], item: usize, sizes: &[usize], strides: &[usize]) -> Option<()> {
     if item == 0 {
         return None;
@@ -110,7 +109,7 @@ fn gather(from: &[u8], to: &mut [u8], item: usize, sizes: &[usize], strides: &[u
     for element in to.chunks_exact_mut(item) {
         let start = at.checked_mul(item)?;
         element.copy_from_slice(from.get(start..start.checked_add(item)?)?);
-        // Counts up like an odometer.
+        // Increments the multi-index.
         for ((i, &size), &stride) in index.iter_mut().zip(sizes).zip(strides).rev() {
             *i = i.checked_add(1)?;
             if *i < size {
@@ -124,7 +123,7 @@ fn gather(from: &[u8], to: &mut [u8], item: usize, sizes: &[usize], strides: &[u
     Some(())
 }
 
-/// The elements in another type, rounded to nearest.
+/// Casts the elements, rounding to nearest.
 pub(crate) fn cast(tensor: &RawTensor, to: Dtype) -> Option<RawTensor> {
     if tensor.dtype() == to {
         return Some(tensor.clone());
@@ -146,20 +145,20 @@ pub(crate) fn cast(tensor: &RawTensor, to: Dtype) -> Option<RawTensor> {
     }
 }
 
-/// The product of sizes.
+/// Returns the number of elements of a shape.
 fn count(shape: &[usize]) -> Option<usize> {
     shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d))
 }
 
-/// Whether every element of `shape` has its own in `other`, which is then at least as large.
-fn fits(shape: &[usize], other: &[usize]) -> bool {
+/// Returns `true` if `shape` broadcasts to `other`.
+fn broadcasts(shape: &[usize], other: &[usize]) -> bool {
     let pairs = shape.iter().rev().zip(other.iter().rev());
     shape.len() <= other.len() && pairs.into_iter().all(|(&a, &b)| a == b || a == 1)
 }
 
-/// `a` and `b` element by element, the smaller repeated; the result is as large as one of them.
+/// Applies `op` elementwise; one operand broadcasts to the other.
 pub(crate) fn arithmetic(op: &str, a: &RawTensor, b: &RawTensor) -> Option<RawTensor> {
-    let shape = match (fits(b.shape(), a.shape()), fits(a.shape(), b.shape())) {
+    let shape = match (broadcasts(b.shape(), a.shape()), broadcasts(a.shape(), b.shape())) {
         (true, _) => a.shape().to_vec(),
         (false, true) => b.shape().to_vec(),
         _ => return None,
@@ -176,7 +175,7 @@ pub(crate) fn arithmetic(op: &str, a: &RawTensor, b: &RawTensor) -> Option<RawTe
         let pairs = a.into_iter().cycle().zip(b.into_iter().cycle()).take(n);
         return from_ints(&pairs.map(value).collect::<Option<Vec<_>>>()?)?.reshape(shape);
     }
-    let (x, y) = (spread(a, &shape)?, spread(b, &shape)?);
+    let (x, y) = (broadcast(a, &shape)?, broadcast(b, &shape)?);
     let value = |(x, y): (f32, f32)| match op {
         "Add" => Some(x + y),
         "Sub" => Some(x - y),
@@ -189,8 +188,8 @@ pub(crate) fn arithmetic(op: &str, a: &RawTensor, b: &RawTensor) -> Option<RawTe
     cast(&RawTensor::from_f32(shape, &values)?, a.dtype())
 }
 
-/// The values of a tensor repeated to `shape`, which it fits.
-fn spread(tensor: &RawTensor, shape: &[usize]) -> Option<Vec<f32>> {
+/// Returns the values of a tensor broadcast to `shape`.
+fn broadcast(tensor: &RawTensor, shape: &[usize]) -> Option<Vec<f32>> {
     let values = tensor.to_f32("").ok()?;
     let missing = shape.len().checked_sub(tensor.shape().len())?;
     let own: Vec<usize> = std::iter::repeat_n(1, missing).chain(tensor.shape().iter().copied()).collect();
@@ -206,8 +205,8 @@ fn spread(tensor: &RawTensor, shape: &[usize]) -> Option<Vec<f32>> {
     Some(out.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)).collect())
 }
 
-/// Every value by a function of one number.
-pub(crate) fn each(op: &str, tensor: &RawTensor) -> Option<RawTensor> {
+/// Applies a unary operator elementwise.
+pub(crate) fn unary(op: &str, tensor: &RawTensor) -> Option<RawTensor> {
     let value = |x: f32| match op {
         "Sqrt" => Some(x.sqrt()),
         "Reciprocal" => Some(x.recip()),
@@ -220,13 +219,13 @@ pub(crate) fn each(op: &str, tensor: &RawTensor) -> Option<RawTensor> {
     cast(&RawTensor::from_f32(tensor.shape().to_vec(), &values)?, tensor.dtype())
 }
 
-/// Means over some axes, computed in `f64`.
+/// Returns the mean over `axes`, computed in `f64`.
 pub(crate) fn mean(tensor: &RawTensor, axes: &[i64], keep: bool) -> Option<RawTensor> {
     let shape = tensor.shape();
     let axes: Vec<usize> = axes.iter().map(|&a| axis(a, shape.len())).collect::<Option<_>>()?;
     let kept: Vec<usize> =
         shape.iter().enumerate().map(|(i, &d)| if axes.contains(&i) { 1 } else { d }).collect();
-    // The place of an element's mean: strides of the result, 0 along the axes.
+    // Strides of the result, 0 along the reduced axes.
     let mut strides = vec![0usize; shape.len()];
     let mut step = 1usize;
     for (i, (stride, &size)) in strides.iter_mut().zip(&kept).enumerate().rev() {
@@ -246,71 +245,72 @@ pub(crate) fn mean(tensor: &RawTensor, axes: &[i64], keep: bool) -> Option<RawTe
             *i = 0;
         }
     }
-    let each = tensor.elements().checked_div(step)? as f64;
-    let means: Vec<f32> = sums.into_iter().map(|sum| (sum / each) as f32).collect();
+    let count = tensor.elements().checked_div(step)? as f64;
+    let means: Vec<f32> = sums.into_iter().map(|sum| (sum / count) as f32).collect();
     let out = kept.into_iter().enumerate().filter(|(i, _)| keep || !axes.contains(i));
     cast(&RawTensor::from_f32(out.map(|(_, d)| d).collect(), &means)?, tensor.dtype())
 }
 
-/// A batch norm of `tensor` `[N, C, …]` with scale, bias, mean and variance `[C]`, or with its own moments, in `f64`.
+/// Returns the batch norm of `tensor` `[N, C, …]` with scale, bias, mean and variance `[C]`, computed in `f64`.
+/// `batch_statistics` uses the mean and variance of `tensor` (training mode).
 pub(crate) fn batch_norm(
     tensor: &RawTensor,
     parameters: [Option<&RawTensor>; 4],
     eps: f64,
-    own_moments: bool,
+    batch_statistics: bool,
 ) -> Option<RawTensor> {
     let &[images, channels, ref rest @ ..] = tensor.shape() else { return None };
     let pixels = count(rest)?;
     let mut values = tensor.to_f32("").ok()?;
     let [scale, bias, mean, var] = parameters.map(|p| p?.to_f32("").ok());
     let (scale, bias, mean, var) = (scale?, bias?, mean?, var?);
-    let number = images.checked_mul(pixels)? as f64;
+    let count = images.checked_mul(pixels)? as f64;
     for channel in 0..channels {
-        let place = |image: usize| {
+        let range = |image: usize| {
             let start = image.checked_mul(channels)?.checked_add(channel)?.checked_mul(pixels)?;
             Some(start..start.checked_add(pixels)?)
         };
         let (mut mean, mut var) = (f64::from(*mean.get(channel)?), f64::from(*var.get(channel)?));
-        if own_moments {
+        if batch_statistics {
             let sum = |f: &dyn Fn(f64) -> f64| {
-                let planes = (0..images).map(|image| values.get(place(image)?));
+                let planes = (0..images).map(|image| values.get(range(image)?));
                 let sums = planes.map(|plane| Some(plane?.iter().map(|&v| f(f64::from(v))).sum::<f64>()));
                 sums.sum::<Option<f64>>()
             };
-            mean = sum(&|v| v)? / number;
-            var = sum(&|v| (v - mean) * (v - mean))? / number;
+            mean = sum(&|v| v)? / count;
+            var = sum(&|v| (v - mean) * (v - mean))? / count;
         }
         let scale = f64::from(*scale.get(channel)?) / (var + eps).sqrt();
         let bias = f64::from(*bias.get(channel)?);
         for image in 0..images {
-            let plane = values.get_mut(place(image)?)?;
+            let plane = values.get_mut(range(image)?)?;
             plane.iter_mut().for_each(|v| *v = ((f64::from(*v) - mean) * scale + bias) as f32);
         }
     }
     cast(&RawTensor::from_f32(tensor.shape().to_vec(), &values)?, tensor.dtype())
 }
 
-/// The shape that `Reshape` makes of `shape`: -1 is what is left, 0 what was there.
-pub(crate) fn reshaped(shape: &[usize], target: &[i64], keep_zeros: bool) -> Option<Vec<usize>> {
-    let mut rest = None;
+/// Returns the output shape of `Reshape`: -1 is inferred, 0 copies the input size unless `allow_zero`.
+pub(crate) fn reshaped(shape: &[usize], target: &[i64], allow_zero: bool) -> Option<Vec<usize>> {
+    let mut inferred = None;
     let mut out = Vec::new();
     for (i, &size) in target.iter().enumerate() {
         out.push(match size {
-            -1 if rest.is_none() => {
-                rest = Some(i);
+            -1 if inferred.is_none() => {
+                inferred = Some(i);
                 1
             }
-            0 if !keep_zeros => *shape.get(i)?,
+            0 if !allow_zero => *shape.get(i)?,
             size => usize::try_from(size).ok()?,
         });
     }
-    if let Some(i) = rest {
+    if let Some(i) = inferred {
         *out.get_mut(i)? = count(shape)?.checked_div(count(&out)?)?;
     }
     (count(&out)? == count(shape)?).then_some(out)
 }
 
-/// An axis, counted from the end if it is negative.
+/// Normalizes an axis; negative ones count from the end.
 pub(crate) fn axis(axis: i64, rank: usize) -> Option<usize> {
     let rank = i64::try_from(rank).ok()?;
     let axis = if axis < 0 { axis.checked_add(rank)? } else { axis };
@@ -327,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn smaller_operands_are_repeated() {
+    fn operands_broadcast() {
         let check = |op, a: &[usize], b: &[usize], expected: &[f32]| {
             let result = arithmetic(op, &tensor(a), &tensor(b)).unwrap();
             assert_eq!(result.to_f32("").unwrap(), expected, "{op} {a:?} {b:?}");
@@ -339,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn means_are_over_the_axes_asked_for() {
+    fn mean_reduces_the_given_axes() {
         let check = |axes: &[i64], keep, shape: &[usize], expected: &[f32]| {
             let result = mean(&tensor(&[2, 3, 2]), axes, keep).unwrap();
             assert_eq!(
@@ -355,20 +355,22 @@ mod tests {
     }
 
     #[test]
-    fn norms_use_the_moments_they_are_told() {
+    fn batch_norm_uses_given_or_batch_statistics() {
         let numbers = |values: &[f32]| RawTensor::from_f32(vec![values.len()], values).unwrap();
-        let given = [[2.0, 1.0], [0.5, 0.0], [1.0, 3.0], [4.0, 0.25]].map(|v| numbers(&v));
+        let parameters = [[2.0, 1.0], [0.5, 0.0], [1.0, 3.0], [4.0, 0.25]].map(|v| numbers(&v));
         let norm = |own| {
-            let parameters = given.each_ref().map(Some);
-            batch_norm(&tensor(&[1, 2, 2]), parameters, 0.0, own).unwrap().to_f32("").unwrap()
+            batch_norm(&tensor(&[1, 2, 2]), parameters.each_ref().map(Some), 0.0, own)
+                .unwrap()
+                .to_f32("")
+                .unwrap()
         };
         assert_eq!(norm(false), [-0.5, 0.5, -2.0, 0.0]);
         assert_eq!(norm(true), [-1.5, 2.5, -1.0, 1.0]);
-        assert!(batch_norm(&tensor(&[1, 3, 2]), given.each_ref().map(Some), 0.0, true).is_none());
+        assert!(batch_norm(&tensor(&[1, 3, 2]), parameters.each_ref().map(Some), 0.0, true).is_none());
     }
 
     #[test]
-    fn one_element_fills_any_shape() {
+    fn fill_expands_one_element() {
         let one = RawTensor::from_f32(vec![1], &[0.5]).unwrap();
         let filled = fill(&one, vec![3, 2]).unwrap();
         assert_eq!(filled.to_f32("").unwrap(), [0.5; 6]);
@@ -379,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn shapes_with_gaps_are_completed() {
+    fn reshape_infers_sizes() {
         let check = |shape: &[usize], target: &[i64], expected: Option<&[usize]>| {
             assert_eq!(reshaped(shape, target, false).as_deref(), expected, "{shape:?} {target:?}");
         };

@@ -1,4 +1,4 @@
-//! Errors of reading and writing ONNX.
+//! Errors of reading and writing ONNX models.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -16,7 +16,7 @@ pub enum Error {
     #[error("ONNX: {0}")]
     Export(String),
     /// The model exceeds the size limit of protobuf.
-    #[error("`{}`: {bytes} bytes, but an ONNX file is limited to 2 GiB", escape(&path.display().to_string()))]
+    #[error("`{}`: the model has {bytes} bytes, but an ONNX file is limited to 2 GiB", escape(&path.display().to_string()))]
     TooLarge {
         /// The output file.
         path: PathBuf,
@@ -28,7 +28,7 @@ pub enum Error {
     Model(#[from] resnet_model::Error),
 }
 
-/// Kind of a [`Fault`].
+/// CellKind of a [`Fault`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Code {

@@ -1,4 +1,4 @@
-//! A network written as an ONNX model, operator set 17.
+//! Writes a checkpoint as an ONNX model with operator set 17.
 
 mod emit;
 mod message;
@@ -14,32 +14,32 @@ use resnet_model::meta::KEY;
 use resnet_model::raw::Dtype;
 use resnet_model::{Checkpoint, Labels, RawTensor, fold};
 
-use self::emit::{Fixed, Initializer, Source};
-use self::message::{Head, Tail, TensorHead};
-use super::proto::{Entry, Opset};
+use self::emit::{FixedSize, Initializer, InitializerSource};
+use self::message::{ModelHead, ModelTail, TensorHead};
+use super::proto::{Opset, StringEntry};
 use crate::error::{Error, Result};
 use resnet_model::raw::{self, Float};
 
-/// The operator set that is written, and the version of the format that belongs to it.
+/// The operator set of written models, and its IR version.
 const OPSET: i64 = 17;
 const IR_VERSION: i64 = 8;
-/// What a protobuf message may hold: readers count in 32 bits with a sign.
+/// Maximum size of a protobuf message: readers use signed 32-bit lengths.
 const MAX_MODEL: u64 = (1 << 31) - 1;
 
-/// How an ONNX model is written.
+/// Options for writing an ONNX model.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Export {
-    /// Keep batch norms as operators, instead of folding them into the convolutions before them.
+    /// Keeps batch norms as operators instead of folding them into the preceding convolutions.
     pub keep_norms: bool,
-    /// Images in a batch; any number by default.
+    /// Fixed batch size; dynamic by default.
     pub batch: Option<usize>,
 }
 
-/// Writes `checkpoint` as an ONNX model at `path`, whole or not at all; `progress` is told the bytes of tensors written
+/// Writes `checkpoint` atomically as an ONNX model to `path`; `progress` receives the number of tensor bytes written
 /// since the last call.
 ///
-/// Weights are f32, or f16 if all of the checkpoint's are; input and output are f32 in any case. Preprocessing, labels
-/// and architecture are under `metadata_props`. Fails for models of 2 GiB, which protobuf cannot hold.
+/// Weights are f32, or f16 if all weights of the checkpoint are f16; input and output are always f32. Preprocessing,
+/// labels and architecture are written to `metadata_props`. Returns an error for models of 2 GiB or more.
 pub(crate) fn write(
     checkpoint: &Checkpoint,
     path: &Path,
@@ -48,36 +48,36 @@ pub(crate) fn write(
     progress: &mut dyn FnMut(u64),
 ) -> Result<()> {
     let graph = checkpoint.graph();
-    // Standardised weights are constants here, so that they are computed, which folding does.
-    let computed = graph.nodes().iter().any(|n| matches!(n.op, Op::StdConv(_)));
-    let folded = (!export.keep_norms || computed).then(|| fold::fold(graph));
-    let shown = folded.as_ref().map_or(graph, |f| f.graph());
+    // Folding replaces standardized weights by constants.
+    let standardized = graph.nodes().iter().any(|n| matches!(n.op, Op::StdConv(_)));
+    let folded = (!export.keep_norms || standardized).then(|| fold::fold(graph));
+    let exported = folded.as_ref().map_or(graph, |f| f.graph());
     let half = is_half(checkpoint);
-    let emitted = emit::emit(&emit::Plan {
-        graph: shown,
+    let emitted = emit::emit(&emit::EmitOptions {
+        graph: exported,
         checkpoint,
         folded: folded.is_some(),
         half,
-        size: size(shown, checkpoint)?,
+        size: size(exported, checkpoint)?,
         batch: export.batch,
     })?;
     let dtype = if half { Float::F16 } else { Float::F32 };
-    let head = Head {
+    let head = ModelHead {
         ir_version: IR_VERSION,
         producer_name: env!("CARGO_PKG_NAME").into(),
         producer_version: env!("CARGO_PKG_VERSION").into(),
     };
-    let tail = Tail {
+    let tail = ModelTail {
         opsets: vec![Opset { domain: String::new(), version: OPSET }],
         metadata: metadata(checkpoint)?,
     };
     let item = if half { 2 } else { 4 };
-    let heads = emitted.initializers.iter().map(|i| TensorHead::of(i, dtype).encode_to_vec());
+    let heads = emitted.initializers.iter().map(|i| TensorHead::new(i, dtype).encode_to_vec());
     let heads: Vec<(Vec<u8>, u64)> =
         heads.zip(&emitted.initializers).map(|(head, i)| (head, i.bytes(item))).collect();
     let tensor_len = |(head, len): &(Vec<u8>, u64)| (head.len() as u64).saturating_add(delimited(9, *len));
     let tensors = heads.iter().map(|h| delimited(5, tensor_len(h))).fold(0u64, u64::saturating_add);
-    let (before, after) = (emitted.nodes.encode_to_vec(), emitted.ends.encode_to_vec());
+    let (before, after) = (emitted.nodes.encode_to_vec(), emitted.io.encode_to_vec());
     let graph_len = tensors.saturating_add(before.len() as u64).saturating_add(after.len() as u64);
     let total =
         graph_len.saturating_add((head.encoded_len() as u64).saturating_add(tail.encoded_len() as u64));
@@ -108,19 +108,19 @@ pub(crate) fn write(
     written.map_err(|error| Error::Model(error.at(path)))
 }
 
-/// The bytes of an initialiser in the type it is written in; lists of integers stay what they are.
+/// Casts an initializer to the dtype of the file; integer lists are unchanged.
 fn cast_to(initializer: &Initializer, tensor: RawTensor, to: Float) -> RawTensor {
     match initializer.source {
-        Source::Ints(_) => tensor,
+        InitializerSource::Ints(_) => tensor,
         _ => raw::cast(&tensor, to).unwrap_or(tensor),
     }
 }
 
-/// The tensors of a graph whose norms are folded, computed one convolution at a time.
+/// Computes the initializers of a graph one at a time, with folded norms.
 struct Folding<'a> {
     folded: Option<&'a fold::Folded>,
     checkpoint: &'a Checkpoint,
-    /// The bias that came with the last weight.
+    /// The bias of the last folded weight.
     bias: Option<Vec<f32>>,
 }
 
@@ -129,37 +129,37 @@ impl Folding<'_> {
         let shape = initializer.shape.clone();
         let missing = || resnet_model::Error::Missing(initializer.name.clone());
         let values = match (&initializer.source, self.folded) {
-            (Source::Stored(name), _) => {
+            (InitializerSource::Stored(name), _) => {
                 let tensor = self.checkpoint.tensor(name)?;
-                // Whatever the type is, as f32: the cast to f16 comes after.
+                // Cast to the dtype of the file later.
                 return tensor.reshape(shape).ok_or_else(missing);
             }
-            (Source::Ints(list), _) => {
+            (InitializerSource::Ints(list), _) => {
                 let bytes: Vec<u8> = list.iter().flat_map(|v| v.to_le_bytes()).collect();
                 let tensor = RawTensor::new(Dtype::I64, shape, std::sync::Arc::new(bytes));
                 return tensor.ok_or_else(missing);
             }
-            (Source::Values(values), _) => values.clone(),
-            (Source::Folded(node), Some(folded)) => {
+            (InitializerSource::Values(values), _) => values.clone(),
+            (InitializerSource::Folded(node), Some(folded)) => {
                 let conv = folded.conv(node, self.checkpoint, Vec::new())?;
                 self.bias = Some(conv.bias);
                 conv.weight
             }
-            (Source::FoldedBias, _) => self.bias.take().ok_or_else(missing)?,
-            (Source::Folded(_), None) => return Err(missing()),
+            (InitializerSource::FoldedBias, _) => self.bias.take().ok_or_else(missing)?,
+            (InitializerSource::Folded(_), None) => return Err(missing()),
         };
         RawTensor::from_f32(shape, &values).ok_or_else(missing)
     }
 }
 
-/// Whether all weights are f16.
+/// Returns `true` if all weights are f16.
 fn is_half(checkpoint: &Checkpoint) -> bool {
     let mut floats = checkpoint.tensors().values().filter(|t| raw::is_float(t.dtype())).peekable();
     floats.peek().is_some() && floats.all(|t| t.dtype() == Dtype::F16)
 }
 
-/// The size of images where the graph depends on it: the one that positions are known for, else that of the crop.
-fn size(graph: &Graph, checkpoint: &Checkpoint) -> Result<Option<Fixed>> {
+/// Returns the image size if the graph depends on it: the size of the positional embedding, or the crop.
+fn size(graph: &Graph, checkpoint: &Checkpoint) -> Result<Option<FixedSize>> {
     let depends = |op: &Op| matches!(op, Op::AdaptiveAvgPool(_) | Op::Flatten(_) | Op::AttentionPool(_));
     let Some(node) = graph.nodes().iter().find(|n| depends(&n.op)) else { return Ok(None) };
     let crop = checkpoint.meta().preprocess.crop;
@@ -169,28 +169,32 @@ fn size(graph: &Graph, checkpoint: &Checkpoint) -> Result<Option<Fixed>> {
         _ => crop,
     };
     let [height, width] = image;
-    Ok(Some(Fixed { image, costs: graph.costs(height, width)? }))
+    Ok(Some(FixedSize { image, costs: graph.costs(height, width)? }))
 }
 
-fn metadata(checkpoint: &Checkpoint) -> Result<Vec<Entry>> {
+fn metadata(checkpoint: &Checkpoint) -> Result<Vec<StringEntry>> {
     let meta = checkpoint.meta();
     let json = |e: serde_json::Error| Error::Model(resnet_model::Error::Meta(e.to_string()));
     let mut entries = vec![
-        Entry { key: KEY.into(), value: meta.to_json()? },
-        Entry { key: "preprocess".into(), value: serde_json::to_string(&meta.preprocess).map_err(json)? },
+        StringEntry { key: KEY.into(), value: meta.to_json()? },
+        StringEntry {
+            key: "preprocess".into(),
+            value: serde_json::to_string(&meta.preprocess).map_err(json)?,
+        },
     ];
     if let Labels::Names(names) = &meta.labels {
-        entries.push(Entry { key: "labels".into(), value: serde_json::to_string(names).map_err(json)? });
+        entries
+            .push(StringEntry { key: "labels".into(), value: serde_json::to_string(names).map_err(json)? });
     }
     Ok(entries)
 }
 
-/// The length of a field of bytes with its key and length.
+/// Returns the encoded length of a length-delimited field, including its key and length prefix.
 fn delimited(tag: u32, len: u64) -> u64 {
     len.saturating_add(encoded_len_varint(len) as u64).saturating_add(key_len(tag) as u64)
 }
 
-/// Key and length of a field of bytes.
+/// Returns the key and length prefix of a length-delimited field.
 fn prefix(tag: u32, len: u64) -> Vec<u8> {
     let mut out = Vec::with_capacity(16);
     encode_key(tag, WireType::LengthDelimited, &mut out);

@@ -1,21 +1,21 @@
 #![doc = include_str!("../README.md")]
 
 mod assign;
+mod canonical;
+mod cells;
 mod compare;
 mod constant;
 mod error;
 mod export;
 mod external;
-mod guess;
-mod items;
-mod net;
+mod infer;
 mod node;
 mod proto;
+mod protobuf;
 mod simplify;
 mod tensor;
 mod translate;
 mod window;
-mod wire;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
@@ -29,12 +29,12 @@ use resnet_model::text::plural;
 use resnet_model::{Checkpoint, Existing, Meta, RawTensor, escape, zoo};
 
 use self::assign::Assigned;
+use self::canonical::CanonicalNode;
+use self::cells::CellGraph;
 pub use self::export::Export;
 use self::external::External;
-use self::guess::Foreign;
-use self::items::Item;
-use self::net::Net;
-use self::proto::Model;
+use self::infer::Foreign;
+use self::proto::ModelProto;
 pub use self::simplify::Prelude;
 pub use crate::error::{Code, Error, Fault, Result};
 
@@ -47,7 +47,7 @@ const MIN_OPSET: i64 = 7;
 /// A computation graph that has not been identified yet.
 #[derive(Debug)]
 pub struct Graph {
-    model: Model,
+    model: ModelProto,
     file: Arc<dyn Bytes>,
     folder: External,
 }
@@ -175,7 +175,7 @@ pub fn identify(graph: Graph, tensors: &[(String, RawTensor)], arch: Option<&Arc
     let context = translate::Context { file: &file, initializers, external: folder };
     let translated = translate::translate(&model.graph, context)?;
     let (net, prelude) = simplify::simplify(translated.net);
-    let theirs = match items::theirs(&net) {
+    let theirs = match canonical::theirs(&net) {
         Ok(theirs) => theirs,
         Err(label) => {
             return Ok(Match::Unknown(format!("no network of the zoo contains `{}`", escape(&label))));
@@ -188,8 +188,8 @@ pub fn identify(graph: Graph, tensors: &[(String, RawTensor)], arch: Option<&Arc
     };
     let arch = standardized(arch, &assigned.tensors);
     let mut notes = translated.notes;
-    if assigned.unfolded > 0 {
-        let norms = plural(assigned.unfolded, "batch norm");
+    if assigned.synthesized_norms > 0 {
+        let norms = plural(assigned.synthesized_norms, "batch norm");
         notes.push(format!("{norms} had been folded: the converted ones only add the bias"));
     }
     let unused = tensors.iter().filter(|(name, tensor)| {
@@ -203,7 +203,12 @@ pub fn identify(graph: Graph, tensors: &[(String, RawTensor)], arch: Option<&Arc
 }
 
 /// The architecture whose graph equals the foreign one, and its tensors; else where the likeliest one differs.
-fn find(net: &Net, theirs: &[Item], first: Option<&Arch>, only: bool) -> Result<(Arch, Assigned), String> {
+fn find(
+    net: &CellGraph,
+    theirs: &[CanonicalNode],
+    first: Option<&Arch>,
+    only: bool,
+) -> Result<(Arch, Assigned), String> {
     let norms = || theirs.iter().flat_map(|i| i.members.iter().skip(1)).filter_map(|&i| net.cells.get(i));
     let eps = net.cells.iter().find_map(|c| match c.op()? {
         Op::BatchNorm(norm) => Some(norm.eps),
@@ -211,11 +216,11 @@ fn find(net: &Net, theirs: &[Item], first: Option<&Arch>, only: bool) -> Result<
         _ => None,
     });
     let foreign = Foreign { items: theirs, eps, norms: norms().next().is_some() };
-    let ends = Ends::of(theirs);
+    let ends = Ends::from_nodes(theirs);
     let mut closest: Option<(usize, String)> = None;
     let mut attempt = |arch: &Arch| -> Option<Result<(Arch, Assigned), String>> {
         let graph = arch.graph().ok()?;
-        let ours = items::ours(&graph);
+        let ours = canonical::ours(&graph);
         let Some(pairs) = compare::pairs(&ours, theirs) else {
             let difference = compare::difference(&graph, &ours, net, theirs);
             if closest.as_ref().is_none_or(|(agree, _)| difference.agree > *agree) {
@@ -234,7 +239,7 @@ fn find(net: &Net, theirs: &[Item], first: Option<&Arch>, only: bool) -> Result<
         }
     }
     if !only {
-        for arch in guess::candidates(foreign) {
+        for arch in infer::candidates(foreign) {
             if let Some(found) = attempt(&arch) {
                 return found;
             }
@@ -281,7 +286,7 @@ struct Ends {
 }
 
 impl Ends {
-    fn of(items: &[Item]) -> Ends {
+    fn from_nodes(items: &[CanonicalNode]) -> Ends {
         let classes = match items.last().map(|i| &i.op) {
             Some(Op::Linear(linear)) => linear.out_features,
             _ => 0,

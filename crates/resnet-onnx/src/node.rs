@@ -1,23 +1,23 @@
-//! One node of a foreign graph: its attributes, by name and by type.
+//! Typed access to the attributes of a node.
 
-use super::proto::{Attribute, Node, Tensor};
+use super::proto::{AttributeProto, NodeProto, TensorProto};
 use crate::error::{Code, Fault};
 
-impl Node {
-    /// What to call it in a message.
+impl NodeProto {
+    /// Returns the name and operator for messages: `conv1 (Conv)`.
     pub(crate) fn label(&self) -> String {
         let name =
             if self.name.is_empty() { self.outputs.first().map_or("", String::as_str) } else { &self.name };
         format!("{name} ({})", self.op)
     }
 
-    /// A fault of this node.
+    /// Returns a fault of this node.
     pub(crate) fn fault(&self, code: Code, detail: impl Into<String>) -> Fault {
         Fault::new(code, detail).within(&self.label())
     }
 
-    /// A graph that no network here has.
-    pub(crate) fn odd(&self, detail: impl Into<String>) -> Fault {
+    /// Returns a fault for an unsupported graph at this node.
+    pub(crate) fn graph_fault(&self, detail: impl Into<String>) -> Fault {
         self.fault(Code::Graph, detail)
     }
 
@@ -25,7 +25,7 @@ impl Node {
         self.inputs.get(i).map_or("", String::as_str)
     }
 
-    fn attribute(&self, name: &str) -> Option<&Attribute> {
+    fn attribute(&self, name: &str) -> Option<&AttributeProto> {
         self.attributes.iter().find(|a| a.name == name)
     }
 
@@ -61,17 +61,17 @@ impl Node {
         self.attribute(name).map(|a| a.floats.as_slice())
     }
 
-    pub(crate) fn tensor(&self, name: &str) -> Option<&Tensor> {
+    pub(crate) fn tensor(&self, name: &str) -> Option<&TensorProto> {
         self.attribute(name)?.t.as_ref()
     }
 
-    /// A pair of positive sizes, height and width; `default` if it is absent.
+    /// Returns an attribute of two positive sizes, height and width, or `default` if it is absent.
     pub(crate) fn pair(&self, name: &str, default: [usize; 2]) -> Result<[usize; 2], Fault> {
         let Some(list) = self.ints(name) else { return Ok(default) };
         let size = |&v: &i64| usize::try_from(v).ok().filter(|v| (1..=1 << 16).contains(v));
         match list.iter().map(size).collect::<Option<Vec<_>>>().as_deref() {
             Some(&[height, width]) => Ok([height, width]),
-            _ => Err(self.odd(format!("{name} {list:?}, expected two sizes"))),
+            _ => Err(self.graph_fault(format!("invalid {name} {list:?}, expected two positive sizes"))),
         }
     }
 }

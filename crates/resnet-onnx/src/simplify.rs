@@ -1,10 +1,10 @@
-//! Cells that exporters split are joined again: paddings, slices, scales and shifts.
+//! Fuses cells that exporters split: paddings, slices, scales and shifts.
 
 use resnet_model::graph::{Blur, Conv, Op, PoolSpec, Subsample};
 use resnet_model::{Preprocess, RawTensor};
 
+use super::cells::{Cell, CellGraph, CellKind, Tensors};
 use super::constant::{Constant, arithmetic};
-use super::net::{Cell, Kind, Net, Tensors};
 use crate::error::{Code, Fault};
 
 /// Preprocessing in the graph: `x · scale + shift` for each channel of the input.
@@ -22,12 +22,13 @@ impl Prelude {
     ///
     /// A [`Fault`] if the channels have different ranges.
     pub fn preprocess(&self, default: Preprocess, notes: &mut Vec<String>) -> Result<Preprocess, Fault> {
-        let is_byte = |(scale, shift): (&f32, &f32)| scale.recip().abs() > 4.0 || (shift / scale).abs() > 4.0;
-        let mut ranges = self.scale.iter().zip(&self.shift).map(is_byte);
+        let exceeds_unit =
+            |(scale, shift): (&f32, &f32)| scale.recip().abs() > 4.0 || (shift / scale).abs() > 4.0;
+        let mut ranges = self.scale.iter().zip(&self.shift).map(exceeds_unit);
         let bytes = ranges.next().unwrap_or(false);
         if ranges.any(|other| other != bytes) {
             let detail =
-                "the channels of the input are normalized for different ranges; expected 0 to 1 or 0 to 255";
+                "input channels are normalized for different ranges; expected 0 to 1 or 0 to 255 for all";
             return Err(Fault::new(Code::Unsupported, detail));
         }
         let range = if bytes { 255.0 } else { 1.0 };
@@ -44,7 +45,7 @@ impl Prelude {
 }
 
 /// Fuses and simplifies nodes, and removes those without readers.
-pub(crate) fn simplify(net: Net) -> (Net, Option<Prelude>) {
+pub(crate) fn simplify(net: CellGraph) -> (CellGraph, Option<Prelude>) {
     let mut uses = vec![0usize; net.cells.len()];
     for &input in net.cells.iter().flat_map(|c| &c.inputs) {
         if let Some(n) = uses.get_mut(input) {
@@ -55,37 +56,37 @@ pub(crate) fn simplify(net: Net) -> (Net, Option<Prelude>) {
     let mut moved: Vec<usize> = Vec::with_capacity(net.cells.len());
     let mut prelude: Option<Prelude> = None;
     for cell in net.cells {
-        let alone = matches!(cell.inputs.as_slice(), [i] if uses.get(*i) == Some(&1));
+        let is_only_use = matches!(cell.inputs.as_slice(), [i] if uses.get(*i) == Some(&1));
         let mut cell = cell;
         for input in &mut cell.inputs {
             *input = moved.get(*input).copied().unwrap_or(0);
         }
-        let before = cell.inputs.first().and_then(|&i| out.get(i)).filter(|_| alone);
-        if let (Some(Cell { kind: Kind::Op(Op::Input, _), channels, .. }), Kind::Affine(tensors)) =
+        let before = cell.inputs.first().and_then(|&i| out.get(i)).filter(|_| is_only_use);
+        if let (Some(Cell { kind: CellKind::Op(Op::Input, _), channels, .. }), CellKind::Affine(tensors)) =
             (before, &cell.kind)
         {
-            prelude = compose(prelude, tensors, *channels);
+            prelude = compose_prelude(prelude, tensors, *channels);
             if prelude.is_some() {
                 moved.push(0);
                 continue;
             }
         }
-        let joined = before.and_then(|before| join(before, &cell, &out));
-        out.push(joined.unwrap_or(cell));
+        let fused = before.and_then(|before| fuse(before, &cell, &out));
+        out.push(fused.unwrap_or(cell));
         moved.push(out.len().saturating_sub(1));
     }
     for cell in &mut out {
-        if let Kind::Stripe([tall, wide]) = cell.kind
-            && tall == wide
+        if let CellKind::StridedSlice([height, width]) = cell.kind
+            && height == width
         {
-            cell.kind = Op::Subsample(Subsample { stride: tall }).into();
+            cell.kind = Op::Subsample(Subsample { stride: height }).into();
         }
     }
     (reachable(out), prelude)
 }
 
-/// What the last cell depends on.
-fn reachable(cells: Vec<Cell>) -> Net {
+/// Removes cells that the last cell does not depend on.
+fn reachable(cells: Vec<Cell>) -> CellGraph {
     let mut needed = vec![false; cells.len()];
     if let Some(last) = needed.last_mut() {
         *last = true;
@@ -102,7 +103,7 @@ fn reachable(cells: Vec<Cell>) -> Net {
     let mut moved = vec![0usize; cells.len()];
     let mut kept: Vec<Cell> = Vec::with_capacity(cells.len());
     for ((mut cell, needed), i) in cells.into_iter().zip(needed).zip(0usize..) {
-        // The input stays first.
+        // The input is always the first cell.
         if !needed && i > 0 {
             continue;
         }
@@ -114,47 +115,47 @@ fn reachable(cells: Vec<Cell>) -> Net {
         }
         kept.push(cell);
     }
-    Net { cells: kept }
+    CellGraph { cells: kept }
 }
 
-/// `cell` and the only cell before it as one; `None` if they are two things.
-fn join(before: &Cell, cell: &Cell, cells: &[Cell]) -> Option<Cell> {
+/// Fuses `cell` with its only input, or returns `None`.
+fn fuse(before: &Cell, cell: &Cell, cells: &[Cell]) -> Option<Cell> {
     let kind = match (&before.kind, &cell.kind) {
-        (Kind::Op(Op::Pad(pad), _), Kind::Op(Op::Conv(conv), tensors))
+        (CellKind::Op(Op::Pad(pad), _), CellKind::Op(Op::Conv(conv), tensors))
             if pad.before == pad.after && conv.padding == [0; 2] =>
         {
-            Kind::Op(Op::Conv(Conv { padding: pad.before, ..*conv }), tensors.clone())
+            CellKind::Op(Op::Conv(Conv { padding: pad.before, ..*conv }), tensors.clone())
         }
-        // Zeros never win over what a ReLU gives, as the padding of a pool never does.
-        (Kind::Op(Op::Pad(pad), _), Kind::Op(Op::MaxPool(pool), _))
+        // After a ReLU, zero padding has no effect on the maximum, like the padding of a pool.
+        (CellKind::Op(Op::Pad(pad), _), CellKind::Op(Op::MaxPool(pool), _))
             if pad.before == pad.after
                 && pool.padding == [0; 2]
                 && cells.get(*before.inputs.first()?)?.op() == Some(&Op::Relu) =>
         {
             Op::MaxPool(PoolSpec { padding: pad.before, ..*pool }).into()
         }
-        (Kind::Stripe([a, b]), Kind::Stripe([c, d])) => {
-            Kind::Stripe([a.checked_mul(*c)?, b.checked_mul(*d)?])
+        (CellKind::StridedSlice([a, b]), CellKind::StridedSlice([c, d])) => {
+            CellKind::StridedSlice([a.checked_mul(*c)?, b.checked_mul(*d)?])
         }
-        (Kind::Reflect([1, 1]), Kind::Op(Op::Conv(conv), tensors)) if is_blur(conv, tensors) => {
+        (CellKind::ReflectPad([1, 1]), CellKind::Op(Op::Conv(conv), tensors)) if is_blur(conv, tensors) => {
             Op::Blur(Blur { stride: conv.stride[0] }).into()
         }
-        (Kind::Op(op @ (Op::Linear(_) | Op::Conv(_)), tensors), Kind::Affine(affine))
+        (CellKind::Op(op @ (Op::Linear(_) | Op::Conv(_)), tensors), CellKind::Affine(affine))
             if tensors.bias.is_none() && affine.weight.is_none() =>
         {
-            Kind::Op(op.clone(), Tensors { bias: affine.bias.clone(), ..tensors.clone() })
+            CellKind::Op(op.clone(), Tensors { bias: affine.bias.clone(), ..tensors.clone() })
         }
-        (Kind::Op(op @ Op::GroupNorm(_), tensors), Kind::Affine(affine)) => {
-            Kind::Op(op.clone(), then(tensors, affine)?)
+        (CellKind::Op(op @ Op::GroupNorm(_), tensors), CellKind::Affine(affine)) => {
+            CellKind::Op(op.clone(), compose(tensors, affine)?)
         }
-        (Kind::Affine(first), Kind::Affine(second)) => Kind::Affine(then(first, second)?),
+        (CellKind::Affine(first), CellKind::Affine(second)) => CellKind::Affine(compose(first, second)?),
         _ => return None,
     };
     Some(Cell { kind, inputs: before.inputs.clone(), label: before.label.clone(), ..cell.clone() })
 }
 
-/// A scale and then a shift; `None` in any other order.
-fn then(first: &Tensors, second: &Tensors) -> Option<Tensors> {
+/// Composes two affine maps into a scale followed by a shift, or returns `None`.
+fn compose(first: &Tensors, second: &Tensors) -> Option<Tensors> {
     match (first, second) {
         (Tensors { weight, bias: None, .. }, Tensors { weight: None, bias, .. }) => {
             Some(Tensors { weight: weight.clone(), bias: bias.clone(), ..Tensors::default() })
@@ -171,7 +172,7 @@ fn then(first: &Tensors, second: &Tensors) -> Option<Tensors> {
     }
 }
 
-/// Whether a convolution is timm's blur: every channel by itself, with binomial weights.
+/// Returns `true` if a convolution is timm's `BlurPool2d`: depthwise, with binomial weights.
 fn is_blur(conv: &Conv, tensors: &Tensors) -> bool {
     const BINOMIAL: [f32; 9] = [1.0, 2.0, 1.0, 2.0, 4.0, 2.0, 1.0, 2.0, 1.0];
     let spec = Conv {
@@ -186,8 +187,8 @@ fn is_blur(conv: &Conv, tensors: &Tensors) -> bool {
         && values.iter().zip(BINOMIAL.iter().cycle()).all(|(v, b)| (v * 16.0 - b).abs() < 1e-4)
 }
 
-/// What is done to the input, and then `tensors`.
-fn compose(prelude: Option<Prelude>, tensors: &Tensors, channels: usize) -> Option<Prelude> {
+/// Composes the preprocessing so far with the scale and shift of `tensors`.
+fn compose_prelude(prelude: Option<Prelude>, tensors: &Tensors, channels: usize) -> Option<Prelude> {
     if channels > 1 << 14 {
         return None;
     }
@@ -205,7 +206,7 @@ fn compose(prelude: Option<Prelude>, tensors: &Tensors, channels: usize) -> Opti
     Some(prelude)
 }
 
-/// An f32 tensor `[C]`.
+/// Returns an f32 tensor `[C]`.
 pub(crate) fn row(values: &[f32]) -> Option<RawTensor> {
     RawTensor::from_f32(vec![values.len()], values)
 }
@@ -220,8 +221,8 @@ mod tests {
     }
 
     #[test]
-    fn the_range_of_the_input_follows_from_mean_and_std() {
-        // Caffe subtracts the mean of 0 to 255 only.
+    fn input_range_follows_from_mean_and_std() {
+        // Caffe only subtracts the mean, in the range 0 to 255.
         assert!((preprocess(1.0, 123.0).mean[0] - 123.0 / 255.0).abs() < 1e-6);
         assert!((preprocess(1.0, 123.0).std[0] - 1.0 / 255.0).abs() < 1e-6);
         assert!((preprocess(1.0 / 255.0, 0.0).std[0] - 1.0).abs() < 1e-6);

@@ -1,8 +1,8 @@
 //! From a foreign graph's nodes to cells, in the order of their values, whatever the order in the file.
 
-mod arrange;
-mod fixed;
+mod const_eval;
 mod layers;
+mod layout;
 mod pools;
 
 use std::collections::{HashMap, HashSet};
@@ -12,10 +12,10 @@ use resnet_model::graph::Op;
 use resnet_model::raw::Bytes;
 use resnet_model::{RawTensor, escape};
 
+use super::cells::{Axis, Cell, CellGraph, CellKind, Tensors, View};
 use super::constant::{self, Constant};
 use super::external::External;
-use super::net::{Axis, Cell, Kind, Net, Tensors, View};
-use super::proto::{Graph, MAX_NODES, Node};
+use super::proto::{GraphProto, MAX_NODES, NodeProto};
 use crate::error::{Code, Fault};
 
 /// What is known of a value while the graph is read.
@@ -32,7 +32,7 @@ enum Value {
 /// A foreign graph, translated.
 #[derive(Debug)]
 pub(crate) struct Translated {
-    pub(crate) net: Net,
+    pub(crate) net: CellGraph,
     /// What a user may want to know.
     pub(crate) notes: Vec<String>,
     /// The initializers that it depends on.
@@ -61,7 +61,7 @@ struct Translator<'a> {
 const MAX_FILLED: u64 = 2 << 30;
 
 /// Translates `graph`.
-pub(crate) fn translate<'a>(graph: &'a Graph, context: Context<'a>) -> Result<Translated, Fault> {
+pub(crate) fn translate<'a>(graph: &'a GraphProto, context: Context<'a>) -> Result<Translated, Fault> {
     let producers = producers(graph)?;
     let mut notes = Vec::new();
     let output = output(graph, &producers, &mut notes)?;
@@ -87,11 +87,15 @@ pub(crate) fn translate<'a>(graph: &'a Graph, context: Context<'a>) -> Result<Tr
             return Err(Fault::new(Code::Graph, detail));
         }
     }
-    Ok(Translated { net: Net { cells: translator.cells }, notes: translator.notes, seen: translator.seen })
+    Ok(Translated {
+        net: CellGraph { cells: translator.cells },
+        notes: translator.notes,
+        seen: translator.seen,
+    })
 }
 
 /// Which node makes each value.
-fn producers(graph: &Graph) -> Result<HashMap<&str, usize>, Fault> {
+fn producers(graph: &GraphProto) -> Result<HashMap<&str, usize>, Fault> {
     let mut producers = HashMap::new();
     for (i, node) in graph.nodes.iter().enumerate() {
         for name in node.outputs.iter().filter(|n| !n.is_empty()) {
@@ -106,7 +110,7 @@ fn producers(graph: &Graph) -> Result<HashMap<&str, usize>, Fault> {
 
 /// The value that is the network's result: what comes after the logits is left out.
 fn output<'a>(
-    graph: &'a Graph,
+    graph: &'a GraphProto,
     producers: &HashMap<&str, usize>,
     notes: &mut Vec<String>,
 ) -> Result<&'a str, Fault> {
@@ -143,9 +147,13 @@ fn output<'a>(
 }
 
 /// Refuses attention by its name, before the first of the many nodes that exporters spell it with is refused by its own.
-fn no_attention(graph: &Graph, producers: &HashMap<&str, usize>, order: &[&Node]) -> Result<(), Fault> {
+fn no_attention(
+    graph: &GraphProto,
+    producers: &HashMap<&str, usize>,
+    order: &[&NodeProto],
+) -> Result<(), Fault> {
     let by = |name: &str| producers.get(name).and_then(|&i| graph.nodes.get(i)).map(|node| node.op.as_str());
-    let attends = |node: &&&Node| node.op == "MatMul" && by(node.input(0)) == Some("Softmax");
+    let attends = |node: &&&NodeProto| node.op == "MatMul" && by(node.input(0)) == Some("Softmax");
     match order.iter().find(attends) {
         Some(node) => {
             let what = "attention, as in the image towers of CLIP: expected pools of other kinds; \
@@ -158,10 +166,10 @@ fn no_attention(graph: &Graph, producers: &HashMap<&str, usize>, order: &[&Node]
 
 /// The nodes that `output` depends on, each after those that it depends on.
 fn order<'a>(
-    graph: &'a Graph,
+    graph: &'a GraphProto,
     producers: &HashMap<&str, usize>,
     output: &str,
-) -> Result<Vec<&'a Node>, Fault> {
+) -> Result<Vec<&'a NodeProto>, Fault> {
     #[derive(Clone, Copy, PartialEq)]
     enum State {
         New,
@@ -202,7 +210,7 @@ fn order<'a>(
 
 impl<'a> Translator<'a> {
     /// The one input that is no weight.
-    fn input(&mut self, graph: &'a Graph) -> Result<(), Fault> {
+    fn input(&mut self, graph: &'a GraphProto) -> Result<(), Fault> {
         let mut inputs =
             graph.inputs.iter().filter(|i| !self.context.initializers.contains_key(i.name.as_str()));
         let odd = |detail: String| Err(Fault::new(Code::Graph, detail));
@@ -236,7 +244,7 @@ impl<'a> Translator<'a> {
         let size = pixels(height).zip(pixels(width)).map(|(height, width)| [height, width]);
         self.cells.push(Cell {
             label: format!("{} (input)", input.name),
-            kind: Kind::Op(Op::Input, Tensors::default()),
+            kind: CellKind::Op(Op::Input, Tensors::default()),
             inputs: vec![],
             channels: pixels(channels).unwrap_or(0),
             size,
@@ -245,7 +253,7 @@ impl<'a> Translator<'a> {
         Ok(())
     }
 
-    fn node(&mut self, node: &'a Node) -> Result<(), Fault> {
+    fn node(&mut self, node: &'a NodeProto) -> Result<(), Fault> {
         if !matches!(node.domain.as_str(), "" | "ai.onnx") {
             let detail = format!("an operator of `{}`, which is not read", escape(&node.domain));
             return Err(node.fault(Code::Unsupported, detail));
@@ -255,8 +263,8 @@ impl<'a> Translator<'a> {
                 node.fault(Code::Unsupported, "a quantised graph; convert the one that it was made from")
             );
         }
-        let Some(name) = node.outputs.first() else { return Err(node.odd("no output")) };
-        let value = match self.fixed(node)? {
+        let Some(name) = node.outputs.first() else { return Err(node.graph_fault("no output")) };
+        let value = match self.evaluate(node)? {
             Some(value) => value,
             None => self.layer(node)?,
         };
@@ -265,7 +273,7 @@ impl<'a> Translator<'a> {
     }
 
     /// What is known of input `i`; `None` if it is left out.
-    fn value(&mut self, node: &'a Node, i: usize) -> Result<Option<Value>, Fault> {
+    fn value(&mut self, node: &'a NodeProto, i: usize) -> Result<Option<Value>, Fault> {
         let name = node.input(i);
         if name.is_empty() {
             return Ok(None);
@@ -279,16 +287,16 @@ impl<'a> Translator<'a> {
                 let constant = Constant { tensor: tensor.clone(), name: name.to_owned() };
                 Ok(Some(Value::Constant(constant)))
             }
-            None => Err(node.odd(format!("the input `{}` comes from nowhere", escape(name)))),
+            None => Err(node.graph_fault(format!("the input `{}` comes from nowhere", escape(name)))),
         }
     }
 
     /// A constant input; `None` if it is left out.
-    fn constant(&mut self, node: &'a Node, i: usize) -> Result<Option<Constant>, Fault> {
+    fn constant(&mut self, node: &'a NodeProto, i: usize) -> Result<Option<Constant>, Fault> {
         match self.value(node, i)? {
             None => Ok(None),
             Some(Value::Constant(constant)) => Ok(Some(constant)),
-            Some(_) => Err(node.odd(format!(
+            Some(_) => Err(node.graph_fault(format!(
                 "its input `{}` depends on the image, expected a weight",
                 escape(node.input(i))
             ))),
@@ -296,25 +304,31 @@ impl<'a> Translator<'a> {
     }
 
     /// A constant that must be there.
-    fn weight(&mut self, node: &'a Node, i: usize, what: &str) -> Result<Constant, Fault> {
-        self.constant(node, i)?.ok_or_else(|| node.odd(format!("no {what}")))
+    fn weight(&mut self, node: &'a NodeProto, i: usize, what: &str) -> Result<Constant, Fault> {
+        self.constant(node, i)?.ok_or_else(|| node.graph_fault(format!("no {what}")))
     }
 
     /// A short list of integers that an attribute or a constant input gives, depending on the operator set.
-    fn list(&mut self, node: &'a Node, attribute: &str, input: usize) -> Result<Option<Vec<i64>>, Fault> {
+    fn list(
+        &mut self,
+        node: &'a NodeProto,
+        attribute: &str,
+        input: usize,
+    ) -> Result<Option<Vec<i64>>, Fault> {
         if let Some(list) = node.ints(attribute) {
             return Ok(Some(list.to_vec()));
         }
         let Some(constant) = self.constant(node, input)? else { return Ok(None) };
-        let bad = || node.odd(format!("its {attribute} are no list of integers"));
+        let bad = || node.graph_fault(format!("its {attribute} are no list of integers"));
         constant::ints(&constant.tensor).map(Some).ok_or_else(bad)
     }
 
     /// The result that input `i` is.
-    fn view(&mut self, node: &'a Node, i: usize) -> Result<View, Fault> {
+    fn view(&mut self, node: &'a NodeProto, i: usize) -> Result<View, Fault> {
         match self.value(node, i)? {
             Some(Value::View(view)) => Ok(view),
-            _ => Err(node.odd(format!("its input `{}` does not depend on the image", escape(node.input(i))))),
+            _ => Err(node
+                .graph_fault(format!("its input `{}` does not depend on the image", escape(node.input(i))))),
         }
     }
 
@@ -323,7 +337,7 @@ impl<'a> Translator<'a> {
     }
 
     /// A new cell with as many channels and pixels as its first input.
-    fn push(&mut self, node: &Node, kind: Kind, inputs: &[usize]) -> Result<usize, Fault> {
+    fn push(&mut self, node: &NodeProto, kind: CellKind, inputs: &[usize]) -> Result<usize, Fault> {
         let first = inputs.first().copied().unwrap_or(0);
         let (channels, size) = {
             let first = self.cell(first)?;
@@ -334,8 +348,8 @@ impl<'a> Translator<'a> {
 
     fn push_sized(
         &mut self,
-        node: &Node,
-        kind: Kind,
+        node: &NodeProto,
+        kind: CellKind,
         inputs: &[usize],
         channels: usize,
         size: Option<[usize; 2]>,
@@ -345,7 +359,7 @@ impl<'a> Translator<'a> {
     }
 
     /// Counts the bytes of a constant that was computed.
-    fn spend(&mut self, node: &Node, tensor: RawTensor) -> Result<RawTensor, Fault> {
+    fn spend(&mut self, node: &NodeProto, tensor: RawTensor) -> Result<RawTensor, Fault> {
         match self.budget.checked_sub(tensor.byte_len()) {
             Some(left) => {
                 self.budget = left;
@@ -356,7 +370,7 @@ impl<'a> Translator<'a> {
     }
 
     /// Counts the bytes of a constant that is one number over and over.
-    fn fill(&mut self, node: &Node, element: &RawTensor, shape: Vec<usize>) -> Result<RawTensor, Fault> {
+    fn fill(&mut self, node: &NodeProto, element: &RawTensor, shape: Vec<usize>) -> Result<RawTensor, Fault> {
         let bad = || node.fault(Code::TensorSize, "its element or shape makes no tensor");
         let tensor = constant::fill(element, shape).ok_or_else(bad)?;
         self.filled = self.filled.saturating_add(tensor.byte_len());

@@ -1,23 +1,29 @@
-//! Windows that move over an image: sizes, strides and the paddings that ONNX spells in five ways.
+//! Sliding windows of convolutions and pools: kernel, stride, dilation and padding attributes.
 
 use resnet_model::graph::{Conv, Pad, PoolSpec};
 
-use super::proto::Node;
+use super::proto::NodeProto;
 use crate::error::Fault;
 
-/// A convolution's or a pool's window.
+/// Sliding window of a convolution or pool.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Window {
     pub(crate) kernel: [usize; 2],
     pub(crate) stride: [usize; 2],
     pub(crate) dilation: [usize; 2],
+    /// Padding at the top and left.
     pub(crate) before: [usize; 2],
+    /// Padding at the bottom and right.
     pub(crate) after: [usize; 2],
 }
 
 impl Window {
-    /// The window of `node`, over an image of `size` if that is known.
-    pub(crate) fn of(node: &Node, kernel: [usize; 2], size: Option<[usize; 2]>) -> Result<Window, Fault> {
+    /// Returns the window of `node`; `size` is the input size, needed for SAME padding.
+    pub(crate) fn from_node(
+        node: &NodeProto,
+        kernel: [usize; 2],
+        size: Option<[usize; 2]>,
+    ) -> Result<Window, Fault> {
         let stride = node.pair("strides", [1; 2])?;
         let dilation = node.pair("dilations", [1; 2])?;
         let mut window = Window { kernel, stride, dilation, before: [0; 2], after: [0; 2] };
@@ -29,7 +35,11 @@ impl Window {
                     Some(&[top, left, bottom, right]) => {
                         (window.before, window.after) = ([top, left], [bottom, right]);
                     }
-                    _ => return Err(node.odd(format!("pads {list:?}, expected four of 0 or more"))),
+                    _ => {
+                        return Err(node.graph_fault(format!(
+                            "invalid pads {list:?}, expected four non-negative values"
+                        )));
+                    }
                 }
             }
             "VALID" => {}
@@ -39,13 +49,18 @@ impl Window {
                         &window_axis(kernel, stride, dilation, axis),
                         size.and_then(|s| s.get(axis).copied()),
                     );
-                    let total =
-                        total.ok_or_else(|| node.odd("SAME padding of an image whose size is not known"))?;
-                    let (less, more) = (total.div_euclid(2), total.div_ceil(2));
-                    (*before, *after) = if same == "SAME_UPPER" { (less, more) } else { (more, less) };
+                    let total = total.ok_or_else(|| {
+                        node.graph_fault("SAME padding requires a fixed image size; export with one")
+                    })?;
+                    let (floor, ceil) = (total.div_euclid(2), total.div_ceil(2));
+                    (*before, *after) = if same == "SAME_UPPER" { (floor, ceil) } else { (ceil, floor) };
                 }
             }
-            other => return Err(node.odd(format!("auto_pad `{}`", resnet_model::escape(other)))),
+            other => {
+                return Err(
+                    node.graph_fault(format!("unsupported auto_pad `{}`", resnet_model::escape(other)))
+                );
+            }
         }
         Ok(window)
     }
@@ -54,13 +69,13 @@ impl Window {
         self.before == self.after
     }
 
-    /// The padding as an operation of its own.
+    /// Returns the padding as a separate operation.
     pub(crate) fn pad(&self) -> Pad {
         Pad { before: self.before, after: self.after }
     }
 
-    /// The same window, padding left out.
-    pub(crate) fn bare(self) -> Window {
+    /// Returns the window without padding.
+    pub(crate) fn without_padding(self) -> Window {
         Window { before: [0; 2], after: [0; 2], ..self }
     }
 
@@ -82,13 +97,13 @@ impl Window {
     }
 }
 
-/// One axis of a window: kernel, stride, dilation.
+/// Returns kernel, stride and dilation of one axis.
 fn window_axis(kernel: [usize; 2], stride: [usize; 2], dilation: [usize; 2], axis: usize) -> [usize; 3] {
     let at = |pair: [usize; 2]| pair.get(axis).copied().unwrap_or(1);
     [at(kernel), at(stride), at(dilation)]
 }
 
-/// The pixels that SAME adds along an axis; `None` if they depend on a size that is not known.
+/// Returns the total SAME padding along an axis, or `None` if it depends on an unknown size.
 fn same_padding([kernel, stride, dilation]: &[usize; 3], size: Option<usize>) -> Option<usize> {
     let span = kernel.saturating_sub(1).saturating_mul(*dilation).saturating_add(1);
     let size = match (stride, size) {
@@ -99,7 +114,7 @@ fn same_padding([kernel, stride, dilation]: &[usize; 3], size: Option<usize>) ->
     Some(windows.saturating_sub(1).saturating_mul(*stride).saturating_add(span).saturating_sub(size))
 }
 
-/// The size of a result, where that of the input is known.
+/// Returns the output size if the input size is known.
 pub(crate) fn output(
     size: Option<[usize; 2]>,
     axis: impl Fn(usize, usize) -> Option<usize>,
@@ -113,7 +128,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn same_padding_is_tensorflows() {
+    fn same_padding_matches_tensorflow() {
         // 7×7 with stride 2 on 224: 5 pixels, 2 before and 3 after.
         assert_eq!(same_padding(&[7, 2, 1], Some(224)), Some(5));
         assert_eq!(same_padding(&[3, 2, 1], Some(112)), Some(1));

@@ -1,4 +1,4 @@
-//! Our operations as ONNX's.
+//! Translates operations of `resnet-model` to ONNX operators.
 
 mod attention;
 
@@ -6,44 +6,45 @@ use resnet_model::Checkpoint;
 use resnet_model::cost::Cost;
 use resnet_model::graph::{AvgPool, Conv, Divisor, Graph, GroupNorm, Node, Op, PoolSpec, Rounding};
 
-use super::message::{self, Attribute, Ends, Nodes, value_info};
+use super::message::{self, Attribute, GraphIo, GraphNodes, value_info};
+use crate::canonical::op_name;
 use crate::error::{Error, Result};
 
-/// What is to be written.
-pub(super) struct Plan<'a> {
+/// Input of [`emit`].
+pub(super) struct EmitOptions<'a> {
     pub(super) graph: &'a Graph,
     pub(super) checkpoint: &'a Checkpoint,
-    /// Whether convolutions are computed from several tensors.
+    /// If `true`, norms are folded into convolutions.
     pub(super) folded: bool,
-    /// Whether weights and results are f16.
+    /// If `true`, weights and activations are f16.
     pub(super) half: bool,
-    /// The size of images where the graph depends on it.
-    pub(super) size: Option<Fixed>,
+    /// The image size, if the graph depends on it.
+    pub(super) size: Option<FixedSize>,
     pub(super) batch: Option<usize>,
 }
 
-/// One size of images.
-pub(super) struct Fixed {
+/// A fixed image size.
+pub(super) struct FixedSize {
     /// Height and width.
     pub(super) image: [usize; 2],
-    /// What every node makes of it.
+    /// Output shape and cost of every node at this size.
     pub(super) costs: Vec<Cost>,
 }
 
-/// A weight of the model.
+/// An initializer of the model.
 #[derive(Debug)]
 pub(super) struct Initializer {
     pub(super) name: String,
     pub(super) shape: Vec<usize>,
-    pub(super) source: Source,
+    pub(super) source: InitializerSource,
 }
 
-/// Where a weight's values come from.
+/// Source of the values of an initializer.
 #[derive(Debug)]
-pub(super) enum Source {
-    /// The checkpoint's tensor of this name.
+pub(super) enum InitializerSource {
+    /// The tensor of this name in the checkpoint.
     Stored(String),
-    /// The weight of this convolution, with whatever was folded into it; its bias comes next.
+    /// The folded weight of this convolution; its [`FoldedBias`](Self::FoldedBias) follows.
     Folded(Box<Node>),
     FoldedBias,
     Values(Vec<f32>),
@@ -51,33 +52,33 @@ pub(super) enum Source {
 }
 
 impl Initializer {
-    /// Bytes of all elements, floating-point ones of `item` bytes.
+    /// Returns the size in bytes; `item` is the size of a floating-point element.
     pub(super) fn bytes(&self, item: u64) -> u64 {
-        let item = if let Source::Ints(_) = self.source { 8 } else { item };
+        let item = if let InitializerSource::Ints(_) = self.source { 8 } else { item };
         self.shape.iter().fold(item, |n, &d| n.saturating_mul(d as u64))
     }
 }
 
-/// A graph in messages, and its weights.
+/// Protobuf messages of a graph, and its initializers.
 pub(super) struct Emitted {
-    pub(super) nodes: Nodes,
-    pub(super) ends: Ends,
+    pub(super) nodes: GraphNodes,
+    pub(super) io: GraphIo,
     pub(super) initializers: Vec<Initializer>,
 }
 
 const INPUT: &str = "input";
 
 struct Emitter<'a> {
-    plan: &'a Plan<'a>,
+    options: &'a EmitOptions<'a>,
     nodes: Vec<message::Node>,
     initializers: Vec<Initializer>,
-    /// The values that our nodes' results are.
+    /// The value name of every node's output.
     values: Vec<String>,
 }
 
-pub(super) fn emit(plan: &Plan) -> Result<Emitted> {
-    let mut emitter = Emitter { plan, nodes: vec![], initializers: vec![], values: vec![] };
-    for node in plan.graph.nodes() {
+pub(super) fn emit(options: &EmitOptions) -> Result<Emitted> {
+    let mut emitter = Emitter { options, nodes: vec![], initializers: vec![], values: vec![] };
+    for node in options.graph.nodes() {
         let value = emitter.node(node)?;
         emitter.values.push(value);
     }
@@ -88,14 +89,14 @@ fn ints(values: [usize; 2]) -> [i64; 2] {
     values.map(|v| i64::try_from(v).unwrap_or(i64::MAX))
 }
 
-/// The same number of pixels before and after, as ONNX wants it.
+/// Returns symmetric padding in the order of the `pads` attribute.
 fn pads([height, width]: [usize; 2]) -> [i64; 4] {
     let [height, width] = ints([height, width]);
     [height, width, height, width]
 }
 
 impl Emitter<'_> {
-    /// One operator; its result has its name.
+    /// Appends an operator and returns the name of its output, `name`.
     fn push(&mut self, name: &str, op: &str, inputs: &[&str], attributes: Vec<Attribute>) -> String {
         self.nodes.push(message::Node {
             inputs: inputs.iter().map(|&i| i.to_owned()).collect(),
@@ -107,33 +108,33 @@ impl Emitter<'_> {
         name.to_owned()
     }
 
-    fn initializer(&mut self, name: String, shape: Vec<usize>, source: Source) -> String {
+    fn initializer(&mut self, name: String, shape: Vec<usize>, source: InitializerSource) -> String {
         self.initializers.push(Initializer { name: name.clone(), shape, source });
         name
     }
 
     fn stored(&mut self, node: &Node, suffix: &str, shape: &[usize]) -> String {
         let name = format!("{}.{suffix}", node.name);
-        self.initializer(name.clone(), shape.to_vec(), Source::Stored(name))
+        self.initializer(name.clone(), shape.to_vec(), InitializerSource::Stored(name))
     }
 
     fn list(&mut self, name: String, values: &[i64]) -> String {
-        self.initializer(name, vec![values.len()], Source::Ints(values.to_vec()))
+        self.initializer(name, vec![values.len()], InitializerSource::Ints(values.to_vec()))
     }
 
-    /// The operators for a node; the name of its result.
+    /// Appends the operators of `node` and returns the name of its output.
     fn node(&mut self, node: &Node) -> Result<String> {
         let name = node.name.as_str();
         let inputs: Vec<String> =
             node.inputs.iter().filter_map(|i| self.values.get(i.index()).cloned()).collect();
         let x = inputs.first().map_or(INPUT, String::as_str);
         let value = match &node.op {
-            Op::Input => match self.plan.half {
+            Op::Input => match self.options.half {
                 true => self.push("input.half", "Cast", &[INPUT], vec![Attribute::int("to", 10)]),
                 false => INPUT.to_owned(),
             },
             Op::Conv(conv) => self.conv(node, conv, x),
-            // Folding has made a convolution of it.
+            // Folding has standardized its weight.
             Op::StdConv(std) => self.conv(node, &std.conv, x),
             Op::BatchNorm(norm) => {
                 let tensors = ["weight", "bias", "running_mean", "running_var"];
@@ -166,16 +167,16 @@ impl Emitter<'_> {
                 self.push(name, "Mul", &[x, &gate], vec![])
             }
             Op::Multiply(m) => {
-                let factor = Source::Values(vec![m.factor as f32]);
+                let factor = InitializerSource::Values(vec![m.factor as f32]);
                 let factor = self.initializer(format!("{name}.factor"), vec![], factor);
                 self.push(name, "Mul", &[x, &factor], vec![])
             }
             Op::Subsample(s) => {
                 let starts = self.list(format!("{name}.starts"), &[0, 0]);
-                let ends = self.list(format!("{name}.ends"), &[i64::from(i32::MAX); 2]);
+                let io = self.list(format!("{name}.ends"), &[i64::from(i32::MAX); 2]);
                 let axes = self.list(format!("{name}.axes"), &[2, 3]);
                 let steps = self.list(format!("{name}.steps"), &ints([s.stride; 2]));
-                self.push(name, "Slice", &[x, &starts, &ends, &axes, &steps], vec![])
+                self.push(name, "Slice", &[x, &starts, &io, &axes, &steps], vec![])
             }
             Op::PadChannels(pad) => {
                 let [before, after] = ints([pad.before, pad.after]);
@@ -202,16 +203,16 @@ impl Emitter<'_> {
                 let row = self.push(&format!("{name}.conv"), "Conv", &[&row, &weight], attributes);
                 self.push(name, "Squeeze", &[&row, &axes], vec![])
             }
-            other => return Err(Error::Export(format!("`{name}` ({other:?}) has no counterpart in ONNX"))),
+            other => return Err(Error::Export(format!("`{name}`: {} has no ONNX operator", op_name(other)))),
         };
         Ok(value)
     }
 
     fn conv(&mut self, node: &Node, conv: &Conv, x: &str) -> String {
         let name = format!("{}.weight", node.name);
-        let source = match self.plan.folded {
-            true => Source::Folded(Box::new(node.clone())),
-            false => Source::Stored(name.clone()),
+        let source = match self.options.folded {
+            true => InitializerSource::Folded(Box::new(node.clone())),
+            false => InitializerSource::Stored(name.clone()),
         };
         let weight = self.initializer(name, conv.weight_shape().to_vec(), source);
         let attributes = vec![
@@ -224,14 +225,18 @@ impl Emitter<'_> {
         let mut inputs = vec![x.to_owned(), weight];
         if conv.bias {
             let name = format!("{}.bias", node.name);
-            let source = if self.plan.folded { Source::FoldedBias } else { Source::Stored(name.clone()) };
+            let source = if self.options.folded {
+                InitializerSource::FoldedBias
+            } else {
+                InitializerSource::Stored(name.clone())
+            };
             inputs.push(self.initializer(name, vec![node.channels], source));
         }
         let inputs: Vec<&str> = inputs.iter().map(String::as_str).collect();
         self.push(&node.name, "Conv", &inputs, attributes)
     }
 
-    /// In the operators of set 17: groups stand where channels were, and are normalised one by one.
+    /// Emits a group norm with operator set 17: a reshape to groups and an instance norm.
     fn group_norm(&mut self, node: &Node, norm: &GroupNorm, x: &str) -> String {
         let name = node.name.as_str();
         let groups = i64::try_from(norm.groups).unwrap_or(i64::MAX);
@@ -241,12 +246,12 @@ impl Emitter<'_> {
         let one = self.initializer(
             format!("{name}.one"),
             vec![norm.groups],
-            Source::Values(vec![1.0; norm.groups]),
+            InitializerSource::Values(vec![1.0; norm.groups]),
         );
         let zero = self.initializer(
             format!("{name}.zero"),
             vec![norm.groups],
-            Source::Values(vec![0.0; norm.groups]),
+            InitializerSource::Values(vec![0.0; norm.groups]),
         );
         let eps = Attribute::float("epsilon", norm.eps as f32);
         let y = self.push(&format!("{name}.normal"), "InstanceNormalization", &[&y, &one, &zero], vec![eps]);
@@ -278,8 +283,11 @@ impl Emitter<'_> {
             vec![Attribute::text("mode", "reflect")],
         );
         let kernel = BINOMIAL.map(|v| v / 16.0).repeat(node.channels);
-        let weight =
-            self.initializer(format!("{name}.filter"), vec![node.channels, 1, 3, 3], Source::Values(kernel));
+        let weight = self.initializer(
+            format!("{name}.filter"),
+            vec![node.channels, 1, 3, 3],
+            InitializerSource::Values(kernel),
+        );
         let attributes = vec![
             Attribute::ints("kernel_shape", &[3, 3]),
             Attribute::ints("strides", &ints([stride; 2])),
@@ -288,7 +296,7 @@ impl Emitter<'_> {
         self.push(name, "Conv", &[&reflected, &weight], attributes)
     }
 
-    /// ONNX has no mean over a given number of windows: it is written for one size of images.
+    /// Emits adaptive average pooling as average pooling for a fixed image size; ONNX has no adaptive pooling.
     fn adaptive(&mut self, node: &Node, grid: [usize; 2], x: &str) -> Result<String> {
         let pixels = self.pixels(node)?;
         let mut kernel = [1; 2];
@@ -297,7 +305,7 @@ impl Emitter<'_> {
                 (Some(0), Some(size)) if size > 0 => *kernel = size,
                 _ => {
                     let detail = format!(
-                        "`{}` takes means of {pixels} pixels over {grid} windows, which ONNX can only write for a multiple",
+                        "`{}`: unsupported adaptive pooling of {pixels} pixels to {grid}, expected a multiple; change the crop size",
                         node.name
                     );
                     return Err(Error::Export(detail));
@@ -309,34 +317,34 @@ impl Emitter<'_> {
         Ok(self.push(&node.name, "AveragePool", &[x], mean(&pool)))
     }
 
-    /// The pixels that a node is given.
+    /// Returns height and width of the input of `node`.
     fn pixels(&self, node: &Node) -> Result<[usize; 2]> {
-        let input = node.inputs.first().and_then(|i| self.plan.size.as_ref()?.costs.get(i.index()));
+        let input = node.inputs.first().and_then(|i| self.options.size.as_ref()?.costs.get(i.index()));
         match input.map(|c| c.shape.as_slice()) {
             Some(&[_, height, width]) => Ok([height, width]),
-            _ => Err(Error::Export(format!("`{}` needs a fixed size of images", node.name))),
+            _ => Err(Error::Export(format!("`{}` requires a fixed image size", node.name))),
         }
     }
 
     fn finish(mut self) -> Result<Emitted> {
-        let plan = self.plan;
-        let output = plan.graph.node(plan.graph.output());
+        let options = self.options;
+        let output = options.graph.node(options.graph.output());
         let mut result = self.values.last().cloned().unwrap_or_default();
-        let name = match plan.checkpoint.meta().arch.classes() {
+        let name = match options.checkpoint.meta().arch.classes() {
             Some(_) => "logits",
             None => "features",
         };
-        let to_f32 = if plan.half { vec![Attribute::int("to", 1)] } else { vec![] };
-        result = self.push(name, if plan.half { "Cast" } else { "Identity" }, &[&result], to_f32);
-        let batch = plan.batch.ok_or("batch");
-        let [height, width] = match &plan.size {
+        let to_f32 = if options.half { vec![Attribute::int("to", 1)] } else { vec![] };
+        result = self.push(name, if options.half { "Cast" } else { "Identity" }, &[&result], to_f32);
+        let batch = options.batch.ok_or("batch");
+        let [height, width] = match &options.size {
             Some(size) => size.image.map(Ok),
             None => [Err("height"), Err("width")],
         };
-        let inputs = vec![value_info(INPUT, &[batch, Ok(plan.graph.in_channels()), height, width])];
+        let inputs = vec![value_info(INPUT, &[batch, Ok(options.graph.in_channels()), height, width])];
         let outputs = vec![value_info(&result, &[batch, Ok(output.channels)])];
-        let nodes = Nodes { nodes: self.nodes, name: "resnet".into() };
-        Ok(Emitted { nodes, ends: Ends { inputs, outputs }, initializers: self.initializers })
+        let nodes = GraphNodes { nodes: self.nodes, name: "resnet".into() };
+        Ok(Emitted { nodes, io: GraphIo { inputs, outputs }, initializers: self.initializers })
     }
 }
 
@@ -350,7 +358,7 @@ fn window(pool: &PoolSpec) -> Vec<Attribute> {
 
 fn mean(pool: &AvgPool) -> Vec<Attribute> {
     let mut attributes = window(&pool.window);
-    // Without padding there is nothing to count, and runtimes differ in what they count at a border.
+    // Without padding the flag has no effect, and runtimes differ in its handling of ceil_mode.
     let counts = pool.divisor == Divisor::Window && pool.window.padding != [0; 2];
     attributes.push(Attribute::int("count_include_pad", i64::from(counts)));
     attributes.push(Attribute::int("ceil_mode", i64::from(pool.rounding == Rounding::Ceil)));

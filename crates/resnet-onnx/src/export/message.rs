@@ -1,14 +1,14 @@
-//! ONNX's messages as they are written.
+//! Protobuf messages of ONNX for writing.
 
 use prost::Message;
 
-use super::emit::{Initializer, Source};
-use crate::proto::{Dim, DimValue, Entry, Opset, Shape, TensorType, Type, ValueInfo};
+use super::emit::{Initializer, InitializerSource};
+use crate::proto::{Dim, DimValue, Opset, Shape, StringEntry, TensorType, Type, ValueInfo};
 use resnet_model::raw::Float;
 
 /// The fields of a model before its graph.
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct Head {
+pub(super) struct ModelHead {
     #[prost(int64, tag = "1")]
     pub(super) ir_version: i64,
     #[prost(string, tag = "2")]
@@ -19,25 +19,25 @@ pub(super) struct Head {
 
 /// The fields of a model after its graph.
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct Tail {
+pub(super) struct ModelTail {
     #[prost(message, repeated, tag = "8")]
     pub(super) opsets: Vec<Opset>,
     #[prost(message, repeated, tag = "14")]
-    pub(super) metadata: Vec<Entry>,
+    pub(super) metadata: Vec<StringEntry>,
 }
 
-/// The fields of a graph before its initialisers.
+/// The fields of a graph before its initializers.
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct Nodes {
+pub(super) struct GraphNodes {
     #[prost(message, repeated, tag = "1")]
     pub(super) nodes: Vec<Node>,
     #[prost(string, tag = "2")]
     pub(super) name: String,
 }
 
-/// The fields of a graph after its initialisers.
+/// The fields of a graph after its initializers.
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct Ends {
+pub(super) struct GraphIo {
     #[prost(message, repeated, tag = "11")]
     pub(super) inputs: Vec<ValueInfo>,
     #[prost(message, repeated, tag = "12")]
@@ -104,11 +104,11 @@ pub(super) struct TensorHead {
 }
 
 impl TensorHead {
-    pub(super) fn of(initializer: &Initializer, float: Float) -> TensorHead {
+    pub(super) fn new(initializer: &Initializer, float: Float) -> TensorHead {
         TensorHead {
             dims: initializer.shape.iter().map(|&d| i64::try_from(d).unwrap_or(i64::MAX)).collect(),
             data_type: match (&initializer.source, float) {
-                (Source::Ints(_), _) => 7,
+                (InitializerSource::Ints(_), _) => 7,
                 (_, Float::F32) => 1,
                 (_, Float::F16) => 10,
                 (_, Float::BF16) => 16,
@@ -118,7 +118,7 @@ impl TensorHead {
     }
 }
 
-/// An f32 input or output; axes of a number or of a name.
+/// Returns an f32 input or output with fixed (`Ok`) or named (`Err`) dimensions.
 pub(super) fn value_info(name: &str, dims: &[Result<usize, &str>]) -> ValueInfo {
     let dim = |dim: &Result<usize, &str>| Dim {
         value: Some(match dim {

@@ -9,7 +9,7 @@ use super::constant::Constant;
 pub(crate) struct Cell {
     /// What the file calls it, with its kind there: `/layer1/conv1/Conv (Conv)`.
     pub(crate) label: String,
-    pub(crate) kind: Kind,
+    pub(crate) kind: CellKind,
     pub(crate) inputs: Vec<usize>,
     pub(crate) channels: usize,
     /// Height and width of the result, where they are known.
@@ -17,15 +17,15 @@ pub(crate) struct Cell {
 }
 
 #[derive(Debug, Clone)]
-pub(crate) enum Kind {
+pub(crate) enum CellKind {
     /// An operation of ours; those with tensors have them.
     Op(Op, Tensors),
     /// Multiplication by one number for each channel and addition of another.
     Affine(Tensors),
     /// Every so manieth pixel along each axis.
-    Stripe([usize; 2]),
+    StridedSlice([usize; 2]),
     /// Reflected pixels on all sides, height and width.
-    Reflect([usize; 2]),
+    ReflectPad([usize; 2]),
 }
 
 /// The tensors of an operation, under the names of PyTorch's modules.
@@ -45,14 +45,14 @@ impl Tensors {
 
 /// A foreign graph: every cell comes after its inputs, the first is the input, the last the output.
 #[derive(Debug)]
-pub(crate) struct Net {
+pub(crate) struct CellGraph {
     pub(crate) cells: Vec<Cell>,
 }
 
 impl Cell {
     pub(crate) fn op(&self) -> Option<&Op> {
         match &self.kind {
-            Kind::Op(op, _) => Some(op),
+            CellKind::Op(op, _) => Some(op),
             _ => None,
         }
     }

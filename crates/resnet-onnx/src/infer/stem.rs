@@ -1,20 +1,20 @@
-//! What comes before the first block.
+//! Infers the stem: the layers before the first block.
 
 use resnet_model::arch::{AntiAlias, Padding, Stem, StemPool, StemV2};
 use resnet_model::graph::{Conv, Op};
 
 use super::Foreign;
 
-/// The stem of a residual network.
-pub(super) struct Found {
+/// Stem of a ResNet.
+pub(super) struct InferredStem {
     pub(super) stem: Stem,
     pub(super) pool: StemPool,
     pub(super) anti_alias: Option<AntiAlias>,
-    /// As if the blocks had none of it.
+    /// Padding of the stem; the blocks may differ.
     pub(super) padding: Padding,
 }
 
-/// The operations up to item `end`, in order.
+/// Returns the operations up to node `end`, in order.
 fn ops<'a>(net: Foreign<'a>, end: usize) -> Vec<&'a Op> {
     let mut ops: Vec<&Op> = std::iter::successors(Some(end), |&i| net.input(i))
         .take(32)
@@ -28,7 +28,7 @@ fn convs(ops: &[&Op]) -> Vec<Conv> {
     ops.iter().filter_map(|op| if let Op::Conv(conv) = op { Some(*conv) } else { None }).collect()
 }
 
-pub(super) fn resnet(net: Foreign, end: usize) -> Option<Found> {
+pub(super) fn resnet(net: Foreign, end: usize) -> Option<InferredStem> {
     let ops = ops(net, end);
     let convs = convs(&ops);
     let (stem, own) = match convs.as_slice() {
@@ -50,12 +50,12 @@ pub(super) fn resnet(net: Foreign, end: usize) -> Option<Found> {
         Some(_) => Padding::OneSidedPool,
         None => Padding::Symmetric,
     };
-    Some(Found { stem, pool, anti_alias, padding })
+    Some(InferredStem { stem, pool, anti_alias, padding })
 }
 
 pub(super) fn resnet_v2(net: Foreign, end: usize) -> Option<StemV2> {
     let ops = ops(net, end);
-    let has = |wanted: fn(&Op) -> bool| ops.iter().any(|op| wanted(op));
+    let has = |predicate: fn(&Op) -> bool| ops.iter().any(|op| predicate(op));
     Some(match convs(&ops).as_slice() {
         [first, second, third, ..] => {
             StemV2::Deep { widths: [first.out_channels, second.out_channels, third.out_channels] }

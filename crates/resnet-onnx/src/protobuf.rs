@@ -1,4 +1,4 @@
-//! A file as protobuf sees it: read through a window, so that a tensor's bytes are passed over and stay where they lie.
+//! Buffered protobuf reader that skips tensor data without reading it.
 
 use std::io;
 use std::sync::Arc;
@@ -10,33 +10,34 @@ use resnet_model::raw::Bytes;
 
 use crate::error::{Code, Fault};
 
-/// How much is read at once.
-const WINDOW: u64 = 1 << 16;
+/// Buffer size in bytes.
+const BUFFER_LEN: u64 = 1 << 16;
 
-/// A cursor over bytes that lie anywhere.
+/// Buffered cursor over the bytes of a file.
 #[derive(Debug)]
-pub(crate) struct Wire {
+pub(crate) struct Reader {
     bytes: Arc<dyn Bytes>,
-    window: Vec<u8>,
-    /// Where the window lies in the bytes, and the cursor in the window.
+    buffer: Vec<u8>,
+    /// Offset of the buffer in the file.
     start: u64,
+    /// Offset of the cursor in the buffer.
     at: usize,
-    /// `Buf` cannot fail: what went wrong is told afterwards.
+    /// Deferred read error, because `Buf` cannot fail.
     failed: Option<io::Error>,
 }
 
-impl Wire {
-    pub(crate) fn new(bytes: Arc<dyn Bytes>) -> Wire {
-        let mut wire = Wire { bytes, window: vec![], start: 0, at: 0, failed: None };
-        wire.fill();
-        wire
+impl Reader {
+    pub(crate) fn new(bytes: Arc<dyn Bytes>) -> Reader {
+        let mut reader = Reader { bytes, buffer: vec![], start: 0, at: 0, failed: None };
+        reader.fill();
+        reader
     }
 
     pub(crate) fn bytes(&self) -> &Arc<dyn Bytes> {
         &self.bytes
     }
 
-    /// The cursor.
+    /// Returns the offset of the cursor.
     pub(crate) fn pos(&self) -> u64 {
         self.start.saturating_add(self.at as u64)
     }
@@ -48,15 +49,15 @@ impl Wire {
     fn fill(&mut self) {
         self.start = self.pos();
         self.at = 0;
-        self.window.clear();
-        self.window.resize(self.left().min(WINDOW) as usize, 0);
-        if let Err(e) = self.bytes.read_at(self.start, &mut self.window) {
-            self.window.fill(0);
+        self.buffer.clear();
+        self.buffer.resize(self.left().min(BUFFER_LEN) as usize, 0);
+        if let Err(e) = self.bytes.read_at(self.start, &mut self.buffer) {
+            self.buffer.fill(0);
             self.failed.get_or_insert(e);
         }
     }
 
-    /// What is wrong at the cursor.
+    /// Returns a fault at the cursor, or the deferred read error.
     pub(crate) fn fault(&mut self, code: Code, detail: impl Into<String>) -> Fault {
         match self.failed.take() {
             Some(e) => Fault::from(e).at(self.pos()),
@@ -76,7 +77,7 @@ impl Wire {
         }
     }
 
-    /// The number and kind of the next field.
+    /// Reads the tag and wire type of the next field.
     pub(crate) fn key(&mut self) -> Result<(u32, WireType), Fault> {
         let key = decode_key(self);
         self.protobuf(key)
@@ -87,7 +88,7 @@ impl Wire {
         self.protobuf(skipped)
     }
 
-    /// A field's value by one of prost's readers.
+    /// Reads the value of a field with one of prost's merge functions.
     pub(crate) fn value<T: Default>(
         &mut self,
         read: impl FnOnce(&mut T, &mut Self) -> Result<(), DecodeError>,
@@ -97,7 +98,7 @@ impl Wire {
         Ok(value)
     }
 
-    /// As [`Wire::value`], for fields that may come in several pieces.
+    /// Merges a field into `value`; repeated fields may occur in several pieces.
     pub(crate) fn merge<T>(
         &mut self,
         value: &mut T,
@@ -107,10 +108,11 @@ impl Wire {
         self.protobuf(result)
     }
 
-    /// The end of a field of bytes, whose length is read.
+    /// Reads the length of a length-delimited field and returns the offset of its end.
     pub(crate) fn delimited(&mut self, kind: WireType) -> Result<u64, Fault> {
         if kind != WireType::LengthDelimited {
-            return Err(self.fault(Code::Protobuf, format!("a field of wire type {kind:?}, expected bytes")));
+            return Err(self
+                .fault(Code::Protobuf, format!("wire type {}, expected 2 (length-delimited)", kind as i32)));
         }
         let len = decode_varint(self);
         let len = self.protobuf(len)?;
@@ -118,12 +120,13 @@ impl Wire {
             Some(end) if end <= self.bytes.len() => Ok(end),
             _ => {
                 let left = self.left();
-                Err(self.fault(Code::Protobuf, format!("{len} bytes announced, {left} left")))
+                Err(self
+                    .fault(Code::Protobuf, format!("field length {len} exceeds the remaining {left} bytes")))
             }
         }
     }
 
-    /// The fields of a message that ends at `end`, one after the other.
+    /// Calls `field` for every field of a message that ends at `end`.
     pub(crate) fn fields(
         &mut self,
         end: u64,
@@ -135,22 +138,22 @@ impl Wire {
         }
         match self.pos() == end {
             true => Ok(()),
-            false => Err(self.fault(Code::Protobuf, "a field reaches beyond its message")),
+            false => Err(self.fault(Code::Protobuf, "field exceeds its message")),
         }
     }
 
-    /// Passes over a field of bytes: where it begins, and its length.
+    /// Skips a length-delimited field and returns its offset and length.
     pub(crate) fn span(&mut self, kind: WireType) -> Result<(u64, u64), Fault> {
         let end = self.delimited(kind)?;
         let start = self.pos();
         let len = end.saturating_sub(start);
-        self.pass(len);
+        self.advance_by(len);
         Ok((start, len))
     }
 
-    fn pass(&mut self, n: u64) {
+    fn advance_by(&mut self, n: u64) {
         let at = (self.at as u64).saturating_add(n);
-        match at < self.window.len() as u64 {
+        match at < self.buffer.len() as u64 {
             true => self.at = at as usize,
             false => {
                 self.start = self.start.saturating_add(at);
@@ -161,17 +164,17 @@ impl Wire {
     }
 }
 
-impl Buf for Wire {
+impl Buf for Reader {
     fn remaining(&self) -> usize {
         usize::try_from(self.left()).unwrap_or(usize::MAX)
     }
 
     fn chunk(&self) -> &[u8] {
-        self.window.get(self.at..).unwrap_or(&[])
+        self.buffer.get(self.at..).unwrap_or(&[])
     }
 
     fn advance(&mut self, n: usize) {
-        self.pass(n as u64);
+        self.advance_by(n as u64);
     }
 }
 
@@ -180,18 +183,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bytes_are_passed_over_at_any_length() {
+    fn span_skips_fields_of_any_length() {
         for len in [0usize, 1, 100, 65_530, 65_536, 70_000, 200_000] {
             let mut bytes = vec![0x4a];
             prost::encoding::encode_varint(len as u64, &mut bytes);
             bytes.resize(bytes.len() + len, 7);
             bytes.extend([0x10, 42]);
-            let mut wire = Wire::new(Arc::new(bytes.clone()));
-            let (tag, kind) = wire.key().unwrap();
-            assert_eq!((tag, wire.span(kind).unwrap().1), (9, len as u64));
-            assert_eq!(wire.key().unwrap(), (2, WireType::Varint));
-            assert_eq!(decode_varint(&mut wire).unwrap(), 42);
-            assert_eq!((wire.pos(), wire.remaining()), (bytes.len() as u64, 0));
+            let mut reader = Reader::new(Arc::new(bytes.clone()));
+            let (tag, kind) = reader.key().unwrap();
+            assert_eq!((tag, reader.span(kind).unwrap().1), (9, len as u64));
+            assert_eq!(reader.key().unwrap(), (2, WireType::Varint));
+            assert_eq!(decode_varint(&mut reader).unwrap(), 42);
+            assert_eq!((reader.pos(), reader.remaining()), (bytes.len() as u64, 0));
         }
     }
 }

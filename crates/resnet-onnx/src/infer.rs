@@ -1,4 +1,4 @@
-//! What a foreign graph might be: an architecture read off its blocks. Whether it is right is for the comparison to say.
+//! Infers candidate architectures from the blocks of a foreign graph; [`compare`](super::compare) verifies them.
 
 mod blocks;
 mod stem;
@@ -10,23 +10,23 @@ use resnet_model::arch::{
 use resnet_model::graph::{Linear, Op};
 
 use self::blocks::{Body, Unit};
-use super::items::Item;
+use super::canonical::CanonicalNode;
 
-/// More blocks than any network has.
+/// Maximum number of blocks.
 const MAX_BLOCKS: usize = 10_000;
 
-/// A foreign graph to be read.
+/// A foreign graph in canonical form.
 #[derive(Clone, Copy)]
 pub(crate) struct Foreign<'a> {
-    pub(crate) items: &'a [Item],
-    /// What the norms add to the variance, where norms were kept.
+    pub(crate) items: &'a [CanonicalNode],
+    /// Epsilon of the norms, if they were kept.
     pub(crate) eps: Option<f64>,
-    /// Whether batch norms were kept.
+    /// If `true`, batch norms were kept.
     pub(crate) norms: bool,
 }
 
 impl<'a> Foreign<'a> {
-    fn item(&self, i: usize) -> Option<&'a Item> {
+    fn item(&self, i: usize) -> Option<&'a CanonicalNode> {
         self.items.get(i)
     }
 
@@ -35,25 +35,25 @@ impl<'a> Foreign<'a> {
     }
 }
 
-/// What comes after the last features.
+/// Pooling and classifier after the last feature map.
 struct Head {
     pool: GlobalPool,
     classes: usize,
-    /// The last features.
+    /// Index of the node of the last feature map.
     features: usize,
 }
 
-/// Architectures that the graph may be of, the likeliest first.
+/// Returns candidate architectures, the likeliest first.
 pub(crate) fn candidates(net: Foreign) -> Vec<Arch> {
     let mut found = Vec::new();
     if let Some(vgg) = vgg(net) {
         found.push(Arch::Vgg(vgg));
     }
     if let Some(head) = head(net) {
-        if let Some(body) = blocks::after(net, head.features) {
+        if let Some(body) = blocks::post_activation(net, head.features) {
             found.extend(resnets(net, &head, &body));
         }
-        if let Some(body) = blocks::before(net, head.features) {
+        if let Some(body) = blocks::pre_activation(net, head.features) {
             found.extend(resnet_v2(net, &head, &body).map(Arch::ResNetV2));
         }
         if let Some(body) = blocks::plain(net, head.features) {
@@ -70,7 +70,7 @@ fn head(net: Foreign) -> Option<Head> {
         _ => (0, last),
     };
     let item = net.item(pooled)?;
-    let both = |item: &Item| {
+    let both = |item: &CanonicalNode| {
         let &[a, b] = item.inputs.as_slice() else { return None };
         (net.input(a)? == net.input(b)?).then(|| net.input(a))?
     };
@@ -84,7 +84,7 @@ fn head(net: Foreign) -> Option<Head> {
     Some(Head { pool, classes, features })
 }
 
-/// The kind of block that so many convolutions make.
+/// Returns the block type with the number of convolutions of `unit`.
 fn kind(unit: &Unit) -> Option<Block> {
     match unit.convs.len() {
         2 => Some(Block::Basic),
@@ -93,7 +93,7 @@ fn kind(unit: &Unit) -> Option<Block> {
     }
 }
 
-/// Blocks by stage: a new one where the size is halved, the channels change or dilation begins.
+/// Splits blocks into stages at a change of stride, channels or dilation.
 fn stages(units: &[Unit]) -> Vec<&[Unit]> {
     units
         .chunk_by(|before, unit| {
@@ -102,7 +102,7 @@ fn stages(units: &[Unit]) -> Vec<&[Unit]> {
         .collect()
 }
 
-/// Input pixels per pixel of the last stage, if stages are dilated to keep them few.
+/// Returns the output stride if stages are dilated.
 fn output_stride(stem: usize, stages: &[&[Unit]]) -> Option<usize> {
     let mut stride = stem;
     let dilated = stages.iter().skip(1).find(|stage| {
@@ -129,13 +129,13 @@ fn norm(net: Foreign) -> Norm {
     }
 }
 
-/// The residual networks that the blocks may be; several where a size does not tell what it comes from.
+/// Returns the ResNets that the blocks match; several if the SE reduction is ambiguous.
 fn resnets(net: Foreign, head: &Head, body: &Body) -> Vec<Arch> {
     let attentions: Vec<Attention> = match body.units.iter().find_map(|u| u.attention) {
         None => vec![Attention::None],
-        Some(blocks::Gate::Channels) => vec![Attention::Eca],
-        // The usual ones first.
-        Some(blocks::Gate::Layers) => {
+        Some(blocks::Gate::ChannelConv) => vec![Attention::Eca],
+        // Common reductions first.
+        Some(blocks::Gate::Linear) => {
             let rest = (1..=64).filter(|r| ![16, 4, 8].contains(r));
             [16, 4, 8].into_iter().chain(rest).map(|reduction| Attention::Se { reduction }).collect()
         }
@@ -172,8 +172,8 @@ fn resnet(net: Foreign, head: &Head, body: &Body) -> Option<ResNet> {
                 if stages.len() == 1 && inner.len() == 1 {
                     (group_width, first_reduction) = (scaled, second.checked_div(first)?.max(1));
                 }
-                let is = width.checked_mul(group_width)?.div_euclid(64).checked_mul(groups)?;
-                regular &= is == second && first.checked_mul(first_reduction) == Some(second);
+                let expected = width.checked_mul(group_width)?.div_euclid(64).checked_mul(groups)?;
+                regular &= expected == second && first.checked_mul(first_reduction) == Some(second);
                 regular &= width.checked_mul(4) == Some(unit.out());
             }
         }
@@ -187,7 +187,7 @@ fn resnet(net: Foreign, head: &Head, body: &Body) -> Option<ResNet> {
         stem: stem.stem,
         stem_pool: stem.pool,
         padding: match (stem.padding, units.iter().any(Unit::pads)) {
-            // Without a pool or a stride the stem does not tell.
+            // The padding of a stem without pool and stride is ambiguous.
             (Padding::Symmetric, true) if stem.stem.stride() == 1 => Padding::OneSided,
             (_, true) if stem.padding != Padding::OneSided => Padding::OneSidedBlocks,
             (padding, _) => padding,
@@ -212,15 +212,15 @@ fn resnet(net: Foreign, head: &Head, body: &Body) -> Option<ResNet> {
 
 fn shortcut(units: &[Unit]) -> Option<Shortcut> {
     let ops = || units.iter().flat_map(|u| &u.shortcut);
-    let any = |wanted: fn(&Op) -> bool| ops().any(wanted);
-    let needless = units.iter().any(|u| {
+    let any = |predicate: fn(&Op) -> bool| ops().any(predicate);
+    let always_projects = units.iter().any(|u| {
         u.projects() && u.stride() == 1 && u.first_dilation() == u.last_dilation() && u.input() == u.out()
     });
     Some(match () {
         () if any(|op| matches!(op, Op::AvgPool(_))) => Shortcut::AvgProjection,
         () if any(|op| matches!(op, Op::Conv(c) if c.kernel == [3; 2])) => Shortcut::Projection3x3,
         () if any(|op| matches!(op, Op::PadChannels(_) | Op::Subsample(_))) => Shortcut::ZeroPad,
-        () if needless => Shortcut::ProjectionAll,
+        () if always_projects => Shortcut::ProjectionAll,
         () => Shortcut::Projection,
     })
 }
@@ -248,11 +248,11 @@ fn resnet_v2(net: Foreign, head: &Head, body: &Body) -> Option<ResNetV2> {
     })
 }
 
-/// A plain network: convolutions in a row, which blocks of two or of three may have been.
+/// Returns a network without shortcuts, with blocks of two or three convolutions.
 fn plain(net: Foreign, head: &Head, body: &Body) -> Option<Arch> {
     let unit = body.units.first()?;
     let size = if unit.convs.iter().any(|c| c.kernel == [1; 2]) { 3 } else { 2 };
-    let (convs, start) = blocks::plain_parts(net, head.features)?;
+    let (convs, start) = blocks::plain_convs(net, head.features)?;
     let units: Vec<Unit> = convs.chunks(size).map(|convs| Unit::plain(convs.to_vec())).collect();
     let base = resnet(net, head, &Body { units, start })?;
     Some(Arch::ResNet(ResNet { shortcut: Shortcut::None, ..base }))
@@ -273,7 +273,7 @@ fn vgg(net: Foreign) -> Option<Vgg> {
             _ => {}
         }
     }
-    // A network without a last layer ends with a ReLU.
+    // A network without a classifier ends with a ReLU.
     let num_classes = match last.op {
         Op::Linear(linear) => linear.out_features,
         _ => 0,

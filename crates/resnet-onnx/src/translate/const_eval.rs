@@ -3,10 +3,10 @@
 use resnet_model::RawTensor;
 
 use super::{Translator, Value};
+use crate::cells::Axis;
 use crate::constant::{self, Constant};
 use crate::error::{Code, Fault};
-use crate::net::Axis;
-use crate::proto::Node;
+use crate::proto::NodeProto;
 use crate::tensor;
 
 /// The longest list of sizes.
@@ -14,7 +14,7 @@ const MAX_SIZES: usize = 64;
 
 impl<'a> Translator<'a> {
     /// The value of a node that depends on no image; `None` if it does.
-    pub(super) fn fixed(&mut self, node: &'a Node) -> Result<Option<Value>, Fault> {
+    pub(super) fn evaluate(&mut self, node: &'a NodeProto) -> Result<Option<Value>, Fault> {
         match node.op.as_str() {
             "Constant" => return self.literal(node).map(|t| Some(constant(node, t))),
             "ConstantOfShape" => return self.constant_of_shape(node).map(Some),
@@ -52,7 +52,7 @@ impl<'a> Translator<'a> {
     }
 
     /// The value of a `Constant`.
-    fn literal(&mut self, node: &'a Node) -> Result<RawTensor, Fault> {
+    fn literal(&mut self, node: &'a NodeProto) -> Result<RawTensor, Fault> {
         let made = if let Some(tensor) = node.tensor("value") {
             let raw = tensor::raw(tensor, self.context.file, &mut self.context.external)?;
             return raw.map_err(|what| node.fault(Code::Unsupported, format!("a constant {what}")));
@@ -70,7 +70,7 @@ impl<'a> Translator<'a> {
         made.ok_or_else(|| node.fault(Code::Unsupported, "a constant of an unknown kind"))
     }
 
-    fn constant_of_shape(&mut self, node: &'a Node) -> Result<Value, Fault> {
+    fn constant_of_shape(&mut self, node: &'a NodeProto) -> Result<Value, Fault> {
         let shape = match self.value(node, 0)? {
             Some(Value::Constant(shape)) => constant::ints(&shape.tensor),
             // As many of something as there are images: only the shape of such a value matters.
@@ -90,7 +90,7 @@ impl<'a> Translator<'a> {
         Ok(constant(node, filled))
     }
 
-    fn shape(&mut self, node: &'a Node) -> Result<Value, Fault> {
+    fn shape(&mut self, node: &'a NodeProto) -> Result<Value, Fault> {
         let sizes: Vec<Option<i64>> = match self.value(node, 0)? {
             Some(Value::Constant(c)) => c.shape().iter().map(|&d| i64::try_from(d).ok()).collect(),
             Some(Value::Sizes(sizes)) => vec![i64::try_from(sizes.len()).ok()],
@@ -107,7 +107,7 @@ impl<'a> Translator<'a> {
                 };
                 view.axes.iter().map(size).collect()
             }
-            None => return Err(node.odd("no input")),
+            None => return Err(node.graph_fault("no input")),
         };
         let rank = sizes.len();
         let at = |name, default: usize| match node.int(name) {
@@ -120,7 +120,7 @@ impl<'a> Translator<'a> {
     }
 
     /// The result of a node whose inputs are constants.
-    fn compute(&mut self, node: &'a Node, inputs: &[Option<Constant>]) -> Result<RawTensor, Fault> {
+    fn compute(&mut self, node: &'a NodeProto, inputs: &[Option<Constant>]) -> Result<RawTensor, Fault> {
         let input = |i: usize| inputs.get(i).and_then(Option::as_ref).map(|c| &c.tensor);
         let odd = || node.fault(Code::Unsupported, "a constant that cannot be computed from its inputs");
         let tensor = input(0).ok_or_else(odd)?;
@@ -192,7 +192,7 @@ impl<'a> Translator<'a> {
             "Add" | "Sub" | "Mul" | "Div" | "Pow" => {
                 input(1).and_then(|other| constant::arithmetic(&node.op, tensor, other))
             }
-            "Sqrt" | "Reciprocal" | "Neg" | "Exp" | "Abs" => constant::each(&node.op, tensor),
+            "Sqrt" | "Reciprocal" | "Neg" | "Exp" | "Abs" => constant::unary(&node.op, tensor),
             "ReduceMean" => {
                 let axes = list("axes", 1).unwrap_or_else(|| (0..rank as i64).collect());
                 constant::mean(tensor, &axes, node.int_or("keepdims", 1) != 0)
@@ -211,12 +211,12 @@ impl<'a> Translator<'a> {
     }
 }
 
-fn constant(node: &Node, tensor: RawTensor) -> Value {
+fn constant(node: &NodeProto, tensor: RawTensor) -> Value {
     Value::Constant(Constant { tensor, name: node.outputs.first().cloned().unwrap_or_default() })
 }
 
 /// Sizes of which all are known are a constant: a list, or one number where one was picked out of a list.
-fn known(node: &Node, sizes: Vec<Option<i64>>, inputs: &[Option<Value>]) -> Value {
+fn known(node: &NodeProto, sizes: Vec<Option<i64>>, inputs: &[Option<Value>]) -> Value {
     let list = sizes.iter().copied().collect::<Option<Vec<i64>>>();
     let Some(tensor) = list.and_then(|list| constant::from_ints(&list)) else { return Value::Sizes(sizes) };
     let single = match (node.op.as_str(), inputs.get(1)) {
@@ -271,7 +271,7 @@ fn gather(tensor: &RawTensor, at: &[i64], shape: &[usize]) -> Option<RawTensor> 
 }
 
 /// A part of a short list or table of integers, along one axis after the other.
-fn slice(node: &Node, inputs: &[Option<Constant>]) -> Option<RawTensor> {
+fn slice(node: &NodeProto, inputs: &[Option<Constant>]) -> Option<RawTensor> {
     let tensor = &inputs.first()?.as_ref()?.tensor;
     let list = |name: &str, i: usize| match node.ints(name) {
         Some(list) => Some(list.to_vec()),
@@ -325,7 +325,7 @@ fn bounds(start: i64, end: i64, len: usize) -> std::ops::Range<usize> {
 }
 
 /// A list of sizes computed from others, some of which are not known.
-fn sizes(node: &Node, inputs: &[Option<Value>]) -> Vec<Option<i64>> {
+fn sizes(node: &NodeProto, inputs: &[Option<Value>]) -> Vec<Option<i64>> {
     let list = |value: &Option<Value>| -> Vec<Option<i64>> {
         match value {
             Some(Value::Sizes(sizes)) => sizes.clone(),

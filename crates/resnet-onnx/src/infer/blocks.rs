@@ -1,4 +1,4 @@
-//! Blocks found backwards, from the last features to the stem.
+//! Finds residual blocks from the last feature map back to the stem.
 
 use std::collections::HashMap;
 
@@ -7,22 +7,22 @@ use resnet_model::graph::{Conv, Op};
 
 use super::{Foreign, MAX_BLOCKS};
 
-/// The longest branch of a block.
+/// Maximum number of nodes in a branch of a block.
 const MAX_BRANCH: usize = 64;
 
-/// All blocks of a network, and the item that the first starts from.
+/// All blocks of a network, and the node before the first block.
 pub(super) struct Body {
     pub(super) units: Vec<Unit>,
     pub(super) start: usize,
 }
 
-/// What weights the channels of a block's result.
+/// Channel attention of a block.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Gate {
-    /// Two fully connected layers.
-    Layers,
-    /// A convolution over the channels.
-    Channels,
+    /// Squeeze-and-excitation: two linear layers.
+    Linear,
+    /// Efficient channel attention: a convolution over the channels.
+    ChannelConv,
 }
 
 /// One block.
@@ -30,14 +30,15 @@ pub(super) enum Gate {
 pub(super) struct Unit {
     /// The convolutions of the main branch, in order.
     pub(super) convs: Vec<Conv>,
-    /// All operations of the main branch and of the shortcut, in order.
+    /// The operations of the main branch, in order.
     main: Vec<Op>,
+    /// The operations of the shortcut, in order.
     pub(super) shortcut: Vec<Op>,
     pub(super) attention: Option<Gate>,
 }
 
 impl Body {
-    /// What smooths the image in the blocks.
+    /// Returns the anti-aliasing of the blocks.
     pub(super) fn anti_alias(&self) -> Option<AntiAlias> {
         self.units.iter().flat_map(|u| &u.main).find_map(|op| match op {
             Op::AvgPool(_) => Some(AntiAlias::Avg),
@@ -48,12 +49,12 @@ impl Body {
 }
 
 impl Unit {
-    /// Whether a convolution has its padding before it.
+    /// Returns `true` if the main branch has an explicit padding operation.
     pub(super) fn pads(&self) -> bool {
         self.main.iter().any(|op| matches!(op, Op::Pad(_)))
     }
 
-    /// A block without shortcut.
+    /// Returns a block without shortcut.
     pub(super) fn plain(convs: Vec<Conv>) -> Unit {
         let main = convs.iter().copied().map(Op::Conv).collect();
         Unit { convs, main, shortcut: vec![], attention: None }
@@ -67,7 +68,7 @@ impl Unit {
         self.convs.first().map_or(0, |c| c.in_channels)
     }
 
-    /// Input pixels per pixel of the result.
+    /// Returns the stride of the main branch.
     pub(super) fn stride(&self) -> usize {
         let strides = self.main.iter().map(|op| match op {
             Op::Conv(c) => c.stride[0],
@@ -78,11 +79,12 @@ impl Unit {
         strides.fold(1, usize::saturating_mul)
     }
 
-    /// The dilation of the 3×3 convolutions: of the first, and of the last.
+    /// Returns the dilation of the first convolution larger than 1×1.
     pub(super) fn first_dilation(&self) -> usize {
         self.convs.iter().find(|c| c.kernel != [1; 2]).map_or(1, |c| c.dilation[0])
     }
 
+    /// Returns the dilation of the last convolution larger than 1×1.
     pub(super) fn last_dilation(&self) -> usize {
         self.convs.iter().rev().find(|c| c.kernel != [1; 2]).map_or(1, |c| c.dilation[0])
     }
@@ -92,18 +94,18 @@ impl Unit {
     }
 }
 
-/// The way back from an item along first inputs, itself first.
+/// Returns the path from a node back along first inputs, starting with the node.
 fn back(net: Foreign, from: usize) -> Vec<usize> {
     std::iter::successors(Some(from), |&i| net.input(i)).take(MAX_BRANCH).collect()
 }
 
-/// The block that ends with the sum `add`, and where both of its branches start.
+/// Returns the block that ends with the residual add `add`, and the node where its branches start.
 fn unit(net: Foreign, add: usize) -> Option<(Unit, usize)> {
     let item = net.item(add)?;
     let (Op::Add, &[a, b]) = (&item.op, item.inputs.as_slice()) else { return None };
     let (a, b) = (back(net, a), back(net, b));
-    let places: HashMap<usize, usize> = a.iter().enumerate().map(|(place, &i)| (i, place)).collect();
-    let (in_b, in_a) = b.iter().enumerate().find_map(|(place, i)| Some((place, *places.get(i)?)))?;
+    let positions: HashMap<usize, usize> = a.iter().enumerate().map(|(position, &i)| (i, position)).collect();
+    let (in_b, in_a) = b.iter().enumerate().find_map(|(position, i)| Some((position, *positions.get(i)?)))?;
     let start = *b.get(in_b)?;
     let ops = |branch: &[usize], n: usize| -> Option<Vec<Op>> {
         branch.get(..n)?.iter().rev().map(|&i| net.item(i).map(|i| i.op.clone())).collect()
@@ -121,8 +123,8 @@ fn unit(net: Foreign, add: usize) -> Option<(Unit, usize)> {
     });
     let attention = gate.flatten().and_then(|gate| {
         gate.iter().find_map(|&i| match net.item(i)?.op {
-            Op::Linear(_) => Some(Gate::Layers),
-            Op::ChannelConv(_) => Some(Gate::Channels),
+            Op::Linear(_) => Some(Gate::Linear),
+            Op::ChannelConv(_) => Some(Gate::ChannelConv),
             _ => None,
         })
     });
@@ -131,8 +133,8 @@ fn unit(net: Foreign, add: usize) -> Option<(Unit, usize)> {
     Some((Unit { convs, main, shortcut, attention }, start))
 }
 
-/// Blocks whose sum goes through a ReLU.
-pub(super) fn after(net: Foreign, features: usize) -> Option<Body> {
+/// Returns post-activation blocks: a ReLU follows the residual add.
+pub(super) fn post_activation(net: Foreign, features: usize) -> Option<Body> {
     let mut units = Vec::new();
     let mut start = features;
     while net.item(start)?.op == Op::Relu && units.len() < MAX_BLOCKS {
@@ -148,8 +150,8 @@ fn is_norm(op: &Op) -> bool {
     matches!(op, Op::BatchNorm(_) | Op::GroupNorm(_))
 }
 
-/// Blocks that start with a norm and a ReLU, which the shortcut leaves out or shares.
-pub(super) fn before(net: Foreign, features: usize) -> Option<Body> {
+/// Returns pre-activation blocks: the main branch starts with a norm and a ReLU.
+pub(super) fn pre_activation(net: Foreign, features: usize) -> Option<Body> {
     let norm = net.input(features)?;
     if net.item(features)?.op != Op::Relu || !is_norm(&net.item(norm)?.op) {
         return None;
@@ -169,28 +171,28 @@ pub(super) fn before(net: Foreign, features: usize) -> Option<Body> {
     (!units.is_empty()).then_some(Body { units, start })
 }
 
-/// The convolutions of a network without shortcuts, and the item that they start from.
-pub(super) fn plain_parts(net: Foreign, features: usize) -> Option<(Vec<Conv>, usize)> {
+/// Returns the convolutions of a network without shortcuts, and the node before them.
+pub(super) fn plain_convs(net: Foreign, features: usize) -> Option<(Vec<Conv>, usize)> {
     if net.items.iter().any(|i| i.op == Op::Add) {
         return None;
     }
-    let way: Vec<usize> = std::iter::successors(Some(features), |&i| net.input(i)).collect();
-    // The stem: up to the max-pool, or the first convolution and its ReLU.
+    let path: Vec<usize> = std::iter::successors(Some(features), |&i| net.input(i)).collect();
+    // The stem ends with the max pool, or with the ReLU of the first convolution.
     let is_pool = |&i: &usize| net.item(i).is_some_and(|item| matches!(item.op, Op::MaxPool(_)));
-    let end = match way.iter().position(is_pool) {
+    let end = match path.iter().position(is_pool) {
         Some(end) => end,
-        None => way.len().checked_sub(3)?,
+        None => path.len().checked_sub(3)?,
     };
     let conv = |&i: &usize| match net.item(i)?.op {
         Op::Conv(conv) => Some(conv),
         _ => None,
     };
-    let convs: Vec<Conv> = way.get(..end)?.iter().rev().filter_map(conv).collect();
-    Some((convs, *way.get(end)?))
+    let convs: Vec<Conv> = path.get(..end)?.iter().rev().filter_map(conv).collect();
+    Some((convs, *path.get(end)?))
 }
 
-/// As [`plain_parts`], all convolutions as one block.
+/// Returns the convolutions of [`plain_convs`] as one block.
 pub(super) fn plain(net: Foreign, features: usize) -> Option<Body> {
-    let (convs, start) = plain_parts(net, features)?;
+    let (convs, start) = plain_convs(net, features)?;
     (!convs.is_empty()).then(|| Body { units: vec![Unit::plain(convs)], start })
 }

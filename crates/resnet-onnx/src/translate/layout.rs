@@ -3,15 +3,15 @@
 use resnet_model::graph::{Flatten, Op, Pad, PadChannels};
 
 use super::{Translator, Value};
+use crate::cells::{Axis, CellKind, Tensors, View};
 use crate::constant::{self, axis};
 use crate::error::{Code, Fault};
-use crate::net::{Axis, Kind, Tensors, View};
-use crate::proto::Node;
+use crate::proto::NodeProto;
 use crate::window::output;
 
 impl<'a> Translator<'a> {
     /// The result of a node that arranges its input.
-    pub(super) fn arranged(&mut self, node: &'a Node) -> Result<Value, Fault> {
+    pub(super) fn layout_op(&mut self, node: &'a NodeProto) -> Result<Value, Fault> {
         let view = match node.op.as_str() {
             "Flatten" => self.flatten(node)?,
             "Reshape" => self.reshape(node)?,
@@ -23,7 +23,7 @@ impl<'a> Translator<'a> {
                 let x = self.view(node, 0)?;
                 match x.is_row() {
                     true => x,
-                    false => return Err(node.odd("spreads what is no row of channels")),
+                    false => return Err(node.graph_fault("spreads what is no row of channels")),
                 }
             }
             "Concat" => self.concat(node)?,
@@ -38,44 +38,45 @@ impl<'a> Translator<'a> {
         Ok(Value::View(view))
     }
 
-    fn flatten(&mut self, node: &'a Node) -> Result<View, Fault> {
+    fn flatten(&mut self, node: &'a NodeProto) -> Result<View, Fault> {
         let x = self.view(node, 0)?;
         match axis(node.int_or("axis", 1), x.axes.len()) {
             Some(1) => self.rows(node, x),
-            _ => Err(node.odd("flattens images into each other")),
+            _ => Err(node.graph_fault("flattens images into each other")),
         }
     }
 
     /// `[N, C]`, or `[N, C · H · W]`.
-    fn rows(&mut self, node: &'a Node, x: View) -> Result<View, Fault> {
+    fn rows(&mut self, node: &'a NodeProto, x: View) -> Result<View, Fault> {
         let axes = vec![Axis::N, Axis::C];
         if x.axes.first() == Some(&Axis::N) && x.is_row() {
             return Ok(View { axes, ..x });
         }
         let cell = self.cell(x.cell)?;
         let (true, Some(pixels)) = (x == View::planar(x.cell), cell.size) else {
-            return Err(
-                node.odd("flattens an image whose size is not known, or whose axes are in another order")
-            );
+            return Err(node.graph_fault(
+                "flattens an image whose size is not known, or whose axes are in another order",
+            ));
         };
         let features = pixels.iter().try_fold(cell.channels, |n, &d| n.checked_mul(d));
-        let features = features.ok_or_else(|| node.odd("more features than can be counted"))?;
-        let kind = Kind::Op(Op::Flatten(Flatten { pixels }), Tensors::default());
+        let features = features.ok_or_else(|| node.graph_fault("more features than can be counted"))?;
+        let kind = CellKind::Op(Op::Flatten(Flatten { pixels }), Tensors::default());
         let cell = self.push_sized(node, kind, &[x.cell], features, None)?;
         Ok(View { cell, axes })
     }
 
-    fn reshape(&mut self, node: &'a Node) -> Result<View, Fault> {
+    fn reshape(&mut self, node: &'a NodeProto) -> Result<View, Fault> {
         let x = self.view(node, 0)?;
         let target: Vec<Option<i64>> = match node.ints("shape") {
             Some(list) => list.iter().copied().map(Some).collect(),
             None => match self.value(node, 1)? {
                 Some(Value::Constant(c)) => {
-                    let list = constant::ints(&c.tensor).ok_or_else(|| node.odd("no list of sizes"))?;
+                    let list =
+                        constant::ints(&c.tensor).ok_or_else(|| node.graph_fault("no list of sizes"))?;
                     list.into_iter().map(Some).collect()
                 }
                 Some(Value::Sizes(sizes)) => sizes,
-                _ => return Err(node.odd("no shape")),
+                _ => return Err(node.graph_fault("no shape")),
             },
         };
         let (channels, size) = (self.cell(x.cell)?.channels, self.cell(x.cell)?.size);
@@ -91,7 +92,7 @@ impl<'a> Translator<'a> {
                 _ => d,
             })
             .collect();
-        let odd = || node.odd(format!("makes {target:?} of axes {:?}", x.axes));
+        let odd = || node.graph_fault(format!("makes {target:?} of axes {:?}", x.axes));
         let is_open = |d: &Option<i64>| d.is_none_or(|d| d == -1);
         let images = |d: &Option<i64>| d.is_none_or(|d| d == -1 || d >= 1);
         match (x.axes.as_slice(), target.as_slice()) {
@@ -130,14 +131,14 @@ impl<'a> Translator<'a> {
         }
     }
 
-    fn squeeze(&mut self, node: &'a Node) -> Result<View, Fault> {
+    fn squeeze(&mut self, node: &'a NodeProto) -> Result<View, Fault> {
         let mut x = self.view(node, 0)?;
         let places: Vec<usize> = match self.list(node, "axes", 1)? {
             Some(axes) => axes.iter().filter_map(|&a| axis(a, x.axes.len())).collect(),
             None => (0..x.axes.len()).filter(|&i| x.axes.get(i) == Some(&Axis::One)).collect(),
         };
         if places.iter().any(|&i| x.axes.get(i) != Some(&Axis::One)) {
-            return Err(node.odd(format!("takes away axes of {:?} that are not of size 1", x.axes)));
+            return Err(node.graph_fault(format!("takes away axes of {:?} that are not of size 1", x.axes)));
         }
         let mut i = 0usize;
         x.axes.retain(|_| {
@@ -147,18 +148,19 @@ impl<'a> Translator<'a> {
         Ok(x)
     }
 
-    fn unsqueeze(&mut self, node: &'a Node) -> Result<View, Fault> {
+    fn unsqueeze(&mut self, node: &'a NodeProto) -> Result<View, Fault> {
         let x = self.view(node, 0)?;
         let axes = self.list(node, "axes", 1)?.unwrap_or_default();
         let rank = x.axes.len().saturating_add(axes.len()).min(16);
         let places: Vec<usize> = axes.iter().filter_map(|&a| axis(a, rank)).collect();
         let mut own = x.axes.iter().copied();
         let axes = (0..rank).map(|i| if places.contains(&i) { Some(Axis::One) } else { own.next() });
-        let axes = axes.collect::<Option<Vec<_>>>().ok_or_else(|| node.odd("adds axes in an odd place"))?;
+        let axes =
+            axes.collect::<Option<Vec<_>>>().ok_or_else(|| node.graph_fault("adds axes in an odd place"))?;
         Ok(View { axes, ..x })
     }
 
-    fn transpose(&mut self, node: &'a Node) -> Result<View, Fault> {
+    fn transpose(&mut self, node: &'a NodeProto) -> Result<View, Fault> {
         let x = self.view(node, 0)?;
         let reversed: Vec<i64> = (0..x.axes.len() as i64).rev().collect();
         let order = node.ints("perm").unwrap_or(&reversed);
@@ -167,16 +169,16 @@ impl<'a> Translator<'a> {
         let kept = |axes: &Vec<Axis>| x.axes.iter().all(|a| axes.contains(a));
         match axes.filter(kept) {
             Some(axes) => Ok(View { axes, ..x }),
-            None => Err(node.odd(format!("the order {order:?} of {} axes", x.axes.len()))),
+            None => Err(node.graph_fault(format!("the order {order:?} of {} axes", x.axes.len()))),
         }
     }
 
-    fn concat(&mut self, node: &'a Node) -> Result<View, Fault> {
+    fn concat(&mut self, node: &'a NodeProto) -> Result<View, Fault> {
         let views = (0..node.inputs.len()).map(|i| self.view(node, i)).collect::<Result<Vec<_>, _>>()?;
-        let Some(first) = views.first() else { return Err(node.odd("joins nothing")) };
+        let Some(first) = views.first() else { return Err(node.graph_fault("joins nothing")) };
         let along = axis(node.int_or("axis", 1), first.axes.len());
         if along != first.place(Axis::C) || views.iter().any(|v| v.axes != first.axes) {
-            return Err(node.odd("joins other axes than the channels"));
+            return Err(node.graph_fault("joins other axes than the channels"));
         }
         let inputs: Vec<usize> = views.iter().map(|v| v.cell).collect();
         let mut channels = 0usize;
@@ -184,16 +186,16 @@ impl<'a> Translator<'a> {
             channels = channels.saturating_add(self.cell(input)?.channels);
         }
         let size = self.cell(first.cell)?.size;
-        let kind = Kind::Op(Op::Concat, Tensors::default());
+        let kind = CellKind::Op(Op::Concat, Tensors::default());
         let cell = self.push_sized(node, kind, &inputs, channels, size)?;
         Ok(View { cell, axes: first.axes.clone() })
     }
 
     /// Zeros or reflected pixels around those of the image, or channels of zeros.
-    fn pad(&mut self, node: &'a Node) -> Result<View, Fault> {
+    fn pad(&mut self, node: &'a NodeProto) -> Result<View, Fault> {
         let x = self.view(node, 0)?;
         let rank = x.axes.len();
-        let pads = self.list(node, "pads", 1)?.ok_or_else(|| node.odd("no pads"))?;
+        let pads = self.list(node, "pads", 1)?.ok_or_else(|| node.graph_fault("no pads"))?;
         let value = match node.input(2).is_empty() {
             true => node.float_or("value", 0.0),
             false => self.constant(node, 2)?.and_then(|c| c.scalar()).unwrap_or(f32::NAN),
@@ -206,7 +208,7 @@ impl<'a> Translator<'a> {
                 .collect(),
             None => (0..rank).collect(),
         };
-        let bad = || node.odd(format!("pads {pads:?} of axes {:?} with {value}", x.axes));
+        let bad = || node.graph_fault(format!("pads {pads:?} of axes {:?} with {value}", x.axes));
         let pads: Vec<usize> = pads
             .iter()
             .map(|&p| usize::try_from(p).ok().filter(|&p| p <= 1 << 16))
@@ -230,7 +232,7 @@ impl<'a> Translator<'a> {
                 Op::Pad(Pad { before: [top, left], after: [bottom, right] }).into()
             }
             ("reflect", [0, 0], true) if [top, left] == [bottom, right] && of(Axis::N) == [0; 2] => {
-                Kind::Reflect([top, left])
+                CellKind::ReflectPad([top, left])
             }
             _ => return Err(bad()),
         };
@@ -245,7 +247,7 @@ impl<'a> Translator<'a> {
     }
 
     /// Every so manieth pixel from the first.
-    fn slice(&mut self, node: &'a Node) -> Result<View, Fault> {
+    fn slice(&mut self, node: &'a NodeProto) -> Result<View, Fault> {
         let x = self.view(node, 0)?;
         let rank = x.axes.len();
         let starts = self.list(node, "starts", 1)?.unwrap_or_default();
@@ -268,7 +270,7 @@ impl<'a> Translator<'a> {
                 (Some(Axis::H), Some(step)) if whole => stripe = [step, stripe.last().copied().unwrap_or(1)],
                 (Some(Axis::W), Some(step)) if whole => stripe = [stripe.first().copied().unwrap_or(1), step],
                 (Some(_), Some(1)) if whole => {}
-                _ => return Err(node.odd("cuts a part of its input")),
+                _ => return Err(node.graph_fault("cuts a part of its input")),
             }
         }
         if stripe == [1; 2] {
@@ -276,13 +278,13 @@ impl<'a> Translator<'a> {
         }
         let [tall, wide] = stripe;
         let size = output(size, |axis, n| Some(n.div_ceil(if axis == 0 { tall } else { wide })));
-        let cell = self.push_sized(node, Kind::Stripe(stripe), &[x.cell], channels, size)?;
+        let cell = self.push_sized(node, CellKind::StridedSlice(stripe), &[x.cell], channels, size)?;
         Ok(View { cell, ..x })
     }
 }
 
-impl From<Op> for Kind {
-    fn from(op: Op) -> Kind {
-        Kind::Op(op, Tensors::default())
+impl From<Op> for CellKind {
+    fn from(op: Op) -> CellKind {
+        CellKind::Op(op, Tensors::default())
     }
 }
