@@ -19,6 +19,7 @@
 
 mod cast;
 mod checkpoint;
+pub mod cli;
 mod convert;
 mod default_preprocess;
 mod dialect;
