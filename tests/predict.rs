@@ -224,7 +224,7 @@ fn output_goes_to_a_file_that_is_not_overwritten() {
     assert_eq!(predict(&args).ok(), "");
     let written = fs::read_to_string(&path).unwrap();
     assert!(written.starts_with("image,rank,") && written.contains(",1,3,,3,0.9"), "{written}");
-    predict(&args).fails_with(&["out.csv", "exists already"]);
+    predict(&args).fails_with(&["out.csv", "already exists"]);
     predict(&[&args[..], &["--force"]].concat()).ok();
     let failing = [&args[..], &["--force", "--weights", "nothing.pth"]].concat();
     resnet_cli(&[&["predict"], &failing[..]].concat()).fails_with(&["nothing.pth"]);
