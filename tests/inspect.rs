@@ -47,6 +47,8 @@ fn inspect_shows_the_network_and_every_tensor() {
         "  container     PyTorch zip, ",
         "  known by      ",
         "  names         torchvision, under `",
+        "  preprocess    ",
+        " (from a default)",
         "→ conv1.weight",
     ] {
         assert!(text.contains(expected), "no {expected:?} in\n{text}");
@@ -81,9 +83,12 @@ fn inspect_shows_files_that_are_not_networks() {
         assert!(text.contains(expected), "no {expected:?} in\n{text}");
     }
     assert!(!text.contains('\u{1b}'));
+    // A folder with one checkpoint.
     let (code, _, error) = resnet_cli(&["inspect", &s(dir.path())]);
+    assert_eq!((code, error.as_str()), (0, ""));
+    let (code, _, error) = resnet_cli(&["inspect", &s(tempfile::tempdir().unwrap().path())]);
     assert_eq!(code, 1);
-    assert!(error.contains("is a directory, not a file"), "{error}");
+    assert!(error.contains("no weights; expected model.safetensors"), "{error}");
 }
 
 #[test]

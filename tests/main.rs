@@ -2,6 +2,7 @@
 #![cfg(test)]
 
 mod cli;
+mod convert;
 #[allow(dead_code)]
 #[path = "../crates/resnet-hub/tests/hub/fake_hub.rs"]
 mod fakehub;

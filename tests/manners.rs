@@ -6,7 +6,10 @@ use serde_json::Value;
 
 use crate::cli::{command, digits, file, resnet_cli};
 
-const COMMANDS: [&str; 12] = [
+const COMMANDS: [&str; 15] = [
+    "cache",
+    "convert",
+    "download",
     "predict",
     "list",
     "info",

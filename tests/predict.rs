@@ -98,7 +98,13 @@ fn errors_are_one_line() {
     let cli = |args: &[&str]| resnet_cli(&[&["predict"], args, &[image.as_str()]].concat());
     cli(&["--weights", "nothing.pth"]).fails_with(&["nothing.pth", "no such file"]);
     cli(&["--weights", &s(dir.path().join("empty"))]).fails_with(&["folder"]);
-    cli(&["--depth", "77"]).fails_with(&["--depth 77", "18, 34, 50, 101 or 152"]);
+    let depth = cli(&["--depth", "77"]);
+    assert!(
+        depth.code == 2 && depth.stderr.contains("--depth 77: expected 18, 34, 50, 101 or 152"),
+        "{depth:?}"
+    );
+    let id = cli(&["--model", "timm/resnet18.a1_in1k"]);
+    assert!(id.code == 2 && id.stderr.contains("use --weights timm/resnet18.a1_in1k"), "{id:?}");
     let unknown = cli(&["--model", "resnet51"]);
     assert_eq!(unknown.code, 2, "{unknown:?}");
     assert!(unknown.stderr.contains("unknown model `resnet51`; did you mean"), "{unknown:?}");
@@ -141,7 +147,7 @@ fn weights_of_another_depth_are_rejected() {
 }
 
 /// A Hub that serves ResNet-18 with formula weights as timm's repositories do.
-fn hub() -> FakeHub {
+pub(crate) fn hub() -> FakeHub {
     const REPO: &str = "timm/resnet18.tv_in1k";
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("model.safetensors");

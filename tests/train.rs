@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use resnet_model::file::Existing;
 use resnet_model::{Checkpoint, Labels, safetensors};
 use serde_json::Value;
 
@@ -99,6 +100,16 @@ fn a_bundled_backbone_is_fine_tuned_on_new_classes() {
     assert_eq!(of_classes, 300);
     let ensemble = resnet_cli(&["eval", "--ten-crop", "--sizes", "28,30", &model, &model, &data]);
     assert!(ensemble.ok().contains("images  300"), "{ensemble:?}");
+    // The same network with its classes in the other order.
+    let trained = Checkpoint::open(Path::new(&model)).unwrap();
+    let reordered = s(dir.path().join("reordered.safetensors"));
+    let swapped = trained.with_class_order(&[1, 0]).unwrap().unwrap();
+    swapped.save(Path::new(&reordered), Existing::Keep, &mut |_| {}).unwrap();
+    for order in [[&model, &reordered], [&reordered, &model]] {
+        let ensemble = resnet_cli(&["eval", "--format", "json", order[0], order[1], &data]);
+        let ensemble: Value = serde_json::from_str(ensemble.ok()).unwrap();
+        assert_eq!(ensemble["top1"], figures["top1"]);
+    }
     let other = resnet_cli(&["eval", &weights, &data]);
     other.fails_with(&["the network has no class `even`"]);
     let again = resnet_cli(&["train", "--weights", &weights, "--out", &out, &data]);

@@ -3,7 +3,8 @@
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::commands::{
-    bench, diff, doctor, eval, generate, info, inspect, list, predict, serve, summary, train, verify,
+    bench, cache, convert, diff, doctor, download, eval, generate, info, inspect, list, predict, serve,
+    summary, train, verify,
 };
 
 /// Classify images with any ResNet.
@@ -41,6 +42,9 @@ pub enum Command {
     Summary(summary::Args),
     Inspect(inspect::Args),
     Diff(diff::Args),
+    Convert(convert::Args),
+    Download(download::Args),
+    Cache(cache::Args),
     Train(train::Args),
     Eval(eval::Args),
     Verify(verify::Args),

@@ -1,8 +1,11 @@
 //! The commands, one file each.
 
 pub mod bench;
+pub mod cache;
+pub mod convert;
 pub mod diff;
 pub mod doctor;
+pub mod download;
 pub mod eval;
 pub mod generate;
 pub mod info;

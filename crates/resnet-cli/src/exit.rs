@@ -56,13 +56,16 @@ impl std::error::Error for UsageError {}
 /// Returns `true` if the user has to change the arguments: exit status 2.
 pub fn is_usage(error: &anyhow::Error) -> bool {
     let unknown_model = |e: &resnet_model::Error| matches!(e, resnet_model::Error::UnknownModel { .. });
-    // A transparent error is not in the chain itself.
-    let unknown_weights =
-        |e: &resnet_weights::Error| matches!(e, resnet_weights::Error::Model(e) if unknown_model(e));
+    // A transparent error does not have the error that it contains in its chain.
+    let weights = |e: &resnet_weights::Error| match e {
+        resnet_weights::Error::Model(e) => unknown_model(e),
+        resnet_weights::Error::Arch { .. } | resnet_weights::Error::Unspecified => true,
+        _ => false,
+    };
     error.chain().any(|e| {
         e.is::<UsageError>()
             || e.downcast_ref().is_some_and(unknown_model)
-            || e.downcast_ref().is_some_and(unknown_weights)
+            || e.downcast_ref().is_some_and(weights)
     })
 }
 
@@ -98,6 +101,7 @@ mod tests {
     #[test]
     fn unknown_names_are_usage_errors() {
         assert!(is_usage(&resnet_model::zoo::arch("resnet51").unwrap_err().into()));
+        assert!(is_usage(&resnet_weights::arch_name("resnet51").unwrap_err().into()));
         assert!(is_usage(&UsageError("--svg x.png".into()).into()));
         assert!(!is_usage(&anyhow::anyhow!("no such file")));
     }

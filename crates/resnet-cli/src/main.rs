@@ -6,7 +6,8 @@ use std::process::ExitCode;
 use clap::Parser;
 use resnet_cli::cli::{Cli, Command};
 use resnet_cli::commands::{
-    bench, diff, doctor, eval, generate, info, inspect, list, predict, serve, summary, train, verify,
+    bench, cache, convert, diff, doctor, download, eval, generate, info, inspect, list, predict, serve,
+    summary, train, verify,
 };
 use resnet_cli::exit::{is_broken_pipe, is_usage};
 use resnet_cli::terminal::{self, Verbosity};
@@ -29,6 +30,14 @@ fn main() -> ExitCode {
         Command::Summary(args) => summary::run(args, &mut out),
         Command::Inspect(args) => inspect::run(args, &mut out),
         Command::Diff(args) => diff::run(args, &mut out),
+        Command::Convert(args) => {
+            let code = convert::run(&args, &mut out);
+            // A closed pipe is not an error.
+            let _ = out.flush();
+            return code;
+        }
+        Command::Cache(args) => cache::run(args, &mut out),
+        Command::Download(args) => download::run(args, &mut out),
         Command::Train(args) => train::run(args, &mut out),
         Command::Eval(args) => eval::run(args, &mut out),
         Command::Verify(args) => verify::run(args, &mut out),

@@ -6,9 +6,10 @@ use anyhow::bail;
 use indicatif::ProgressBar;
 use resnet_hub::{Config, Event};
 use resnet_model::Checkpoint;
-use resnet_weights::Options;
+use resnet_weights::{Options, Report};
 
-use crate::terminal;
+use crate::exit::UsageError;
+use crate::terminal::{self, Verbosity};
 
 /// The flags of every command that takes a model.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -23,81 +24,143 @@ pub struct Selection {
     /// A checkpoint file, a folder with one, or a Hub id (owner/name, owner/name@revision)
     #[arg(long, value_name = "FILE|DIR|HUB-ID")]
     pub weights: Option<String>,
+}
+
+/// The flags that override preprocessing and labels.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct Overrides {
     /// Preprocessing: a JSON file (preprocessor_config.json, timm's config.json) or the name of published weights
     #[arg(long, value_name = "FILE|NAME")]
     pub preprocess: Option<String>,
     /// Names of the classes: config.json, one per line, or a JSON list or object
     #[arg(long, value_name = "FILE")]
     pub labels: Option<PathBuf>,
+}
+
+/// The flags of every command that opens weights.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct Access {
     /// Architecture of the weights: a name, name,option=value,... or JSON
     #[arg(long, value_name = "ARCH")]
     pub arch: Option<String>,
-    /// Fail instead of assuming architecture, preprocessing or labels
+    /// Fail instead of assuming something that the weights do not state
     #[arg(long)]
     pub strict: bool,
-    /// Do not print notes about assumptions and downloads
-    #[arg(long, short)]
-    pub quiet: bool,
     /// Ask the Hub for the current commit of a branch that is cached
     #[arg(long)]
     pub refresh: bool,
 }
 
+/// The part of a report that affects the result of a command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Subjects {
+    /// Architecture, preprocessing and labels.
+    All,
+    /// Architecture and preprocessing.
+    Input,
+    /// The architecture.
+    Arch,
+}
+
 impl Selection {
-    /// Opens the selected checkpoint, downloading it if necessary, and prints what is assumed about it.
-    pub fn open(&self) -> anyhow::Result<Checkpoint> {
-        let options = Options {
-            model: self.model()?,
-            weights: self.weights.clone(),
-            preprocess: self.preprocess.clone(),
-            labels: self.labels.clone(),
-            arch: self.arch.clone(),
+    /// Returns the options that select the weights.
+    ///
+    /// # Errors
+    ///
+    /// A [`UsageError`] for a depth without weights.
+    pub fn options(&self) -> Result<Options, UsageError> {
+        let model = match (self.depth, &self.model) {
+            (Some(depth), _) if ![18, 34, 50, 101, 152].contains(&depth) => {
+                return Err(UsageError(format!(
+                    "--depth {depth}: expected 18, 34, 50, 101 or 152; --model selects other networks"
+                )));
+            }
+            (Some(depth), _) => Some(format!("resnet{depth}")),
+            (None, Some(model)) if model.contains('/') => {
+                let model = resnet_model::escape(model);
+                return Err(UsageError(format!(
+                    "--model {model}: expected the name of a model; use --weights {model} for a file or a Hub id"
+                )));
+            }
+            (None, model) => model.clone(),
         };
-        let config = Config::from_env(|name| std::env::var(name).ok())?;
-        let config = Config { refresh: self.refresh, ..config };
-        let mut progress = Progress { bar: None, quiet: self.quiet };
-        let (checkpoint, report) =
-            resnet_weights::open(&options, &config, &mut |event| progress.show(event))?;
+        Ok(Options { model, weights: self.weights.clone(), ..Options::default() })
+    }
+
+    /// Returns the name of the architecture that `--depth` or `--model` selects.
+    pub fn arch_name(&self) -> anyhow::Result<Option<String>> {
+        match self.options()?.model {
+            Some(model) => Ok(Some(resnet_weights::arch_name(&model)?)),
+            None => Ok(None),
+        }
+    }
+}
+
+impl Overrides {
+    /// Adds the overrides to `options`.
+    pub fn apply(&self, options: Options) -> Options {
+        Options { preprocess: self.preprocess.clone(), labels: self.labels.clone(), ..options }
+    }
+}
+
+impl Access {
+    /// Opens a checkpoint, downloading it if necessary, and prints what is assumed about `subjects`.
+    pub fn open(&self, options: Options, subjects: Subjects) -> anyhow::Result<Checkpoint> {
+        let (checkpoint, report) = self.open_with_report(options)?;
         for assumption in report.assumptions() {
-            if self.strict {
+            let relevant = match assumption.subject {
+                "labels" => subjects == Subjects::All,
+                "preprocessing" => subjects != Subjects::Arch,
+                _ => true,
+            };
+            if relevant && self.strict {
                 bail!("--strict: {assumption}");
             }
-            if !self.quiet {
+            if relevant {
                 note(&assumption);
             }
         }
         Ok(checkpoint)
     }
 
-    /// Returns the name of the architecture that `--depth` or `--model` selects.
-    pub fn arch_name(&self) -> anyhow::Result<Option<String>> {
-        match self.model()? {
-            Some(model) => Ok(Some(resnet_weights::arch_name(&model)?)),
-            None => Ok(None),
-        }
-    }
-
-    fn model(&self) -> anyhow::Result<Option<String>> {
-        match (self.depth, &self.model) {
-            (Some(depth), _) if ![18, 34, 50, 101, 152].contains(&depth) => {
-                bail!("--depth {depth}: expected 18, 34, 50, 101 or 152; --model selects other networks")
-            }
-            (Some(depth), _) => Ok(Some(format!("resnet{depth}"))),
-            (None, model) => Ok(model.clone()),
-        }
+    /// Opens a checkpoint, downloading it if necessary.
+    pub fn open_with_report(&self, mut options: Options) -> resnet_weights::Result<(Checkpoint, Report)> {
+        options.arch.clone_from(&self.arch);
+        resnet_weights::open(&options, &hub_config(self.refresh)?, &mut progress())
     }
 }
 
-#[allow(clippy::print_stderr)]
+/// Returns the settings of the Hub in the environment.
+pub(crate) fn hub_config(refresh: bool) -> Result<Config, resnet_hub::Error> {
+    Ok(Config { refresh, ..Config::from_env(|name| std::env::var(name).ok())? })
+}
+
+/// Returns the path of the checkpoint that `weights` selects, or of the index of its shards, downloading it if necessary.
+pub(crate) fn locate(weights: &str, refresh: bool) -> resnet_weights::Result<PathBuf> {
+    resnet_weights::locate(weights, &hub_config(refresh)?, &mut progress())
+}
+
+/// Returns a function that shows the progress of downloads.
+pub(crate) fn progress() -> impl FnMut(Event<'_>) {
+    let mut progress = Progress::default();
+    move |event| progress.show(event)
+}
+
 fn note(text: &dyn std::fmt::Display) {
-    eprintln!("note: {text}");
+    terminal::message(Verbosity::Normal, format_args!("note: {text}"));
 }
 
-/// The progress of a download: a bar on a terminal, and a line for each event that would otherwise be a silent wait.
+/// The progress of a download: a bar on a terminal, else lines, so that no wait is silent.
+#[derive(Default)]
 struct Progress {
     bar: Option<ProgressBar>,
-    quiet: bool,
+    total: u64,
+    /// Tenths of `total` that were reported.
+    tenths: u64,
 }
+
+/// Smaller files are downloaded without lines.
+const LARGE: u64 = 4 << 20;
 
 impl Progress {
     fn show(&mut self, event: Event<'_>) {
@@ -105,9 +168,22 @@ impl Progress {
             Event::Start { file, total, resumed } => {
                 let style = "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
                 let bar = terminal::progress(total, style);
+                if bar.is_hidden() && total >= LARGE {
+                    let resumed = if resumed > 0 { ", resumed" } else { "" };
+                    note(&format_args!("downloading {file} ({:.1} MiB{resumed})", terminal::mib(total)));
+                }
+                (self.total, self.tenths) = (total, resumed * 10 / total.max(1));
                 self.bar = Some(bar.with_position(resumed).with_message(file.to_owned()));
             }
-            Event::Progress { bytes } => self.bar.iter().for_each(|bar| bar.set_position(bytes)),
+            Event::Progress { bytes } => {
+                let Some(bar) = &self.bar else { return };
+                bar.set_position(bytes);
+                let tenths = bytes * 10 / self.total.max(1);
+                if bar.is_hidden() && self.total >= LARGE && tenths > self.tenths {
+                    note(&format_args!("downloaded {} %", tenths * 10));
+                    self.tenths = tenths;
+                }
+            }
             Event::Retry { reason, wait, .. } => {
                 self.line(&format!("retrying in {:.1} s: {reason}", wait.as_secs_f64()));
             }
@@ -119,9 +195,27 @@ impl Progress {
 
     fn line(&self, text: &str) {
         match &self.bar {
-            _ if self.quiet => {}
             Some(bar) => bar.suspend(|| note(&text)),
             None => note(&text),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn invalid_selections_are_usage_errors() {
+        for (selection, expected) in [
+            (Selection { depth: Some(51), ..Selection::default() }, "--depth 51"),
+            (
+                Selection { model: Some("timm/resnet18.a1_in1k".into()), ..Selection::default() },
+                "--weights timm/",
+            ),
+        ] {
+            let error = selection.options().unwrap_err();
+            assert!(error.to_string().contains(expected), "{error}");
         }
     }
 }

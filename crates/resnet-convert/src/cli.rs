@@ -1,4 +1,4 @@
-//! Command line: flags, output and exit codes.
+//! The command line of `resnet-convert`, which is also the subcommand `resnet-cli convert`.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -11,23 +11,35 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Context, Result, bail};
 use clap::{Parser, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
-use resnet_convert::{Conversion, ConvertOptions, Error, Export, Float, Report};
 use resnet_model::file::{Existing, SharedFile};
 use resnet_model::{Arch, Labels, Preprocess, zoo};
 
-/// Converts ResNet checkpoints to safetensors files that describe themselves.
-///
-/// Reads every torch.save format (zip, legacy stream, tar), TorchScript archives,
-/// pickled numpy arrays, .npy and .npz, safetensors and ONNX. The format is
-/// detected from the file's content; an index (*.index.json) reads its shards.
-/// The architecture is identified from tensor shapes or from the ONNX graph.
-/// No code in a file is executed. Tensors keep their bytes unless --dtype is set.
-///
-/// Exit status: 0 on success, 1 if an input failed (nothing is written for it),
-/// 2 on invalid usage, 130 if interrupted.
+use crate::{Conversion, ConvertOptions, Error, Export, Float, Report};
+
+const ABOUT: &str = "Convert checkpoints to safetensors files that describe themselves";
+const LONG_ABOUT: &str = "\
+Convert checkpoints to safetensors files that describe themselves
+
+Reads every torch.save format (zip, legacy stream, tar), TorchScript archives,
+pickled numpy arrays, .npy and .npz, safetensors and ONNX. The format is
+detected from the file's content; an index (*.index.json) reads its shards.
+The architecture is identified from tensor shapes or from the ONNX graph.
+No code in a file is executed. Tensors keep their bytes unless --dtype is set.
+
+Exit status: 0 on success, 1 if an input failed (nothing is written for it),
+2 on invalid usage, 130 if interrupted.";
+
 #[derive(Debug, Parser)]
-#[command(name = "resnet-convert", version, verbatim_doc_comment, max_term_width = 80)]
+#[command(name = "resnet-convert", version, about = ABOUT, long_about = LONG_ABOUT, max_term_width = 80)]
 struct Cli {
+    #[command(flatten)]
+    args: Args,
+}
+
+/// The flags.
+#[derive(Debug, clap::Args)]
+#[command(about = ABOUT, long_about = LONG_ABOUT)]
+pub struct Args {
     /// Checkpoints to convert.
     #[arg(required = true, value_name = "FILE")]
     inputs: Vec<PathBuf>,
@@ -79,12 +91,26 @@ enum Dtype {
     Bf16,
 }
 
-/// Runs the command. The report is written to `out`, everything else to `err`.
-pub(crate) fn run(
-    args: impl Iterator<Item = OsString>,
-    out: &mut dyn Write,
-    err: &mut dyn Write,
-) -> ExitCode {
+/// An input that is not converted from the path that the user named, such as a repository of the Hub.
+#[derive(Debug, Clone, Default)]
+pub struct Located {
+    /// The checkpoint.
+    pub path: PathBuf,
+    /// The default output file.
+    pub output: Option<PathBuf>,
+    /// The architecture, unless a flag specifies it.
+    pub arch: Option<Arch>,
+    /// The preprocessing, unless a flag specifies it.
+    pub preprocess: Option<Preprocess>,
+    /// The labels, unless a flag specifies them.
+    pub labels: Option<Labels>,
+}
+
+/// Finds the checkpoint of an input; the second argument is `--arch`.
+pub type Locate<'a> = &'a dyn Fn(&Path, Option<&str>) -> Result<Located>;
+
+/// Parses the arguments and runs the command. The report is written to `out`, everything else to `err`.
+pub fn run(args: impl Iterator<Item = OsString>, out: &mut dyn Write, err: &mut dyn Write) -> ExitCode {
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(e) => {
@@ -95,11 +121,17 @@ pub(crate) fn run(
             return ExitCode::from(u8::try_from(e.exit_code()).unwrap_or(2));
         }
     };
+    let locate = |path: &Path, _: Option<&str>| Ok(Located { path: path.to_owned(), ..Located::default() });
+    execute(&cli.args, &locate, out, err)
+}
+
+/// Runs the command on the inputs that `locate` finds.
+pub fn execute(cli: &Args, locate: Locate<'_>, out: &mut dyn Write, err: &mut dyn Write) -> ExitCode {
     if cli.output.is_some() && cli.inputs.len() > 1 {
         drop(writeln!(err, "error: --output accepts one input; use --output-dir for several"));
         return ExitCode::from(2);
     }
-    if let Some((first, second)) = same_output(&cli) {
+    if let Some((first, second)) = same_output(cli) {
         let (first, second) = (first.display(), second.display());
         drop(writeln!(
             err,
@@ -108,7 +140,7 @@ pub(crate) fn run(
         return ExitCode::from(2);
     }
     let cancel = cancel_on_signal();
-    match convert_all(&cli, &cancel, out, err) {
+    match convert_all(cli, &cancel, locate, out, err) {
         _ if cancel.load(Ordering::Relaxed) => ExitCode::from(INTERRUPTED),
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
@@ -130,8 +162,9 @@ fn cancel_on_signal() -> Arc<AtomicBool> {
 
 /// Converts every input. Returns `false` if one failed.
 fn convert_all(
-    cli: &Cli,
+    cli: &Args,
     cancel: &Arc<AtomicBool>,
+    locate: Locate<'_>,
     out: &mut dyn Write,
     err: &mut dyn Write,
 ) -> Result<bool> {
@@ -157,7 +190,7 @@ fn convert_all(
     // A closed stdout does not stop the remaining conversions.
     let mut printed = Ok(());
     for input in &cli.inputs {
-        match convert(cli, input, &options) {
+        match convert(cli, input, &options, locate) {
             Ok(report) if cli.json => results.push(serde_json::to_value(report)?),
             Ok(report) => printed = printed.and_then(|()| writeln!(out, "{report}")),
             Err(e) => {
@@ -180,7 +213,7 @@ fn convert_all(
 }
 
 /// Output path for `input`.
-fn output(cli: &Cli, input: &Path) -> PathBuf {
+fn output(cli: &Args, input: &Path) -> PathBuf {
     let sibling = input.with_extension("safetensors");
     match (&cli.output, &cli.output_dir) {
         (Some(output), _) => output.clone(),
@@ -190,17 +223,28 @@ fn output(cli: &Cli, input: &Path) -> PathBuf {
 }
 
 /// Returns the first two inputs with the same output path.
-fn same_output(cli: &Cli) -> Option<(&PathBuf, &PathBuf)> {
+fn same_output(cli: &Args) -> Option<(&PathBuf, &PathBuf)> {
     let mut seen = HashMap::new();
     cli.inputs.iter().find_map(|input| Some((seen.insert(output(cli, input), input)?, input)))
 }
 
-fn convert(cli: &Cli, input: &Path, options: &ConvertOptions) -> Result<Report> {
-    let output = output(cli, input);
+fn convert(cli: &Args, input: &Path, options: &ConvertOptions, locate: Locate<'_>) -> Result<Report> {
+    let located = locate(input, cli.arch.as_deref())?;
+    let output = match (&located.output, &cli.output, &cli.output_dir) {
+        (Some(output), None, None) => output.clone(),
+        (Some(output), None, Some(dir)) => dir.join(output),
+        _ => output(cli, input),
+    };
+    let options = &ConvertOptions {
+        arch: options.arch.clone().or(located.arch),
+        preprocess: options.preprocess.clone().or(located.preprocess),
+        labels: options.labels.clone().or(located.labels),
+        ..options.clone()
+    };
     let existing = Existing::replace_if(cli.force);
-    let job = Conversion { input, output: &output, existing, options };
+    let job = Conversion { input: &located.path, output: &output, existing, options };
     let bar = Bar::default();
-    Ok(resnet_convert::convert(job, &mut |progress| bar.show(progress.done, progress.total))?)
+    Ok(crate::convert(job, &mut |progress| bar.show(progress.done, progress.total))?)
 }
 
 /// Progress bar, shown on a terminal for large files only.

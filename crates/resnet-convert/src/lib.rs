@@ -18,6 +18,7 @@
 #![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::string_slice))]
 
 mod checkpoint;
+pub mod cli;
 mod convert;
 mod default_preprocess;
 mod dialect;

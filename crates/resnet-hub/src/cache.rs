@@ -393,7 +393,8 @@ fn blob_link(file: &str, etag: &str) -> PathBuf {
     up.chain([BLOBS, etag]).collect()
 }
 
-fn compare(content: &Path, etag: &Etag) -> Result<(), String> {
+/// Compares the hash of a file with the name of its blob.
+pub(crate) fn compare(content: &Path, etag: &Etag) -> Result<(), String> {
     let found = File::open(content).and_then(|f| hash::hash_file(f, etag)).map_err(|e| e.to_string())?;
     if found == etag.as_str() {
         Ok(())
@@ -402,7 +403,7 @@ fn compare(content: &Path, etag: &Etag) -> Result<(), String> {
     }
 }
 
-fn failed(path: &Path, source: io::Error) -> Error {
+pub(crate) fn failed(path: &Path, source: io::Error) -> Error {
     Error::Cache { path: path.to_owned(), source }
 }
 

@@ -41,6 +41,7 @@ mod cache;
 mod config;
 mod error;
 mod hash;
+pub mod inventory;
 mod names;
 mod origin;
 mod request;

@@ -12,6 +12,7 @@ use crate::raw::RawTensor;
 use crate::{Error, Mismatch, Reshaped, Result, safetensors};
 
 mod channels;
+mod classes;
 
 /// Tensors and their metadata: architecture, preprocessing, labels, origin.
 ///

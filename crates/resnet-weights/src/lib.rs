@@ -133,6 +133,15 @@ pub fn open(
     Ok((checkpoint, report))
 }
 
+/// Returns the path of the checkpoint that `weights` selects, or of the index of its shards, downloading it if necessary.
+///
+/// # Errors
+///
+/// [`Error`], except those about the contents of the checkpoint.
+pub fn locate(weights: &str, hub: &hub::Config, progress: &mut dyn FnMut(hub::Event<'_>)) -> Result<PathBuf> {
+    Ok(Files::find(&Location::find(weights)?, hub, progress)?.weights)
+}
+
 /// Returns the preprocessing of configuration files, else of published weights.
 fn configured_preprocess(
     files: &Files,

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::exit::Outcome;
 use crate::terminal;
-use crate::weights::Selection;
+use crate::weights::{Access, Selection, Subjects};
 
 /// Measure the speed of the engine on this CPU
 ///
@@ -21,6 +21,8 @@ use crate::weights::Selection;
 pub struct Args {
     #[command(flatten)]
     selection: Selection,
+    #[command(flatten)]
+    access: Access,
     /// Batch sizes
     #[arg(long, value_delimiter = ',', default_value = "1", value_name = "N,...", value_parser = super::predict::positive)]
     batch: Vec<usize>,
@@ -114,7 +116,7 @@ impl Args {
     /// Opens the weights, or makes them up for a model name, because speed does not depend on their values.
     fn checkpoint(&self) -> anyhow::Result<Checkpoint> {
         if self.selection.weights.is_some() {
-            return self.selection.open();
+            return self.access.open(self.selection.options()?, Subjects::Arch);
         }
         let name = self.selection.arch_name()?.context("expected --depth, --model or --weights")?;
         Ok(synthetic::checkpoint(&zoo::arch(&name)?)?)

@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::io::Write;
-use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use resnet_convert::{ConvertOptions, source};
@@ -20,12 +19,15 @@ use resnet_model::text::thousands;
 /// NaN. The exit status is 0 if the files are the same, 1 if they differ, 2 on failure.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// First file, in any format that resnet-convert reads
+    /// First checkpoint: a file in any format that resnet-convert reads, a folder with one, or a Hub id
     #[arg(value_name = "A")]
-    a: PathBuf,
-    /// Second file
+    a: String,
+    /// Second checkpoint
     #[arg(value_name = "B")]
-    b: PathBuf,
+    b: String,
+    /// Ask the Hub for the current commit of a branch that is cached
+    #[arg(long)]
+    refresh: bool,
     /// Write JSON
     #[arg(long)]
     json: bool,
@@ -92,7 +94,8 @@ struct File {
 }
 
 impl File {
-    fn open(path: &Path) -> anyhow::Result<File> {
+    fn open(weights: &str, refresh: bool) -> anyhow::Result<File> {
+        let path = &crate::weights::locate(weights, refresh)?;
         let state = source::read(path)?;
         let (container, own) = (state.container, state.tensors.clone());
         // Only if every tensor is recognized: a dropped one could be the difference.
@@ -100,14 +103,14 @@ impl File {
         let model = understood.as_ref().map(|(_, report)| report.model.clone());
         let canonical =
             understood.map(|(c, _)| c.tensors().iter().map(|(n, t)| (n.clone(), t.clone())).collect());
-        let side = Side { file: path.display().to_string(), model, container, tensors: 0 };
+        let side = Side { file: weights.to_owned(), model, container, tensors: 0 };
         Ok(File { side, own, canonical })
     }
 }
 
 /// Runs the command.
 pub fn run(args: Args, out: &mut dyn Write) -> anyhow::Result<Outcome> {
-    let compared = compare(File::open(&args.a)?, File::open(&args.b)?)?;
+    let compared = compare(File::open(&args.a, args.refresh)?, File::open(&args.b, args.refresh)?)?;
     if args.json {
         serde_json::to_writer_pretty(&mut *out, &compared)?;
         writeln!(out)?;

@@ -1,27 +1,33 @@
 //! `eval`: measure the accuracy of checkpoints.
 
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use clap::ValueEnum;
 use resnet_model::engine::EngineOptions;
-use resnet_model::{Classifier, Labels, escape};
+use resnet_model::{Checkpoint, Classifier, Labels, escape};
 use resnet_train::Dataset;
 use resnet_train::eval::{Evaluation, Views, evaluate};
 
 use crate::device::Choice;
 use crate::exit::Outcome;
 use crate::terminal;
-use crate::weights::Selection;
+use crate::weights::{Access, Overrides, Subjects};
+use resnet_weights::Options;
 
 /// Measure the accuracy of a checkpoint on labeled images
 ///
 /// DATA is a folder or CSV file as in `train`; if it has a validation split, only that is used. The probabilities of several
-/// checkpoints are averaged (an ensemble); they must have the same class labels in the same order. Images that cannot be
-/// read are reported and skipped: the exit status is then 3.
+/// checkpoints are averaged (an ensemble); classes are matched by their labels. Flags about checkpoints apply to all of
+/// them. Images that cannot be read are reported and skipped: the exit status is then 3.
 #[derive(Debug, clap::Args)]
 pub struct Args {
+    #[command(flatten)]
+    overrides: Overrides,
+    #[command(flatten)]
+    access: Access,
     /// Average over four corner crops, the center crop and their mirror images
     #[arg(long)]
     ten_crop: bool,
@@ -43,7 +49,7 @@ pub struct Args {
     /// Batch size
     #[arg(long, default_value_t = 32, value_name = "N", value_parser = super::predict::positive)]
     batch_size: usize,
-    /// Checkpoints (files or Hub ids), then labeled images
+    /// Checkpoints (files, folders or Hub ids), then labeled images
     #[arg(required = true, num_args = 2.., value_names = ["CHECKPOINT", "DATA"])]
     paths: Vec<String>,
 }
@@ -65,13 +71,15 @@ pub fn run(args: Args, out: &mut dyn Write) -> anyhow::Result<Outcome> {
     let mut models = Vec::new();
     let mut labels = Labels::None;
     for name in checkpoints {
-        let selection = Selection { weights: Some(name.clone()), ..Selection::default() };
-        let checkpoint = selection.open().with_context(|| format!("`{name}`"))?;
-        let own = &checkpoint.meta().labels;
-        match (&labels, own) {
+        let options = args.overrides.apply(Options { weights: Some(name.clone()), ..Options::default() });
+        let mut checkpoint = args.access.open(options, Subjects::All)?;
+        match (&labels, &checkpoint.meta().labels) {
             (_, Labels::None) => {}
             (Labels::None, own) => labels = own.clone(),
-            (first, own) => same_labels(first, own).with_context(|| format!("`{name}`"))?,
+            (first, _) => {
+                checkpoint =
+                    match_classes(checkpoint, first).with_context(|| format!("`{}`", escape(name)))?;
+            }
         }
         let options = EngineOptions { batch: args.batch_size, ..EngineOptions::default() };
         models.push(Classifier::with_options(&checkpoint, &device, options)?);
@@ -92,27 +100,31 @@ pub fn run(args: Args, out: &mut dyn Write) -> anyhow::Result<Outcome> {
     Ok(Outcome::from_failed(result.skipped.len(), result.images + result.skipped.len()))
 }
 
-/// Returns an error if the labels of two checkpoints differ: their outputs are averaged by class index.
-fn same_labels(first: &Labels, other: &Labels) -> anyhow::Result<()> {
-    let name = |labels: &Labels, class| labels.get(class).map(|label| label.name.to_owned());
-    for class in 0.. {
-        match (name(first, class), name(other, class)) {
-            (None, None) => break,
-            (a, b) if a == b => {}
-            (a, b) => {
-                let show = |name: Option<String>| {
-                    name.map_or("missing".into(), |name| format!("`{}`", escape(&name)))
-                };
-                bail!(
-                    "an ensemble needs the same class labels in the same order: class {class} is {}, but {} in the first \
-                     checkpoint",
-                    show(b),
-                    show(a)
-                );
-            }
+/// Reorders the classes of a checkpoint of an ensemble to match `labels`, those of the first checkpoint.
+fn match_classes(checkpoint: Checkpoint, labels: &Labels) -> anyhow::Result<Checkpoint> {
+    let own = &checkpoint.meta().labels;
+    let names = |labels: &Labels| -> Vec<String> {
+        (0..).map_while(|class| labels.get(class).map(|label| label.name.to_owned())).collect()
+    };
+    let (own, first) = (names(own), names(labels));
+    if own == first {
+        return Ok(checkpoint);
+    }
+    let mut indices: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+    for (index, name) in own.iter().enumerate().rev() {
+        indices.entry(name).or_default().push(index);
+    }
+    let mut order = Vec::with_capacity(first.len());
+    for name in &first {
+        match indices.get_mut(name.as_str()).and_then(Vec::pop) {
+            Some(index) => order.push(index),
+            None => bail!("no class `{}`, which the first checkpoint of the ensemble has", escape(name)),
         }
     }
-    Ok(())
+    match checkpoint.with_class_order(&order)? {
+        Some(checkpoint) => Ok(checkpoint),
+        None => bail!("{} classes, but the first checkpoint of the ensemble has {}", own.len(), first.len()),
+    }
 }
 
 /// Returns the dataset and the indices to evaluate.

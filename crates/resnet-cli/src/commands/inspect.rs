@@ -2,32 +2,35 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use anyhow::Context;
-use resnet_convert::{ConvertOptions, Report, source};
+use anyhow::{Context, bail};
+use resnet_convert::source;
 use resnet_model::text::{bytes, thousands};
-use resnet_model::{RawTensor, escape, zoo};
+use resnet_model::{RawTensor, escape};
+use resnet_weights::{Error, Options, Report};
 use serde::Serialize;
 
 use crate::exit::Outcome;
 use crate::page::{Page, longest};
+use crate::weights::{Access, Overrides};
 
 /// Show the contents of a checkpoint file
 ///
-/// Shows the format, the network and how it was identified, and the name, dtype and shape of every tensor, with its name after
+/// Shows the format, the network and how it was identified, its preprocessing and labels and where they come from, and the name, dtype and shape of every tensor, with its name after
 /// conversion. If the file is not a known network, the reason is shown.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Checkpoint file in any format that resnet-convert reads
-    #[arg(value_name = "FILE")]
-    file: PathBuf,
+    /// A checkpoint file in any format that resnet-convert reads, a folder with one, or a Hub id
+    #[arg(value_name = "FILE|DIR|HUB-ID")]
+    file: String,
+    #[command(flatten)]
+    overrides: Overrides,
+    #[command(flatten)]
+    access: Access,
     /// Show the minimum, mean and maximum of every tensor, and the number of NaN and infinite values
     #[arg(long)]
     stats: bool,
-    /// Require this architecture, e.g. resnet50 or plain34
-    #[arg(long, value_name = "NAME")]
-    arch: Option<String>,
     /// Write JSON
     #[arg(long)]
     json: bool,
@@ -97,21 +100,29 @@ pub fn run(args: Args, out: &mut dyn Write) -> anyhow::Result<Outcome> {
 }
 
 fn inspect(args: &Args) -> anyhow::Result<Inspection> {
-    let arch = args.arch.as_deref().map(zoo::arch).transpose().context("--arch")?;
-    let options = ConvertOptions { arch, ..ConvertOptions::default() };
-    let state = source::read(&args.file)?;
+    let path = crate::weights::locate(&args.file, args.access.refresh)?;
+    let state = source::read(&path)?;
     let (container, own) = (state.container, state.tensors.clone());
     let unsupported: Vec<Unsupported> =
         state.unsupported.iter().cloned().map(|(name, kind)| Unsupported { name, kind }).collect();
     let (opaque, notes) = (state.opaque.clone(), state.notes.clone());
-    let (report, error, hint) = match resnet_convert::build_checkpoint(state, &args.file, &options) {
+    drop(state);
+    let options = args.overrides.apply(Options { weights: Some(args.file.clone()), ..Options::default() });
+    let (report, error, hint) = match args.access.open_with_report(options) {
         Ok((_, report)) => (Some(report), None, None),
-        Err(e) => (None, Some(e.to_string()), e.hint()),
+        Err(Error::Convert(e)) => (None, Some(e.to_string()), e.hint()),
+        Err(e @ (Error::ConfigKey { .. } | Error::Json { .. })) => (None, Some(e.to_string()), None),
+        Err(e) => return Err(e.into()),
     };
-    let tensors = rows(&own, report.as_ref(), args.stats, &args.file)?;
+    if let Some(assumption) =
+        report.iter().flat_map(Report::assumptions).next().filter(|_| args.access.strict)
+    {
+        bail!("--strict: {assumption}");
+    }
+    let tensors = rows(&own, report.as_ref().map(|report| &report.file), args.stats, &path)?;
     Ok(Inspection {
-        file: args.file.display().to_string(),
-        bytes: std::fs::metadata(&args.file).map_or(0, |m| m.len()),
+        file: args.file.clone(),
+        bytes: std::fs::metadata(&path).map_or(0, |m| m.len()),
         container,
         report,
         error,
@@ -125,7 +136,7 @@ fn inspect(args: &Args) -> anyhow::Result<Inspection> {
 
 fn rows(
     tensors: &[(String, RawTensor)],
-    report: Option<&Report>,
+    report: Option<&resnet_convert::Report>,
     stats: bool,
     file: &Path,
 ) -> anyhow::Result<Vec<TensorRow>> {
@@ -185,7 +196,7 @@ impl Stats {
 fn print(found: &Inspection, page: &mut Page) -> anyhow::Result<()> {
     page.line(&escape(&found.file))?;
     page.field("container", &format!("{}, {}", found.container, bytes(found.bytes)))?;
-    if let Some(report) = &found.report {
+    if let Some(report) = found.report.as_ref().map(|report| &report.file) {
         let head = match report.classes {
             Some(classes) => format!("{} classes", thousands(classes as u64)),
             None => "no head".into(),
@@ -198,6 +209,13 @@ fn print(found: &Inspection, page: &mut Page) -> anyhow::Result<()> {
             root => format!(", under `{}`", escape(root)),
         };
         page.field("names", &format!("{}{root}", report.dialect))?;
+    }
+    if let Some(report) = &found.report {
+        page.field("preprocess", &format!("{} (from {})", report.preprocess, report.preprocess_from))?;
+        match report.labels.as_str() {
+            "none" => page.field("labels", "none")?,
+            labels => page.field("labels", &format!("{labels} (from {})", report.labels_from))?,
+        }
     }
     if let Some(error) = &found.error {
         // The file name is printed above.
@@ -226,7 +244,7 @@ fn print(found: &Inspection, page: &mut Page) -> anyhow::Result<()> {
         let (renamed, dropped) = (count(|row| row.becomes.is_some()), count(|row| row.dropped.is_some()));
         page.field("converted", &format!("{renamed} would be renamed, {dropped} dropped"))?;
     }
-    if let Some(report) = &found.report {
+    if let Some(report) = found.report.as_ref().map(|report| &report.file) {
         for t in &report.reshaped {
             page.field("reshaped", &format!("{} {:?} → {:?}", escape(&t.name), t.from, t.to))?;
         }
@@ -241,7 +259,7 @@ fn print(found: &Inspection, page: &mut Page) -> anyhow::Result<()> {
         let names: Vec<String> = found.opaque.iter().map(|name| escape(name)).collect();
         page.field("not read", &format!("Python objects: {}", names.join(", ")))?;
     }
-    let own = found.report.iter().flat_map(|report| &report.notes);
+    let own = found.report.iter().flat_map(|report| &report.file.notes);
     let mut seen = HashSet::new();
     for note in found.notes.iter().chain(own).filter(|note| seen.insert(note.as_str())) {
         page.field("note", &escape(note))?;

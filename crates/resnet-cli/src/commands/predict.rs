@@ -19,7 +19,7 @@ use crate::exit::Outcome;
 use crate::images;
 use crate::output::{Format, Writer, describe};
 use crate::terminal::{self, Verbosity};
-use crate::weights::Selection;
+use crate::weights::{Access, Overrides, Selection, Subjects};
 
 /// Classify images
 ///
@@ -29,6 +29,10 @@ use crate::weights::Selection;
 pub struct Args {
     #[command(flatten)]
     selection: Selection,
+    #[command(flatten)]
+    overrides: Overrides,
+    #[command(flatten)]
+    access: Access,
     /// Device to compute on: auto, cpu, cuda, cuda:INDEX or metal
     #[arg(long, default_value_t)]
     device: Choice,
@@ -111,7 +115,8 @@ fn predict(args: &Args, out: &mut dyn Write) -> anyhow::Result<Outcome> {
     found.warnings.iter().for_each(terminal::warn);
     let images = found.images;
     let device = args.device.open()?;
-    let checkpoint = args.selection.open()?;
+    let options = args.overrides.apply(args.selection.options()?);
+    let checkpoint = args.access.open(options, Subjects::All)?;
     let batch = args.batch_size.min(images.len());
     let mut options = EngineOptions { batch, ..EngineOptions::default() };
     options.threads = args.threads.unwrap_or(options.threads);
@@ -137,6 +142,7 @@ fn predict(args: &Args, out: &mut dyn Write) -> anyhow::Result<Outcome> {
     };
     let mut writer = Writer::new(out, args.format)?;
     let mut failed = 0;
+    // Not `Classifier::classify`: it decodes nothing, fails for the whole batch if one image fails, and returns probabilities.
     std::thread::scope(|scope| {
         // The next batch is decoded while this one is computed.
         let (sender, batches) = mpsc::sync_channel::<Vec<Prepared>>(1);

@@ -12,7 +12,9 @@ use resnet_model::{Arch, Graph};
 
 use crate::draw::{self, Diagram};
 use crate::exit::Outcome;
+use crate::weights::{Access, Subjects};
 use crate::{models, terminal};
+use resnet_weights::Options;
 
 /// Show the layers of a network, or draw it
 ///
@@ -21,9 +23,11 @@ use crate::{models, terminal};
 /// output shape.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// An architecture (resnet50), published weights (resnet50.a1_in1k) or a checkpoint file
-    #[arg(value_name = "MODEL|FILE")]
+    /// An architecture (resnet50), published weights (resnet50.a1_in1k), a checkpoint file, a folder or a Hub id
+    #[arg(value_name = "MODEL|FILE|DIR|HUB-ID")]
     model: String,
+    #[command(flatten)]
+    access: Access,
     /// Height and width of the input in pixels; default: that of the weights
     #[arg(long, value_name = "PIXELS", value_parser = super::predict::positive)]
     input: Option<usize>,
@@ -49,7 +53,7 @@ pub fn run(args: Args, out: &mut dyn Write) -> anyhow::Result<Outcome> {
     if let Some(path) = &args.svg {
         super::require_extension("--svg", path, "svg")?;
     }
-    let (name, arch, size) = resolve(&args.model)?;
+    let (name, arch, size) = resolve(&args.model, &args.access)?;
     let side = args.input.unwrap_or(size);
     let graph = arch.graph()?;
     let costs = graph.costs(side, side).context("--input")?;
@@ -74,17 +78,18 @@ pub fn run(args: Args, out: &mut dyn Write) -> anyhow::Result<Outcome> {
     Ok(Outcome::Success)
 }
 
-/// Resolves a name or file; returns its name, architecture and default input side in pixels.
-fn resolve(model: &str) -> anyhow::Result<(String, Arch, usize)> {
-    let path = Path::new(model);
-    if path.is_file() {
-        let checkpoint = resnet_convert::open(path, &resnet_convert::ConvertOptions::default())?.0;
+/// Resolves a name or weights; returns its name, architecture and default input side in pixels.
+fn resolve(model: &str, access: &Access) -> anyhow::Result<(String, Arch, usize)> {
+    // The names of the manifest include Hub ids, which need no download.
+    let found = models::find(model);
+    if Path::new(model).exists() || (found.is_err() && model.contains('/')) {
+        let options = Options { weights: Some(model.to_owned()), ..Options::default() };
+        let checkpoint = access.open(options, Subjects::Arch)?;
         let meta = checkpoint.meta();
         let side = meta.preprocess.crop[0];
         return Ok((meta.arch.to_string(), meta.arch.clone(), side));
     }
-    let model =
-        models::find(model).with_context(|| format!("`{}` is not a file", resnet_model::escape(model)))?;
+    let model = found.with_context(|| format!("`{}` is not a file", resnet_model::escape(model)))?;
     Ok((model.name().to_owned(), model.arch, model.size))
 }
 

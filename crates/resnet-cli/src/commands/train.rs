@@ -23,8 +23,9 @@ use resnet_train::{Config, Dataset, Event};
 use crate::device::Choice;
 use crate::exit::Outcome;
 use crate::terminal::{self, Verbosity};
-use crate::weights::Selection;
+use crate::weights::{Access, Selection, Subjects};
 use crate::workers;
+use resnet_weights::Options;
 
 /// Train or fine-tune a network on a folder of images
 ///
@@ -45,12 +46,17 @@ pub struct Args {
     /// Model (resnet50) or published weights of one (resnet50.a1_in1k)
     #[arg(long, value_name = "NAME", group = "start")]
     model: Option<String>,
-    /// Checkpoint in any format that resnet-convert reads, or Hub id (owner/name, owner/name@revision)
-    #[arg(long, value_name = "FILE|HUB-ID", group = "start")]
+    /// A checkpoint file, a folder with one, or a Hub id (owner/name, owner/name@revision)
+    #[arg(long, value_name = "FILE|DIR|HUB-ID", group = "start")]
     weights: Option<String>,
     /// Architecture to train from random weights
     #[arg(long, value_name = "NAME", group = "start", conflicts_with_all = ["depth", "model", "weights"])]
     scratch: Option<String>,
+    /// Preprocessing of the weights: a JSON file or the name of published weights
+    #[arg(long, value_name = "FILE|NAME", conflicts_with = "scratch")]
+    preprocess: Option<String>,
+    #[command(flatten)]
+    access: Access,
     /// Settings as TOML; flags take precedence
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -213,8 +219,9 @@ impl Args {
             return Ok((Parameters::new(&arch, start, device)?, Meta::new(arch, preprocess), vec![]));
         }
         let (depth, model, weights) = (self.depth, self.model.clone(), self.weights.clone());
-        let selection = Selection { depth, model, weights, ..Selection::default() };
-        let mut checkpoint: Checkpoint = selection.open()?;
+        let selected = Selection { depth, model, weights }.options()?;
+        let options = Options { preprocess: self.preprocess.clone(), ..selected };
+        let mut checkpoint: Checkpoint = self.access.open(options, Subjects::Input)?;
         if self.gray {
             checkpoint = checkpoint.with_in_channels(1)?;
         }

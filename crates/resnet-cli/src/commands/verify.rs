@@ -12,7 +12,8 @@ use serde::Serialize;
 
 use crate::device::Choice;
 use crate::exit::Outcome;
-use crate::weights::Selection;
+use crate::weights::{Access, Subjects};
+use resnet_weights::Options;
 
 /// Compare a checkpoint's outputs with outputs saved from PyTorch
 ///
@@ -22,9 +23,11 @@ use crate::weights::Selection;
 /// if one exceeds --tolerance.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The checkpoint: a file that resnet-convert reads, or a Hub id
+    /// A checkpoint file, a folder with one, or a Hub id
     #[arg(value_name = "CHECKPOINT")]
     checkpoint: String,
+    #[command(flatten)]
+    access: Access,
     /// File with the input and the expected outputs
     #[arg(long, value_name = "FILE.safetensors")]
     against: PathBuf,
@@ -63,7 +66,8 @@ pub fn run(args: Args, out: &mut dyn Write) -> anyhow::Result<Outcome> {
         bail!("`{against}`: no expected outputs; expected `logits` or others next to `input`");
     }
     let device = args.device.open()?;
-    let checkpoint = Selection { weights: Some(args.checkpoint.clone()), ..Selection::default() }.open()?;
+    let weights = Some(args.checkpoint.clone());
+    let checkpoint = args.access.open(Options { weights, ..Options::default() }, Subjects::Arch)?;
     let input = input.to_candle("input", DType::F32, &Device::Cpu)?;
     let size = match *input.dims() {
         [_, _, height, width] => Some([height, width]),
