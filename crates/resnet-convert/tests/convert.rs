@@ -103,7 +103,7 @@ fn every_container_is_lossless() {
 }
 
 #[test]
-fn types_are_kept_unless_a_cast_is_asked_for() {
+fn dtypes_are_kept_without_a_cast() {
     let arch = small(Block::Basic, 3);
     let mut mixed = tensors(&arch);
     for t in mixed.iter_mut().filter(|t| t.shape.len() > 1) {

@@ -188,7 +188,7 @@ fn o15_onnx_of_more_than_2_gib() {
 
 /// A file of which only the end is on the disk.
 #[test]
-fn o15_external_data_behind_4_gib() {
+fn o15_external_data_beyond_4_gib() {
     let dir = tempfile::tempdir().unwrap();
     let offset = 4 * MANY as u64;
     let mut file = std::fs::File::create(dir.path().join("w.bin")).unwrap();

@@ -52,7 +52,7 @@ fn without(mut shapes: Shapes, end: &str) -> Shapes {
 }
 
 #[test]
-fn every_network_as_it_is_published() {
+fn published_names_of_every_network() {
     let mut uncertain = 0;
     for (name, _) in zoo::all() {
         let report = check(name, &shapes(name));
@@ -77,7 +77,7 @@ fn older_files_and_wrapped_names() {
 
 /// torchvision's Inception has a second head for training.
 #[test]
-fn an_auxiliary_head_is_left_out() {
+fn auxiliary_heads_are_dropped() {
     let mut all = shapes("inception_v3");
     all.push(("AuxLogits.conv0.conv.weight".into(), vec![128, 768, 1, 1], "F32"));
     all.push(("AuxLogits.fc.weight".into(), vec![1000, 768], "F32"));
@@ -86,7 +86,7 @@ fn an_auxiliary_head_is_left_out() {
 
 /// timm keeps VGG's first fully connected layers as convolutions.
 #[test]
-fn vgg_of_timm() {
+fn timm_vgg() {
     let renamed = shapes("vgg19").into_iter().map(|(name, shape, dtype)| {
         let shape = match (name.as_str(), shape.as_slice()) {
             ("classifier.0.weight", _) => vec![4096, 512, 7, 7],

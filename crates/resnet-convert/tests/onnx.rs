@@ -29,7 +29,7 @@ fn difference(found: &[f32], expected: &[f32]) -> f32 {
 
 /// `tests/golden/onnx_files.py` says what is in these files.
 #[test]
-fn exports_of_every_kind_become_the_network_they_were() {
+fn exports_of_every_kind_are_identified() {
     let contents = safetensors::open(&golden().join("logits.safetensors")).unwrap();
     let stored: BTreeMap<String, RawTensor> = contents.tensors.into_iter().collect();
     let usual: [usize; 4] = stored["input"].shape().try_into().unwrap();
@@ -78,7 +78,7 @@ fn weights_keep_their_bits() {
 }
 
 #[test]
-fn preparation_in_the_graph_becomes_the_files() {
+fn preprocessing_in_the_graph_is_converted() {
     let (checkpoint, report) =
         resnet_convert::open(&golden().join("prepared.onnx"), &ConvertOptions::default()).unwrap();
     let preprocess = &checkpoint.meta().preprocess;
@@ -87,19 +87,19 @@ fn preparation_in_the_graph_becomes_the_files() {
     assert!(near(&preprocess.mean, [0.485, 0.456, 0.406]), "{preprocess:?}");
     assert!(near(&preprocess.std, [0.229, 0.224, 0.225]), "{preprocess:?}");
     assert!(
-        report.notes.iter().any(|n| n.contains("prepares images itself, for values up to 255")),
+        report.notes.iter().any(|n| n.contains("normalizes images of values from 0 to 255")),
         "{report}"
     );
 }
 
 #[test]
-fn what_is_left_out_is_told() {
+fn omitted_parts_are_reported() {
     for (file, note) in [
         ("tensorflow.onnx", "takes images as [N, H, W, C]"),
         ("tensorflow.onnx", "ends with Softmax"),
         ("tensorflow-official.onnx", "ends with ArgMax"),
-        ("tensorflow-auto.onnx", "padding of the kind SAME"),
-        ("torchscript-17.onnx", "batch norms had been folded"),
+        ("tensorflow-auto.onnx", "SAME padding is fixed"),
+        ("torchscript-17.onnx", "batch norms are folded in the file"),
     ] {
         let (_, report) = resnet_convert::open(&golden().join(file), &ConvertOptions::default()).unwrap();
         assert!(report.notes.iter().any(|n| n.contains(note)), "{file}: {:?}", report.notes);
@@ -108,7 +108,7 @@ fn what_is_left_out_is_told() {
 
 /// Zeros are what a max-pool is padded with only where a ReLU has gone before.
 #[test]
-fn pools_that_no_network_has_are_refused_with_their_node() {
+fn unsupported_pools_are_rejected_with_their_node() {
     let pool = |before: &str, attributes: &[Vec<u8>]| {
         let graph = [
             build::node(before, &["x"], "v"),
@@ -126,7 +126,7 @@ fn pools_that_no_network_has_are_refused_with_their_node() {
     let up = [three.clone(), two.clone(), build::int("ceil_mode", 1)];
     for attributes in [&one_sided, &up] {
         let error = pool("Sigmoid", attributes);
-        for part in ["MaxPool", "padded on one side only or rounds up", "expected a ReLU before it"] {
+        for part in ["MaxPool", "asymmetric padding or ceil_mode", "expected a ReLU before it"] {
             assert!(error.contains(part), "no {part:?} in {error}");
         }
         assert!(!pool("Relu", attributes).contains("ReLU"));
@@ -136,7 +136,7 @@ fn pools_that_no_network_has_are_refused_with_their_node() {
 }
 
 #[test]
-fn attention_is_refused_by_its_name() {
+fn attention_is_rejected() {
     let nodes = [
         build::node("MatMul", &["x", "x"], "scores"),
         build::node("Softmax", &["scores"], "weights"),
@@ -148,11 +148,11 @@ fn attention_is_refused_by_its_name() {
     let path = dir.path().join("attention.onnx");
     std::fs::write(&path, build::model(&nodes.concat())).unwrap();
     let error = resnet_convert::open(&path, &ConvertOptions::default()).unwrap_err().to_string();
-    assert!(error.contains("y (MatMul): attention, as in the image towers of CLIP"), "{error}");
+    assert!(error.contains("y (MatMul): unsupported attention (as in CLIP image encoders)"), "{error}");
 }
 
 #[test]
-fn an_insisted_architecture_is_compared_node_by_node() {
+fn a_given_architecture_is_compared_node_by_node() {
     let open = |arch: &str| {
         let options = ConvertOptions { arch: Some(zoo::arch(arch).unwrap()), ..ConvertOptions::default() };
         resnet_convert::open(&golden().join("torchscript-17.onnx"), &options).unwrap_err().to_string()
@@ -165,7 +165,7 @@ fn an_insisted_architecture_is_compared_node_by_node() {
 }
 
 /// Writes a checkpoint as ONNX and reads it again.
-fn there_and_back(checkpoint: &Checkpoint, options: &ConvertOptions) -> (Checkpoint, Report) {
+fn round_trip(checkpoint: &Checkpoint, options: &ConvertOptions) -> (Checkpoint, Report) {
     let dir = tempfile::tempdir().unwrap();
     let (first, second) = (dir.path().join("a.safetensors"), dir.path().join("b.onnx"));
     checkpoint.save(&first, Existing::Keep, &mut |_| {}).unwrap();
@@ -226,7 +226,7 @@ fn narrow(arch: Arch) -> Option<Arch> {
 
 /// Every network of the zoo, made narrow, is the same network with the same results after it has been ONNX.
 #[test]
-fn what_is_written_is_read_again() {
+fn written_models_are_read_back() {
     let mut seen: Vec<Arch> = Vec::new();
     let padded = [Padding::OneSidedPool, Padding::OneSidedBlocks, Padding::OneSided].map(|padding| {
         ("padded", Arch::ResNet(ResNet { padding, ..ResNet::imagenet(Block::Bottleneck, &[1, 1, 1, 1]) }))
@@ -244,7 +244,7 @@ fn what_is_written_is_read_again() {
         for keep_norms in [false, true] {
             let onnx = Export { keep_norms, batch: None };
             let (back, report) =
-                there_and_back(&checkpoint, &ConvertOptions { onnx, ..ConvertOptions::default() });
+                round_trip(&checkpoint, &ConvertOptions { onnx, ..ConvertOptions::default() });
             assert_eq!(back.meta(), checkpoint.meta(), "{name}");
             assert_eq!(report.identified.by, IdentifiedBy::Metadata, "{name}");
             let apart = difference(&logits(&back, &x, dims), &expected);
@@ -255,11 +255,11 @@ fn what_is_written_is_read_again() {
 }
 
 #[test]
-fn half_precision_is_written_as_such() {
+fn f16_weights_are_written_as_f16() {
     let arch = narrow(zoo::arch("resnet50").unwrap()).unwrap();
     let checkpoint = synthetic::checkpoint(&arch).unwrap();
     let options = ConvertOptions { dtype: Some(Float::F16), ..ConvertOptions::default() };
-    let (back, _) = there_and_back(&checkpoint, &options);
+    let (back, _) = round_trip(&checkpoint, &options);
     let dims = [2, 3, 64, 64];
     let x = synthetic::input(dims.iter().product());
     let apart = difference(&logits(&back, &x, dims), &logits(&checkpoint, &x, dims));

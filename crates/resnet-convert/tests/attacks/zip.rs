@@ -54,7 +54,7 @@ fn z03_to_z08_headers_and_directory() {
 }
 
 #[test]
-fn z09_to_z13_bytes_of_nobody_and_bounds() {
+fn z09_to_z13_unreferenced_bytes_and_bounds() {
     let plain = plain();
     let commented = [set_end(&plain, 20, &(plain.len() as u16).to_le_bytes()), plain.clone()].concat();
     check_each(
@@ -165,7 +165,7 @@ fn z23_z24_other_formats() {
 }
 
 #[test]
-fn any_name_of_the_root() {
+fn any_root_folder_name() {
     for top in ["archive", "resnet50-0676ba61", "ä ö", "x.pth", "data", ".", "data.pkl"] {
         let file = Pth { top, storages: vec![("0", f32s(&[1., 2., 3., 4.]))], ..Pth::default() }.bytes();
         let (state, tensors) = read(&file).unwrap_or_else(|e| panic!("{top}: {e}"));

@@ -30,7 +30,7 @@ pub(crate) fn hugging_face(name: &str, trunk: &str) -> String {
 }
 
 #[test]
-fn wrappers_and_prefixes_are_found_by_what_is_in_them() {
+fn wrappers_and_prefixes_are_found_by_content() {
     let arch = small(Block::Basic, 3);
     let plain = tensors(&arch);
     for (wrapper, prefix) in [
@@ -78,7 +78,7 @@ fn averaged_weights_are_preferred_and_training_state_dropped() {
 }
 
 #[test]
-fn tensors_that_nothing_is_known_about_are_not_dropped_in_silence() {
+fn unknown_tensors_are_reported() {
     let mut all = renamed(&tensors(&small(Block::Basic, 0)), |n| format!("backbone.{n}"));
     all.push(Named::f32("neck.fc.weight", &[4, 16], 1));
     let error = convert(&zip(&all, &[]), &ConvertOptions::default()).unwrap_err();
@@ -108,7 +108,7 @@ fn transformers() {
 }
 
 #[test]
-fn cifar_networks_that_circulate() {
+fn published_cifar_networks() {
     let Arch::ResNet(net) = small(Block::Basic, 10) else { unreachable!() };
     let arch = Arch::ResNet(ResNet { stem: Stem::Conv3 { width: 8 }, ..net });
     let named =
@@ -163,7 +163,7 @@ fn self_supervised_backbones() {
 }
 
 #[test]
-fn two_names_that_become_one_are_refused() {
+fn colliding_names_are_an_error() {
     let mut all = tensors(&small(Block::Basic, 3));
     all.push(Named::f32("linear.weight", &[3, 16], 1));
     let error = convert(&zip(&all, &[]), &ConvertOptions::default()).unwrap_err();

@@ -6,7 +6,7 @@ use resnet_convert::ConvertOptions;
 use resnet_model::safetensors;
 
 #[test]
-fn pytorchs_own_files_are_read_bit_for_bit() {
+fn pytorch_files_are_read_bit_for_bit() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/checkpoints");
     let index = std::fs::read_to_string(folder.join("index.tsv")).unwrap();
     let mut count = 0;

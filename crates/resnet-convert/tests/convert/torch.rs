@@ -74,7 +74,7 @@ fn storages_are_aligned_and_in_order() {
 
 /// A file that other programs could have made: what it says about itself must be true.
 #[test]
-fn a_false_description_is_refused() {
+fn inconsistent_metadata_is_rejected() {
     let at = written(&tensors(&small(Block::Basic, 3)), "out.pth", &ConvertOptions::default());
     let bytes = std::fs::read(at.dir().join("out.pth")).unwrap();
     let broken = crate::build::patch(&bytes, b"\"num_classes\":3", b"\"num_classes\":4");
