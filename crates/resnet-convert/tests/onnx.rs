@@ -1,4 +1,4 @@
-//! ONNX: graphs of many exporters in, ours out and in again.
+//! ONNX: import of many exporters' graphs, export, and round trips.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -14,20 +14,20 @@ fn golden() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/onnx")
 }
 
-/// What the network of a checkpoint gives for images `[N, C, H, W]`.
+/// Returns the output of a checkpoint for images `[N, C, H, W]`.
 fn logits(checkpoint: &Checkpoint, x: &[f32], dims: [usize; 4]) -> Vec<f32> {
     Engine::new(checkpoint, engine::EngineOptions::default()).unwrap().output(x, dims).unwrap().values
 }
 
-/// The largest difference over the largest expected magnitude.
+/// Returns the maximum absolute error relative to the largest expected magnitude.
 fn difference(found: &[f32], expected: &[f32]) -> f32 {
     assert_eq!(found.len(), expected.len());
     let largest = expected.iter().fold(0f32, |m, v| m.max(v.abs()));
-    let apart = found.iter().zip(expected).map(|(a, b)| (a - b).abs());
-    apart.fold(0f32, |m, d| if d.is_nan() { f32::NAN } else { m.max(d) }) / largest
+    let errors = found.iter().zip(expected).map(|(a, b)| (a - b).abs());
+    errors.fold(0f32, |m, d| if d.is_nan() { f32::NAN } else { m.max(d) }) / largest
 }
 
-/// `tests/golden/onnx_files.py` says what is in these files.
+/// `tests/golden/onnx_files.py` describes these files.
 #[test]
 fn exports_of_every_kind_are_identified() {
     let contents = safetensors::open(&golden().join("logits.safetensors")).unwrap();
@@ -44,7 +44,7 @@ fn exports_of_every_kind_are_identified() {
         assert_eq!(checkpoint.meta().arch, arch, "{file}");
         assert_eq!((report.container, report.identified.by), (Format::Onnx, IdentifiedBy::Graph), "{file}");
         assert!(report.dropped.is_empty(), "{file}: {:?}", report.dropped);
-        // VGG's head sees images of one size only, Inception needs large ones.
+        // VGG requires a fixed image size, Inception a large one.
         let dims = match network {
             "vgg" => [2, 3, 56, 56],
             _ if network.starts_with("inception") => [2, 3, 80, 80],
@@ -52,8 +52,8 @@ fn exports_of_every_kind_are_identified() {
         };
         let input = synthetic::input(dims.iter().product());
         let expected = stored[network].to_f32(network).unwrap();
-        let apart = difference(&logits(&checkpoint, &input, dims), &expected);
-        assert!(apart < 1e-5, "{file}: {apart}");
+        let error = difference(&logits(&checkpoint, &input, dims), &expected);
+        assert!(error < 1e-5, "{file}: {error}");
         count += 1;
     }
     assert_eq!(stored["input"].to_f32("input").unwrap(), synthetic::input(usual.iter().product()));
@@ -62,14 +62,14 @@ fn exports_of_every_kind_are_identified() {
 
 #[test]
 fn weights_keep_their_bits() {
-    // Norms kept, names kept: what PyTorch had, and 16 bits where the file has them.
+    // Norms and names are those of PyTorch.
     let open = |file: &str| resnet_convert::open(&golden().join(file), &ConvertOptions::default()).unwrap().0;
     let kept = open("torchscript-norms.onnx");
     let external = open("dynamo-external.onnx");
     for name in ["layer1.0.conv1.weight", "fc.weight", "fc.bias"] {
         let (a, b) = (kept.tensor(name).unwrap(), external.tensor(name).unwrap());
         assert_eq!(a.shape(), b.shape(), "{name}");
-        // The exporter has folded the norms of one of them into the convolutions.
+        // The exporter folded the norms of one file into the convolutions.
         assert_eq!(a.read().unwrap() == b.read().unwrap(), name.starts_with("fc"), "{name}");
     }
     for name in ["bn1.running_var", "layer2.0.downsample.1.weight"] {
@@ -86,10 +86,7 @@ fn preprocessing_in_the_graph_is_converted() {
         |found: &[f32], expected: [f32; 3]| found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6);
     assert!(near(&preprocess.mean, [0.485, 0.456, 0.406]), "{preprocess:?}");
     assert!(near(&preprocess.std, [0.229, 0.224, 0.225]), "{preprocess:?}");
-    assert!(
-        report.notes.iter().any(|n| n.contains("normalizes images of values from 0 to 255")),
-        "{report}"
-    );
+    assert!(report.notes.iter().any(|n| n.contains("normalizes images of values from 0 to 255")), "{report}");
 }
 
 #[test]
@@ -106,7 +103,7 @@ fn omitted_parts_are_reported() {
     }
 }
 
-/// Zeros are what a max-pool is padded with only where a ReLU has gone before.
+/// Zero padding before a max pool has no effect only after a ReLU.
 #[test]
 fn unsupported_pools_are_rejected_with_their_node() {
     let pool = |before: &str, attributes: &[Vec<u8>]| {
@@ -172,7 +169,7 @@ fn round_trip(checkpoint: &Checkpoint, options: &ConvertOptions) -> (Checkpoint,
     let job = Conversion { input: &first, output: &second, existing: Existing::Keep, options };
     resnet_convert::convert(job, &mut |p| assert!(p.done <= p.total)).unwrap();
     let (back, report) = resnet_convert::open(&second, &ConvertOptions::default()).unwrap();
-    // Read all of it before the folder goes.
+    // Read all tensors before the folder is deleted.
     let tensors = back.tensors().iter().map(|(name, t)| {
         let bytes = std::sync::Arc::new(t.read().unwrap());
         (name.clone(), RawTensor::new(t.dtype(), t.shape().to_vec(), bytes).unwrap())
@@ -180,14 +177,14 @@ fn round_trip(checkpoint: &Checkpoint, options: &ConvertOptions) -> (Checkpoint,
     (Checkpoint::new(back.meta().clone(), tensors.collect()).unwrap(), report)
 }
 
-/// A network of the zoo with the same operations, but few channels and blocks.
+/// Returns a network with the same operations, but fewer channels and blocks.
 fn narrow(arch: Arch) -> Option<Arch> {
     match arch {
         Arch::ResNet(mut net) => {
             if !net.pruned.is_empty() || net.groups > 32 {
                 return None;
             }
-            // Group norm has 32 groups, of the narrowest layer too.
+            // Group norm has 32 groups, even in the narrowest layer.
             let by = if net.norm == Norm::Group { 2 } else { 8 };
             net.stages.iter_mut().for_each(|s| (s.depth, s.width) = (s.depth.min(2), s.width / by));
             net.stem = match net.stem {
@@ -219,12 +216,12 @@ fn narrow(arch: Arch) -> Option<Arch> {
             });
             Some(Arch::ResNetV2(ResNetV2 { num_classes: 7, ..net }))
         }
-        // Their sizes are fixed: too large to be written in a test.
+        // Fixed sizes, too large for a test.
         _ => None,
     }
 }
 
-/// Every network of the zoo, made narrow, is the same network with the same results after it has been ONNX.
+/// A round trip of every narrowed network of the zoo keeps the network and its output.
 #[test]
 fn written_models_are_read_back() {
     let mut seen: Vec<Arch> = Vec::new();
@@ -247,8 +244,8 @@ fn written_models_are_read_back() {
                 round_trip(&checkpoint, &ConvertOptions { onnx, ..ConvertOptions::default() });
             assert_eq!(back.meta(), checkpoint.meta(), "{name}");
             assert_eq!(report.identified.by, IdentifiedBy::Metadata, "{name}");
-            let apart = difference(&logits(&back, &x, dims), &expected);
-            assert!(apart < 1e-5, "{name}, norms kept: {keep_norms}: {apart}");
+            let error = difference(&logits(&back, &x, dims), &expected);
+            assert!(error < 1e-5, "{name}, norms kept: {keep_norms}: {error}");
         }
     }
     assert!(seen.len() > 40, "{}", seen.len());
@@ -262,8 +259,8 @@ fn f16_weights_are_written_as_f16() {
     let (back, _) = round_trip(&checkpoint, &options);
     let dims = [2, 3, 64, 64];
     let x = synthetic::input(dims.iter().product());
-    let apart = difference(&logits(&back, &x, dims), &logits(&checkpoint, &x, dims));
-    assert!(apart < 5e-3 && apart > 1e-6, "{apart}");
+    let error = difference(&logits(&back, &x, dims), &logits(&checkpoint, &x, dims));
+    assert!(error < 5e-3 && error > 1e-6, "{error}");
     assert_eq!(format!("{:?}", back.tensor("conv1.weight").unwrap().dtype()), "F16");
 }
 

@@ -66,7 +66,7 @@ fn z09_to_z13_unreferenced_bytes_and_bounds() {
             ([&plain[..], &plain[plain.len() - 22..]].concat(), "zip-trailing"),
         ],
     );
-    // A bomb that tells the truth, and a pickle of zeros.
+    // A bomb with correct sizes, and a pickle of zeros.
     let bomb = |data: Vec<u8>| Pth { storages: vec![("0", data)], method: 8, ..Pth::default() }.bytes();
     check("Z10", &[bomb(vec![0; 20_000_000])], &["storage-size", "zip-ratio"]);
     check("Z10", &[Pth { pickle: vec![0; 10_000_000], method: 8, ..Pth::default() }.bytes()], &["zip-ratio"]);
@@ -174,7 +174,7 @@ fn any_root_folder_name() {
     }
 }
 
-/// What PyTorch writes: descriptors after the data.
+/// PyTorch writes data descriptors after the data.
 #[test]
 fn descriptors_are_compared() {
     let mut entries = ones().entries();
