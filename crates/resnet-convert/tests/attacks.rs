@@ -1,6 +1,6 @@
-//! Hostile files. The rows are those of a public collection of attacks on readers of models, named by its numbers:
-//! P pickle, Z zip, L legacy stream, T tar, S TorchScript, F safetensors, O ONNX, N numpy. Every row says what must come of it:
-//! a kind of fault, or the tensors.
+//! Malicious and malformed files. The rows follow a public collection of attacks on model readers:
+//! P pickle, Z zip, L legacy stream, T tar, S TorchScript, F safetensors, O ONNX, N numpy. Every row has an
+//! expected outcome: a fault code, or the tensors.
 
 mod legacy_tar;
 mod mutate;
@@ -15,10 +15,10 @@ use std::time::{Duration, Instant};
 
 use resnet_convert::{Fault, StateDict, source};
 
-/// What a reader makes of a file: names and bytes of its tensors.
+/// Tensors read from a file: name, shape and bytes.
 pub(crate) type Tensors = Vec<(String, Vec<usize>, Vec<u8>)>;
 
-/// Reads a file and all its tensors; how long that took.
+/// Reads a file and all its tensors, and measures the time.
 pub(crate) fn timed(bytes: &[u8]) -> (Result<(StateDict, Tensors), Fault>, Duration) {
     let bytes = Arc::new(bytes.to_vec());
     let start = Instant::now();
@@ -33,7 +33,7 @@ pub(crate) fn timed(bytes: &[u8]) -> (Result<(StateDict, Tensors), Fault>, Durat
     (result, start.elapsed())
 }
 
-/// Reads a file and all its tensors, within the time that any file may take.
+/// Reads a file and all its tensors, and checks the time limit.
 pub(crate) fn read(bytes: &[u8]) -> Result<(StateDict, Tensors), Fault> {
     let limit = Duration::from_secs(2) + Duration::from_nanos(50) * bytes.len() as u32;
     let (result, took) = timed(bytes);
@@ -42,12 +42,12 @@ pub(crate) fn read(bytes: &[u8]) -> Result<(StateDict, Tensors), Fault> {
     assert!(quick, "{} bytes took {took:?}", bytes.len());
     if let Err(fault) = &result {
         let text = fault.to_string();
-        assert!(text.chars().all(|c| !c.is_control()) && text.len() < 1000, "unfit for a terminal: {text:?}");
+        assert!(text.chars().all(|c| !c.is_control()) && text.len() < 1000, "not printable: {text:?}");
     }
     result
 }
 
-/// `ok`, `unsupported` if the file holds such a tensor, or the kind of fault.
+/// Returns `ok`, `unsupported` if the file has an unsupported tensor, or the fault code.
 pub(crate) fn outcome(bytes: &[u8]) -> String {
     match read(bytes) {
         Ok((state, _)) if !state.unsupported.is_empty() => "unsupported".into(),
@@ -56,19 +56,19 @@ pub(crate) fn outcome(bytes: &[u8]) -> String {
     }
 }
 
-/// Files of a row must come to one of these outcomes.
+/// Checks that every file of a row has one of these outcomes.
 #[track_caller]
-pub(crate) fn check(row: &str, files: &[Vec<u8>], wanted: &[&str]) {
+pub(crate) fn check(row: &str, files: &[Vec<u8>], expected: &[&str]) {
     for (n, file) in files.iter().enumerate() {
         let found = outcome(file);
-        assert!(wanted.contains(&found.as_str()), "{row}, file {n}: {found}, expected {wanted:?}");
+        assert!(expected.contains(&found.as_str()), "{row}, file {n}: {found}, expected {expected:?}");
     }
 }
 
-/// Files of a row must come to these outcomes, one each.
+/// Checks the outcome of every file of a row.
 #[track_caller]
 pub(crate) fn check_each(row: &str, files: &[(Vec<u8>, &str)]) {
-    for (n, (file, wanted)) in files.iter().enumerate() {
-        assert_eq!(outcome(file), *wanted, "{row}, file {n}");
+    for (n, (file, expected)) in files.iter().enumerate() {
+        assert_eq!(outcome(file), *expected, "{row}, file {n}");
     }
 }

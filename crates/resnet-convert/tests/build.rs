@@ -1,4 +1,4 @@
-//! Builders of checkpoints, byte by byte, so that every byte can be wrong. Payloads are inert: files here are parsed only.
+//! Builders of checkpoints, byte by byte, valid or corrupt. Payloads are inert: these files are only parsed.
 
 pub(crate) mod legacy;
 pub(crate) mod network;
@@ -17,7 +17,7 @@ pub(crate) fn patch(bytes: &[u8], old: &[u8], new: &[u8]) -> Vec<u8> {
     [&bytes[..at], new, &bytes[at + old.len()..]].concat()
 }
 
-/// `bytes` with those from `at` on overwritten.
+/// Returns `bytes` with those from `at` overwritten.
 pub(crate) fn overwrite(bytes: &[u8], at: usize, new: &[u8]) -> Vec<u8> {
     let mut out = bytes.to_vec();
     out[at..at + new.len()].copy_from_slice(new);
@@ -29,7 +29,7 @@ pub(crate) fn f32s(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|v| v.to_le_bytes()).collect()
 }
 
-/// A plain generator of numbers, so that every run is the same (splitmix64).
+/// Deterministic random number generator (SplitMix64).
 pub(crate) struct Random(pub(crate) u64);
 
 impl Random {

@@ -18,7 +18,7 @@ use resnet_model::{Checkpoint, Labels, zoo};
 use crate::build::network::{self, Named, by_name, small, tensors};
 use crate::build::zip::set_central;
 
-/// A file in a folder of its own.
+/// A file in a temporary folder.
 pub(crate) struct File {
     dir: tempfile::TempDir,
     pub(crate) path: PathBuf,
@@ -57,7 +57,7 @@ pub(crate) fn convert(bytes: &[u8], options: &ConvertOptions) -> Result<(Checkpo
     })
     .inspect_err(|_| assert_eq!(file.folder(), ["in.pth"], "a failure leaves nothing"))?;
     let checkpoint = Checkpoint::open(&output).unwrap();
-    // Read all of it before the folder goes.
+    // Read all tensors before the folder is deleted.
     let tensors = checkpoint.tensors().iter().map(|(name, t)| {
         let bytes = std::sync::Arc::new(t.read().unwrap());
         (name.clone(), resnet_model::RawTensor::new(t.dtype(), t.shape().to_vec(), bytes).unwrap())
@@ -65,7 +65,7 @@ pub(crate) fn convert(bytes: &[u8], options: &ConvertOptions) -> Result<(Checkpo
     Ok((Checkpoint::new(checkpoint.meta().clone(), tensors.collect()).unwrap(), report))
 }
 
-/// Converts a file, which must become `expected` of `arch`, bit for bit.
+/// Converts a file and checks that it becomes `expected` of `arch`, bit for bit.
 #[track_caller]
 pub(crate) fn check(what: &str, bytes: &[u8], arch: &Arch, expected: &[Named]) -> Report {
     let (checkpoint, report) =
@@ -103,7 +103,7 @@ fn every_container_is_lossless() {
 }
 
 #[test]
-fn types_are_kept_unless_a_cast_is_asked_for() {
+fn dtypes_are_kept_without_a_cast() {
     let arch = small(Block::Basic, 3);
     let mut mixed = tensors(&arch);
     for t in mixed.iter_mut().filter(|t| t.shape.len() > 1) {
@@ -271,7 +271,7 @@ fn errors_list_the_tensors_of_unknown_networks() {
     assert!(error.contains("decoder.weight\\u{1b}"), "{error}");
 }
 
-/// Another path to the input is the input.
+/// Another path to the input file counts as the input file.
 #[test]
 fn the_input_is_never_overwritten() {
     let bytes = network::safetensors(&tensors(&small(Block::Basic, 3)));

@@ -1,5 +1,5 @@
-//! What the fuzz targets in `fuzz/` do with their input, and the replay of what they found. Each function panics where
-//! the contract is broken; input that is refused is fine.
+//! Fuzz targets of `fuzz/`, and the replay of their corpora and findings. Each function panics if the contract is
+//! broken; an error for invalid input is fine.
 
 mod checkpoint;
 #[cfg(test)]
@@ -17,7 +17,7 @@ use crate::build::zip::Pth;
 
 type Target = (&'static str, fn(&[u8]));
 
-/// Every target by its name.
+/// All targets by name.
 pub const TARGETS: &[Target] = &[
     ("pickle", pickle),
     ("torch_zip", torch_zip),
@@ -27,7 +27,7 @@ pub const TARGETS: &[Target] = &[
     ("npy_npz", npy_npz),
     ("onnx", onnx),
     ("image", image),
-    ("arb_checkpoint", checkpoint::honest),
+    ("arb_checkpoint", checkpoint::valid),
     ("arb_mutate", checkpoint::mutated),
 ];
 
@@ -39,9 +39,8 @@ pub fn run(target: &str, data: &[u8]) {
 
 type Tensors = Vec<(String, Vec<usize>, Vec<u8>)>;
 
-/// Names, shapes and bytes of all tensors in a file. Fails where the contract does: slower than a second (of three runs
-/// the fastest counts: the machine may be busy), another result the second time, an untyped error, text that is unfit
-/// for a terminal.
+/// Reads names, shapes and bytes of all tensors in a file. Panics if reading takes more than a second (the fastest of
+/// three runs counts), is not deterministic, or returns an untyped error or one that is not printable.
 fn read(bytes: &[u8]) -> Result<(StateDict, Tensors), Fault> {
     let bytes = Arc::new(bytes.to_vec());
     let once = || {
@@ -64,7 +63,7 @@ fn read(bytes: &[u8]) -> Result<(StateDict, Tensors), Fault> {
     match &result {
         Ok((state, tensors)) => {
             let (again, _) = once();
-            let again = again.expect("refused the second time");
+            let again = again.expect("error only the second time");
             assert!(*tensors == again.1, "other tensors the second time");
             state.notes.iter().for_each(|note| printable(note));
             let total: usize = tensors.iter().map(|(_, _, bytes)| bytes.len()).sum();
@@ -93,12 +92,12 @@ fn torch_zip(data: &[u8]) {
     drop(read(data));
 }
 
-/// What follows the magic number.
+/// A stream after the magic number.
 fn torch_legacy(data: &[u8]) {
     drop(read(&[MAGIC, data].concat()));
 }
 
-/// An archive whose headers get the checksums that they ought to have.
+/// An archive with corrected header checksums.
 fn torch_tar(data: &[u8]) {
     let mut file = data.to_vec();
     let end = file.len().next_multiple_of(512);
@@ -111,8 +110,8 @@ fn torch_tar(data: &[u8]) {
     drop(read(&file));
 }
 
-/// The file, or header and data divided at the first line feed. We may refuse more than the reference implementation,
-/// never less, and what both read is equal.
+/// The file, or header and data divided at the first line feed. The reader may reject more than the reference
+/// implementation, never less, and tensors read by both are equal.
 fn safetensors(data: &[u8]) {
     let framed = data.iter().position(|&b| b == b'\n').and_then(|at| {
         let header = std::str::from_utf8(&data[..at]).ok()?;
@@ -123,7 +122,8 @@ fn safetensors(data: &[u8]) {
     if state.container != resnet_convert::Format::Safetensors {
         return;
     }
-    let theirs = safetensors::SafeTensors::deserialize(file).expect("the crate refuses what we read");
+    let theirs = safetensors::SafeTensors::deserialize(file)
+        .expect("the safetensors crate rejects a file that we read");
     assert_eq!(theirs.len(), tensors.len());
     for ((name, shape, bytes), (_, tensor)) in tensors.iter().zip(&state.tensors) {
         let their = theirs.tensor(name).unwrap();
@@ -142,7 +142,7 @@ fn npy_npz(data: &[u8]) {
     }
 }
 
-/// A model, and what its graph is found to be: twice the same, within the time of any file.
+/// A model and the network of its graph: deterministic and within the time limit.
 fn onnx(data: &[u8]) {
     let Ok((state, _)) = read(data) else { return };
     if state.container != resnet_convert::Format::Onnx {
@@ -163,7 +163,8 @@ fn onnx(data: &[u8]) {
         });
         (result.map_err(|e| e.to_string()), start.elapsed())
     };
-    let again = || understand(source::read_bytes(Arc::new(data.to_vec())).expect("refused the second time"));
+    let again =
+        || understand(source::read_bytes(Arc::new(data.to_vec())).expect("error only the second time"));
     let (result, took) = understand(state);
     quick(took, || again().1);
     if let Err(e) = &result {
@@ -172,13 +173,13 @@ fn onnx(data: &[u8]) {
             "unfit for a terminal: {e:?}"
         );
     }
-    // Most models are understood in no way, and looking at every network of the zoo takes its time.
+    // Most graphs match no network, and comparing the whole zoo takes time.
     if result.is_ok() {
         assert!(again().0 == result, "another network the second time");
     }
 }
 
-/// An image, decoded and made ready for a network.
+/// An image, decoded and preprocessed.
 fn image(data: &[u8]) {
     let preprocess = resnet_image::Preprocess::torchvision(40, 32);
     let once = || {
@@ -193,7 +194,7 @@ fn image(data: &[u8]) {
     };
     let (result, took) = once();
     match result {
-        // A file of a kilobyte may well hold a hundred megapixels of one colour; what is read of it takes its time.
+        // A file of one kilobyte may contain a hundred megapixels of one color, which take time to decode.
         Ok(image) if image.len() > 30_000_000 => {}
         Ok(_) => quick(took, || once().1),
         Err(e) => {

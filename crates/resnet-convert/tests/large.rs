@@ -1,4 +1,4 @@
-//! Files larger than 32 bits count, and files that change while they are open.
+//! Files larger than 4 GiB, and files that change while they are open.
 
 use std::io::{Seek, SeekFrom, Write};
 use std::path::Path;
@@ -23,7 +23,7 @@ fn last() -> Vec<u8> {
     f32s(&[1.0, -2.0, 3.5, 1e-40])
 }
 
-/// The tensor `big` of this many f32 is told, and `w` behind it is read exactly.
+/// Checks that the tensor `big` has `many` elements, and that `w` after it is read exactly.
 #[track_caller]
 fn check(what: &str, file: Sparse, many: i64) {
     let state = source::read_bytes(Arc::new(file)).unwrap_or_else(|e| panic!("{what}: {e}"));
@@ -56,15 +56,15 @@ fn zip_of_64_bits() {
 
 const PATTERN: usize = 1 << 16;
 
-/// A pattern of which this share is noise: too much of one kind would be refused as a bomb.
+/// Returns a pattern with `noise` random bytes out of 64: a higher compression ratio is rejected as a zip bomb.
 fn pattern(noise: usize) -> Vec<u8> {
     let mut random = Random(1);
     (0..PATTERN).map(|i| if i % 64 < noise { random.next() as u8 } else { 0 }).collect()
 }
 
-/// An archive whose first storage is the pattern, so often and deflated; the directory tells of `size` bytes.
+/// Returns an archive whose first storage is the deflated pattern, repeated; the directory declares `size` bytes.
 fn patterned(pattern: &[u8], times: u64, size: u64, pickle: Vec<u8>) -> Sparse {
-    // Pieces that end at whole bytes and do not refer to one another.
+    // Independent pieces that end at byte boundaries.
     let data = deflated(pattern, flate2::FlushCompress::Sync);
     let tail = deflated(&[], flate2::FlushCompress::Finish);
     let packed = data.len() as u64 * times + tail.len() as u64;
@@ -76,7 +76,7 @@ fn patterned(pattern: &[u8], times: u64, size: u64, pickle: Vec<u8>) -> Sparse {
     ])
 }
 
-/// A deflated storage of more than 2 GiB is read in pieces, of which none but the last is in memory.
+/// A deflated storage of more than 2 GiB is streamed in chunks.
 #[test]
 fn deflated_storages_of_more_than_2_gib() {
     let times = (2 << 30) / PATTERN as u64 + 1;
@@ -93,12 +93,12 @@ fn deflated_storages_of_more_than_2_gib() {
     });
     read.unwrap();
     assert_eq!((name.as_str(), pieces as u64, wrong), ("big", times, 0));
-    // The directory and the pickle must tell the same size.
+    // The sizes in the directory and the pickle must agree.
     let short = source::read_bytes(file(4 * many as u64 - 4)).unwrap_err();
     assert_eq!(short.code.to_string(), "storage-size");
 }
 
-/// Parts of a deflated storage need all of it in memory, which has a limit.
+/// A view into a deflated storage requires the whole storage in memory, up to a limit.
 #[test]
 fn parts_of_deflated_storages() {
     let parts = |times: u64| {
@@ -127,7 +127,7 @@ fn deflated(bytes: &[u8], flush: flate2::FlushCompress) -> Vec<u8> {
     out
 }
 
-/// A deflated array of more than 2 GiB: nothing but its header is inflated before somebody asks for it.
+/// Of a deflated array of more than 2 GiB, only the header is inflated before it is read.
 #[test]
 fn deflated_arrays_of_more_than_2_gib() {
     let many = 600_000_000;
@@ -167,7 +167,7 @@ fn legacy_stream_of_64_bits() {
     check("legacy", file, MANY);
 }
 
-/// O15: protobuf itself ends at 2 GiB; lengths are counted in 64 bits, so that nothing happens there.
+/// O15: protobuf is limited to 2 GiB, but the reader uses 64-bit lengths.
 #[test]
 fn o15_onnx_of_more_than_2_gib() {
     let raw = 4 * MANY as u64;
@@ -178,7 +178,7 @@ fn o15_onnx_of_more_than_2_gib() {
     let graph = outer.len() as u64 + raw + w.len() as u64;
     let mut file = Sparse::default();
     let prefix = model(&[]);
-    // Without the empty graph at its end.
+    // Without the empty graph at the end.
     file.put(&prefix[..prefix.len() - 2]);
     file.put([varint(7 << 3 | 2), varint(graph), outer].concat());
     file.skip(raw);
@@ -186,9 +186,9 @@ fn o15_onnx_of_more_than_2_gib() {
     check("ONNX", file, MANY);
 }
 
-/// A file of which only the end is on the disk.
+/// Uses a sparse file.
 #[test]
-fn o15_external_data_behind_4_gib() {
+fn o15_external_data_beyond_4_gib() {
     let dir = tempfile::tempdir().unwrap();
     let offset = 4 * MANY as u64;
     let mut file = std::fs::File::create(dir.path().join("w.bin")).unwrap();
@@ -202,14 +202,14 @@ fn o15_external_data_behind_4_gib() {
     assert_eq!(source::read(&path).unwrap().tensors[0].1.read().unwrap(), last());
 }
 
-/// Reads what is at `path`, cuts the file `cut` to `len` bytes, and reads the tensors then.
+/// Opens `path`, truncates the file `cut` to `len` bytes, and then reads the tensors.
 fn cut_while_open(path: &Path, cut: &Path, len: u64) -> Vec<Option<Vec<u8>>> {
     let state: StateDict = source::read(path).unwrap();
     std::fs::OpenOptions::new().write(true).open(cut).unwrap().set_len(len).unwrap();
     state.tensors.iter().map(|(_, t)| t.read().ok()).collect()
 }
 
-/// F14, O15: a mapped file that is cut ends the program with a bus error; here it is an error like any other.
+/// F14, O15: truncating an open file is an error; with memory mapping it would be a bus error.
 #[test]
 fn f14_o15_files_that_are_cut_while_they_are_open() {
     let all = tensors(&small(resnet_model::arch::Block::Basic, 3));

@@ -1,4 +1,4 @@
-//! Every naming scheme in every container: the table of `README.md`, cell by cell.
+//! Every naming scheme in every container, as in the table of `README.md`.
 
 mod cases;
 
@@ -9,9 +9,9 @@ use resnet_model::arch::Arch;
 use crate::build::network::{self, Named, by_name};
 use crate::convert::{convert, shards};
 
-/// A file in some naming scheme and what becomes of it.
+/// A file in a naming scheme and the expected result.
 pub(crate) struct Case {
-    /// The dialect told in the report.
+    /// The dialect in the report.
     dialect: &'static str,
     /// The tensors of the file.
     file: Vec<Named>,
@@ -20,13 +20,13 @@ pub(crate) struct Case {
     expected: Vec<Named>,
 }
 
-fn prove(case: &Case, bytes: &[u8]) {
+fn check_case(case: &Case, bytes: &[u8]) {
     let (checkpoint, report) = convert(bytes, &ConvertOptions::default()).unwrap_or_else(|e| panic!("{e}"));
-    agree(case, &checkpoint, &report);
+    check_result(case, &checkpoint, &report);
     assert_eq!(checkpoint.meta().origin.dialect.as_deref(), Some(case.dialect));
 }
 
-fn agree(case: &Case, checkpoint: &Checkpoint, report: &Report) {
+fn check_result(case: &Case, checkpoint: &Checkpoint, report: &Report) {
     assert_eq!((report.dialect.as_str(), &checkpoint.meta().arch), (case.dialect, &case.arch));
     let found = checkpoint.tensors().iter();
     let found = found.map(|(name, t)| (name.clone(), (t.shape().to_vec(), t.read().unwrap()))).collect();
@@ -34,58 +34,58 @@ fn agree(case: &Case, checkpoint: &Checkpoint, report: &Report) {
     assert!(expected == found, "other tensors than expected:\n{report}");
 }
 
-/// The tensors in two files, and an index of them.
-fn prove_shards(case: &Case, save: impl Fn(&[Named]) -> Vec<u8>) {
+/// Checks a case in two shards with an index.
+fn check_shards(case: &Case, save: impl Fn(&[Named]) -> Vec<u8>) {
     let (first, second) = case.file.split_at(case.file.len() / 2);
     let at = shards::write(&[first, second], save);
     let (checkpoint, report) =
         resnet_convert::open(&at.path, &ConvertOptions::default()).unwrap_or_else(|e| panic!("{e}"));
-    agree(case, &checkpoint, &report);
+    check_result(case, &checkpoint, &report);
 }
 
 /// The columns of the table: a file of each kind with the tensors of a case.
 mod columns {
-    use super::{Case, network, prove, prove_shards};
+    use super::{Case, check_case, check_shards, network};
 
     pub(super) fn zip(case: &Case) {
-        prove(case, &network::zip(&case.file, &[]));
+        check_case(case, &network::zip(&case.file, &[]));
     }
 
     pub(super) fn legacy(case: &Case) {
-        prove(case, &network::legacy(&case.file, &[]));
+        check_case(case, &network::legacy(&case.file, &[]));
     }
 
     pub(super) fn tar(case: &Case) {
-        prove(case, &network::tar(&case.file));
+        check_case(case, &network::tar(&case.file));
     }
 
     pub(super) fn script(case: &Case) {
-        prove(case, &network::script(&case.file));
+        check_case(case, &network::script(&case.file));
     }
 
     pub(super) fn module(case: &Case) {
-        prove(case, &network::module(&case.file));
+        check_case(case, &network::module(&case.file));
     }
 
     pub(super) fn pickle(case: &Case) {
-        prove(case, &network::arrays(&case.file, &[]));
+        check_case(case, &network::arrays(&case.file, &[]));
     }
 
     pub(super) fn npz(case: &Case) {
-        prove(case, &network::npz(&case.file, 0));
-        prove(case, &network::npz(&case.file, 8));
+        check_case(case, &network::npz(&case.file, 0));
+        check_case(case, &network::npz(&case.file, 8));
     }
 
     pub(super) fn safetensors(case: &Case) {
-        prove(case, &network::safetensors(&case.file));
+        check_case(case, &network::safetensors(&case.file));
     }
 
     pub(super) fn shards(case: &Case) {
-        prove_shards(case, network::safetensors);
+        check_shards(case, network::safetensors);
     }
 
     pub(super) fn torch_shards(case: &Case) {
-        prove_shards(case, |tensors| network::zip(tensors, &[]));
+        check_shards(case, |tensors| network::zip(tensors, &[]));
     }
 }
 

@@ -1,5 +1,5 @@
-//! The names and shapes under which timm and torchvision publish every network of the zoo. `zoo_params.tsv` ties the
-//! graphs' names to theirs; here files of those names, of which only the header is there, are told apart.
+//! Identifies every network of the zoo by the tensor names and shapes of timm and torchvision, from files with only a
+//! header. `zoo_params.tsv` maps these names to those of the graphs.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -13,13 +13,13 @@ use crate::build::sparse::Sparse;
 
 type Shapes = Vec<(String, Vec<usize>, &'static str)>;
 
-/// A safetensors file of these tensors, all 0.
-fn file(shapes: &Shapes) -> Sparse {
+/// Returns a safetensors file of zero tensors.
+fn zeros_file(shapes: &Shapes) -> Sparse {
     let mut end = 0;
     let entries = shapes.iter().map(|(name, shape, dtype)| {
-        let begin = end;
+        let start = end;
         end += shape.iter().product::<usize>() * if *dtype == "I64" { 8 } else { 4 };
-        format!(r#""{name}":{}"#, tensor(dtype, &format!("{shape:?}"), &begin.to_string(), &end.to_string()))
+        format!(r#""{name}":{}"#, tensor(dtype, &format!("{shape:?}"), &start.to_string(), &end.to_string()))
     });
     let header = format!("{{{}}}", entries.collect::<Vec<_>>().join(","));
     let mut out = Sparse::default();
@@ -34,10 +34,10 @@ fn shapes(name: &str) -> Shapes {
     params.into_iter().map(|p| (p.name, p.shape, dtype(p.role))).collect()
 }
 
-/// What is found in a file of these tensors, which must be `name` or leave the choice to it.
+/// Identifies a file of these tensors and checks that `name` is the result or one of the alternatives.
 #[track_caller]
 fn check(name: &str, shapes: &Shapes) -> Report {
-    let state = source::read_bytes(Arc::new(file(shapes))).unwrap();
+    let state = source::read_bytes(Arc::new(zeros_file(shapes))).unwrap();
     let found =
         resnet_convert::build_checkpoint(state, Path::new("x.safetensors"), &ConvertOptions::default());
     let (_, report) = found.unwrap_or_else(|e| panic!("{name}: {e}"));
@@ -52,17 +52,17 @@ fn without(mut shapes: Shapes, end: &str) -> Shapes {
 }
 
 #[test]
-fn every_network_as_it_is_published() {
+fn published_names_of_every_network() {
     let mut uncertain = 0;
     for (name, _) in zoo::all() {
         let report = check(name, &shapes(name));
         assert!(report.dropped.is_empty() && report.renamed.is_empty(), "{report}");
         uncertain += usize::from(report.model != name);
     }
-    assert!(uncertain <= 15, "{uncertain} networks are taken for another one");
+    assert!(uncertain <= 15, "{uncertain} networks are identified as another one");
 }
 
-/// torchvision's first weights are older than the counters; DataParallel and torch.compile put words before the names.
+/// Old torchvision weights have no `num_batches_tracked`; DataParallel and torch.compile add prefixes.
 #[test]
 fn older_files_and_wrapped_names() {
     for name in ["resnet18", "resnet50", "resnet152", "vgg16_bn", "resnext101_32x8d"] {
@@ -75,18 +75,18 @@ fn older_files_and_wrapped_names() {
     }
 }
 
-/// torchvision's Inception has a second head for training.
+/// torchvision's Inception v3 has an auxiliary classifier for training.
 #[test]
-fn an_auxiliary_head_is_left_out() {
+fn auxiliary_heads_are_dropped() {
     let mut all = shapes("inception_v3");
     all.push(("AuxLogits.conv0.conv.weight".into(), vec![128, 768, 1, 1], "F32"));
     all.push(("AuxLogits.fc.weight".into(), vec![1000, 768], "F32"));
     assert_eq!(check("inception_v3", &all).dropped.len(), 2);
 }
 
-/// timm keeps VGG's first fully connected layers as convolutions.
+/// timm stores the first linear layers of VGG as convolutions.
 #[test]
-fn vgg_of_timm() {
+fn timm_vgg() {
     let renamed = shapes("vgg19").into_iter().map(|(name, shape, dtype)| {
         let shape = match (name.as_str(), shape.as_slice()) {
             ("classifier.0.weight", _) => vec![4096, 512, 7, 7],

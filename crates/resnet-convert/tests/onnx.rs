@@ -1,4 +1,4 @@
-//! ONNX: graphs of many exporters in, ours out and in again.
+//! ONNX: import of many exporters' graphs, export, and round trips.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -14,22 +14,22 @@ fn golden() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/onnx")
 }
 
-/// What the network of a checkpoint gives for images `[N, C, H, W]`.
+/// Returns the output of a checkpoint for images `[N, C, H, W]`.
 fn logits(checkpoint: &Checkpoint, x: &[f32], dims: [usize; 4]) -> Vec<f32> {
     Engine::new(checkpoint, engine::EngineOptions::default()).unwrap().output(x, dims).unwrap().values
 }
 
-/// The largest difference over the largest expected magnitude.
+/// Returns the maximum absolute error relative to the largest expected magnitude.
 fn difference(found: &[f32], expected: &[f32]) -> f32 {
     assert_eq!(found.len(), expected.len());
     let largest = expected.iter().fold(0f32, |m, v| m.max(v.abs()));
-    let apart = found.iter().zip(expected).map(|(a, b)| (a - b).abs());
-    apart.fold(0f32, |m, d| if d.is_nan() { f32::NAN } else { m.max(d) }) / largest
+    let errors = found.iter().zip(expected).map(|(a, b)| (a - b).abs());
+    errors.fold(0f32, |m, d| if d.is_nan() { f32::NAN } else { m.max(d) }) / largest
 }
 
-/// `tests/golden/onnx_files.py` says what is in these files.
+/// `tests/golden/onnx_files.py` describes these files.
 #[test]
-fn exports_of_every_kind_become_the_network_they_were() {
+fn exports_of_every_kind_are_identified() {
     let contents = safetensors::open(&golden().join("logits.safetensors")).unwrap();
     let stored: BTreeMap<String, RawTensor> = contents.tensors.into_iter().collect();
     let usual: [usize; 4] = stored["input"].shape().try_into().unwrap();
@@ -44,7 +44,7 @@ fn exports_of_every_kind_become_the_network_they_were() {
         assert_eq!(checkpoint.meta().arch, arch, "{file}");
         assert_eq!((report.container, report.identified.by), (Format::Onnx, IdentifiedBy::Graph), "{file}");
         assert!(report.dropped.is_empty(), "{file}: {:?}", report.dropped);
-        // VGG's head sees images of one size only, Inception needs large ones.
+        // VGG requires a fixed image size, Inception a large one.
         let dims = match network {
             "vgg" => [2, 3, 56, 56],
             _ if network.starts_with("inception") => [2, 3, 80, 80],
@@ -52,8 +52,8 @@ fn exports_of_every_kind_become_the_network_they_were() {
         };
         let input = synthetic::input(dims.iter().product());
         let expected = stored[network].to_f32(network).unwrap();
-        let apart = difference(&logits(&checkpoint, &input, dims), &expected);
-        assert!(apart < 1e-5, "{file}: {apart}");
+        let error = difference(&logits(&checkpoint, &input, dims), &expected);
+        assert!(error < 1e-5, "{file}: {error}");
         count += 1;
     }
     assert_eq!(stored["input"].to_f32("input").unwrap(), synthetic::input(usual.iter().product()));
@@ -62,14 +62,14 @@ fn exports_of_every_kind_become_the_network_they_were() {
 
 #[test]
 fn weights_keep_their_bits() {
-    // Norms kept, names kept: what PyTorch had, and 16 bits where the file has them.
+    // Norms and names are those of PyTorch.
     let open = |file: &str| resnet_convert::open(&golden().join(file), &ConvertOptions::default()).unwrap().0;
     let kept = open("torchscript-norms.onnx");
     let external = open("dynamo-external.onnx");
     for name in ["layer1.0.conv1.weight", "fc.weight", "fc.bias"] {
         let (a, b) = (kept.tensor(name).unwrap(), external.tensor(name).unwrap());
         assert_eq!(a.shape(), b.shape(), "{name}");
-        // The exporter has folded the norms of one of them into the convolutions.
+        // The exporter folded the norms of one file into the convolutions.
         assert_eq!(a.read().unwrap() == b.read().unwrap(), name.starts_with("fc"), "{name}");
     }
     for name in ["bn1.running_var", "layer2.0.downsample.1.weight"] {
@@ -78,7 +78,7 @@ fn weights_keep_their_bits() {
 }
 
 #[test]
-fn preparation_in_the_graph_becomes_the_files() {
+fn preprocessing_in_the_graph_is_converted() {
     let (checkpoint, report) =
         resnet_convert::open(&golden().join("prepared.onnx"), &ConvertOptions::default()).unwrap();
     let preprocess = &checkpoint.meta().preprocess;
@@ -86,29 +86,26 @@ fn preparation_in_the_graph_becomes_the_files() {
         |found: &[f32], expected: [f32; 3]| found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6);
     assert!(near(&preprocess.mean, [0.485, 0.456, 0.406]), "{preprocess:?}");
     assert!(near(&preprocess.std, [0.229, 0.224, 0.225]), "{preprocess:?}");
-    assert!(
-        report.notes.iter().any(|n| n.contains("prepares images itself, for values up to 255")),
-        "{report}"
-    );
+    assert!(report.notes.iter().any(|n| n.contains("normalizes images of values from 0 to 255")), "{report}");
 }
 
 #[test]
-fn what_is_left_out_is_told() {
+fn omitted_parts_are_reported() {
     for (file, note) in [
         ("tensorflow.onnx", "takes images as [N, H, W, C]"),
         ("tensorflow.onnx", "ends with Softmax"),
         ("tensorflow-official.onnx", "ends with ArgMax"),
-        ("tensorflow-auto.onnx", "padding of the kind SAME"),
-        ("torchscript-17.onnx", "batch norms had been folded"),
+        ("tensorflow-auto.onnx", "SAME padding is fixed"),
+        ("torchscript-17.onnx", "batch norms are folded in the file"),
     ] {
         let (_, report) = resnet_convert::open(&golden().join(file), &ConvertOptions::default()).unwrap();
         assert!(report.notes.iter().any(|n| n.contains(note)), "{file}: {:?}", report.notes);
     }
 }
 
-/// Zeros are what a max-pool is padded with only where a ReLU has gone before.
+/// Zero padding before a max pool has no effect only after a ReLU.
 #[test]
-fn pools_that_no_network_has_are_refused_with_their_node() {
+fn unsupported_pools_are_rejected_with_their_node() {
     let pool = |before: &str, attributes: &[Vec<u8>]| {
         let graph = [
             build::node(before, &["x"], "v"),
@@ -126,7 +123,7 @@ fn pools_that_no_network_has_are_refused_with_their_node() {
     let up = [three.clone(), two.clone(), build::int("ceil_mode", 1)];
     for attributes in [&one_sided, &up] {
         let error = pool("Sigmoid", attributes);
-        for part in ["MaxPool", "padded on one side only or rounds up", "expected a ReLU before it"] {
+        for part in ["MaxPool", "asymmetric padding or ceil_mode", "expected a ReLU before it"] {
             assert!(error.contains(part), "no {part:?} in {error}");
         }
         assert!(!pool("Relu", attributes).contains("ReLU"));
@@ -136,7 +133,7 @@ fn pools_that_no_network_has_are_refused_with_their_node() {
 }
 
 #[test]
-fn attention_is_refused_by_its_name() {
+fn attention_is_rejected() {
     let nodes = [
         build::node("MatMul", &["x", "x"], "scores"),
         build::node("Softmax", &["scores"], "weights"),
@@ -148,11 +145,11 @@ fn attention_is_refused_by_its_name() {
     let path = dir.path().join("attention.onnx");
     std::fs::write(&path, build::model(&nodes.concat())).unwrap();
     let error = resnet_convert::open(&path, &ConvertOptions::default()).unwrap_err().to_string();
-    assert!(error.contains("y (MatMul): attention, as in the image towers of CLIP"), "{error}");
+    assert!(error.contains("y (MatMul): unsupported attention (as in CLIP image encoders)"), "{error}");
 }
 
 #[test]
-fn an_insisted_architecture_is_compared_node_by_node() {
+fn a_given_architecture_is_compared_node_by_node() {
     let open = |arch: &str| {
         let options = ConvertOptions { arch: Some(zoo::arch(arch).unwrap()), ..ConvertOptions::default() };
         resnet_convert::open(&golden().join("torchscript-17.onnx"), &options).unwrap_err().to_string()
@@ -165,14 +162,14 @@ fn an_insisted_architecture_is_compared_node_by_node() {
 }
 
 /// Writes a checkpoint as ONNX and reads it again.
-fn there_and_back(checkpoint: &Checkpoint, options: &ConvertOptions) -> (Checkpoint, Report) {
+fn round_trip(checkpoint: &Checkpoint, options: &ConvertOptions) -> (Checkpoint, Report) {
     let dir = tempfile::tempdir().unwrap();
     let (first, second) = (dir.path().join("a.safetensors"), dir.path().join("b.onnx"));
     checkpoint.save(&first, Existing::Keep, &mut |_| {}).unwrap();
     let job = Conversion { input: &first, output: &second, existing: Existing::Keep, options };
     resnet_convert::convert(job, &mut |p| assert!(p.done <= p.total)).unwrap();
     let (back, report) = resnet_convert::open(&second, &ConvertOptions::default()).unwrap();
-    // Read all of it before the folder goes.
+    // Read all tensors before the folder is deleted.
     let tensors = back.tensors().iter().map(|(name, t)| {
         let bytes = std::sync::Arc::new(t.read().unwrap());
         (name.clone(), RawTensor::new(t.dtype(), t.shape().to_vec(), bytes).unwrap())
@@ -180,14 +177,14 @@ fn there_and_back(checkpoint: &Checkpoint, options: &ConvertOptions) -> (Checkpo
     (Checkpoint::new(back.meta().clone(), tensors.collect()).unwrap(), report)
 }
 
-/// A network of the zoo with the same operations, but few channels and blocks.
+/// Returns a network with the same operations, but fewer channels and blocks.
 fn narrow(arch: Arch) -> Option<Arch> {
     match arch {
         Arch::ResNet(mut net) => {
             if !net.pruned.is_empty() || net.groups > 32 {
                 return None;
             }
-            // Group norm has 32 groups, of the narrowest layer too.
+            // Group norm has 32 groups, even in the narrowest layer.
             let by = if net.norm == Norm::Group { 2 } else { 8 };
             net.stages.iter_mut().for_each(|s| (s.depth, s.width) = (s.depth.min(2), s.width / by));
             net.stem = match net.stem {
@@ -219,14 +216,14 @@ fn narrow(arch: Arch) -> Option<Arch> {
             });
             Some(Arch::ResNetV2(ResNetV2 { num_classes: 7, ..net }))
         }
-        // Their sizes are fixed: too large to be written in a test.
+        // Fixed sizes, too large for a test.
         _ => None,
     }
 }
 
-/// Every network of the zoo, made narrow, is the same network with the same results after it has been ONNX.
+/// A round trip of every narrowed network of the zoo keeps the network and its output.
 #[test]
-fn what_is_written_is_read_again() {
+fn written_models_are_read_back() {
     let mut seen: Vec<Arch> = Vec::new();
     let padded = [Padding::OneSidedPool, Padding::OneSidedBlocks, Padding::OneSided].map(|padding| {
         ("padded", Arch::ResNet(ResNet { padding, ..ResNet::imagenet(Block::Bottleneck, &[1, 1, 1, 1]) }))
@@ -244,26 +241,26 @@ fn what_is_written_is_read_again() {
         for keep_norms in [false, true] {
             let onnx = Export { keep_norms, batch: None };
             let (back, report) =
-                there_and_back(&checkpoint, &ConvertOptions { onnx, ..ConvertOptions::default() });
+                round_trip(&checkpoint, &ConvertOptions { onnx, ..ConvertOptions::default() });
             assert_eq!(back.meta(), checkpoint.meta(), "{name}");
             assert_eq!(report.identified.by, IdentifiedBy::Metadata, "{name}");
-            let apart = difference(&logits(&back, &x, dims), &expected);
-            assert!(apart < 1e-5, "{name}, norms kept: {keep_norms}: {apart}");
+            let error = difference(&logits(&back, &x, dims), &expected);
+            assert!(error < 1e-5, "{name}, norms kept: {keep_norms}: {error}");
         }
     }
     assert!(seen.len() > 40, "{}", seen.len());
 }
 
 #[test]
-fn half_precision_is_written_as_such() {
+fn f16_weights_are_written_as_f16() {
     let arch = narrow(zoo::arch("resnet50").unwrap()).unwrap();
     let checkpoint = synthetic::checkpoint(&arch).unwrap();
     let options = ConvertOptions { dtype: Some(Float::F16), ..ConvertOptions::default() };
-    let (back, _) = there_and_back(&checkpoint, &options);
+    let (back, _) = round_trip(&checkpoint, &options);
     let dims = [2, 3, 64, 64];
     let x = synthetic::input(dims.iter().product());
-    let apart = difference(&logits(&back, &x, dims), &logits(&checkpoint, &x, dims));
-    assert!(apart < 5e-3 && apart > 1e-6, "{apart}");
+    let error = difference(&logits(&back, &x, dims), &logits(&checkpoint, &x, dims));
+    assert!(error < 5e-3 && error > 1e-6, "{error}");
     assert_eq!(format!("{:?}", back.tensor("conv1.weight").unwrap().dtype()), "F16");
 }
 

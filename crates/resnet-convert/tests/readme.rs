@@ -1,4 +1,4 @@
-//! The tables of `README.md` tell the truth: their tests exist, and nothing that the code reads is missing.
+//! Checks the tables of `README.md`: their tests exist, and every supported format and dialect is listed.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ fn text(path: &str) -> String {
     std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
 }
 
-/// Everything in backticks that looks like a test.
+/// Returns everything in backticks that looks like a test name.
 fn named(text: &str) -> Vec<&str> {
     let quoted = text.split('`').skip(1).step_by(2);
     quoted.filter(|t| t.contains("::") && !t.contains(' ')).collect()
@@ -44,8 +44,8 @@ fn every_other_test_exists() {
     assert!(count >= 10, "{count}");
 }
 
-/// The texts that `source` gives in code after `mark`.
-fn told<'a>(source: &'a str, mark: &'a str) -> impl Iterator<Item = &'a str> {
+/// Returns the string literals after each `mark` in `source`.
+fn literals_after<'a>(source: &'a str, mark: &'a str) -> impl Iterator<Item = &'a str> {
     source.split(mark).skip(1).filter_map(|rest| rest.split('"').nth(1))
 }
 
@@ -53,9 +53,9 @@ fn told<'a>(source: &'a str, mark: &'a str) -> impl Iterator<Item = &'a str> {
 fn every_container_and_dialect_is_in_the_table() {
     let readme = text("README.md");
     let (sources, tables) = (text("src/source.rs"), text("src/dialect/tables.rs"));
-    let containers: Vec<&str> = told(&sources, "            Format::").collect();
+    let containers: Vec<&str> = literals_after(&sources, "            Format::").collect();
     assert_eq!(containers.len(), 9, "{containers:?}");
-    let dialects: Vec<&str> = told(&tables, "name: ").collect();
+    let dialects: Vec<&str> = literals_after(&tables, "name: ").collect();
     assert!(dialects.len() > 15, "{dialects:?}");
     for name in containers.into_iter().filter(|c| *c != "numpy array") {
         assert!(readme.contains(&format!("| {name} |")) || name == "ONNX", "the container {name}");

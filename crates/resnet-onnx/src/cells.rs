@@ -1,4 +1,4 @@
-//! A foreign graph in terms of ours: cells, each an operation with its tensors.
+//! A foreign graph as cells: operations of `resnet-model` with their tensors.
 
 use resnet_model::graph::Op;
 
@@ -7,28 +7,29 @@ use super::constant::Constant;
 /// One operation of a foreign graph.
 #[derive(Debug, Clone)]
 pub(crate) struct Cell {
-    /// What the file calls it, with its kind there: `/layer1/conv1/Conv (Conv)`.
+    /// Name and operator in the file: `/layer1/conv1/Conv (Conv)`.
     pub(crate) label: String,
     pub(crate) kind: CellKind,
     pub(crate) inputs: Vec<usize>,
     pub(crate) channels: usize,
-    /// Height and width of the result, where they are known.
+    /// Height and width of the output, if known.
     pub(crate) size: Option<[usize; 2]>,
 }
 
+/// Kind of a [`Cell`].
 #[derive(Debug, Clone)]
 pub(crate) enum CellKind {
-    /// An operation of ours; those with tensors have them.
+    /// An operation of `resnet-model` and its tensors, if any.
     Op(Op, Tensors),
-    /// Multiplication by one number for each channel and addition of another.
+    /// `x · weight + bias` per channel.
     Affine(Tensors),
-    /// Every so manieth pixel along each axis.
+    /// Every n-th pixel along height and width.
     StridedSlice([usize; 2]),
-    /// Reflected pixels on all sides, height and width.
+    /// Symmetric reflection padding of height and width.
     ReflectPad([usize; 2]),
 }
 
-/// The tensors of an operation, under the names of PyTorch's modules.
+/// Tensors of an operation, named as in PyTorch modules.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Tensors {
     pub(crate) weight: Option<Constant>,
@@ -43,7 +44,7 @@ impl Tensors {
     }
 }
 
-/// A foreign graph: every cell comes after its inputs, the first is the input, the last the output.
+/// A foreign graph in topological order: the first cell is the input, the last one the output.
 #[derive(Debug)]
 pub(crate) struct CellGraph {
     pub(crate) cells: Vec<Cell>,
@@ -58,8 +59,7 @@ impl Cell {
     }
 }
 
-/// An axis of a value that depends on the input. A result of ours is `[N, C, H, W]` or `[N, C]`; exporters arrange it
-/// in many ways.
+/// Axis of an activation. Cells are `[N, C, H, W]` or `[N, C]`; exporters use other layouts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Axis {
     N,
@@ -68,12 +68,29 @@ pub(crate) enum Axis {
     W,
     /// Of size 1.
     One,
-    /// Groups of channels, and everything in a group: how group norms are spelled.
+    /// Groups of channels; [`Rest`](Self::Rest) is everything in a group. Exporters write group norms like this.
     Groups(usize),
     Rest,
 }
 
-/// A cell's result as an ONNX value has it.
+/// Formats axes for messages: `[N, C, H, W]`.
+pub(crate) fn axes_text(axes: &[Axis]) -> String {
+    let names: Vec<String> = axes
+        .iter()
+        .map(|axis| match axis {
+            Axis::N => "N".into(),
+            Axis::C => "C".into(),
+            Axis::H => "H".into(),
+            Axis::W => "W".into(),
+            Axis::One => "1".into(),
+            Axis::Groups(groups) => format!("{groups} groups"),
+            Axis::Rest => "-1".into(),
+        })
+        .collect();
+    format!("[{}]", names.join(", "))
+}
+
+/// Layout of a cell's output in an ONNX value.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct View {
     pub(crate) cell: usize,
@@ -81,21 +98,21 @@ pub(crate) struct View {
 }
 
 impl View {
-    pub(crate) fn planar(cell: usize) -> View {
+    pub(crate) fn nchw(cell: usize) -> View {
         View { cell, axes: vec![Axis::N, Axis::C, Axis::H, Axis::W] }
     }
 
-    pub(crate) fn place(&self, axis: Axis) -> Option<usize> {
+    pub(crate) fn position(&self, axis: Axis) -> Option<usize> {
         self.axes.iter().position(|&a| a == axis)
     }
 
-    /// Whether it has pixels.
+    /// Returns `true` for a feature map, with axes H and W.
     pub(crate) fn is_map(&self) -> bool {
         self.axes.contains(&Axis::H) && self.axes.contains(&Axis::W)
     }
 
-    /// Whether it is a row of channels, in whatever shape.
-    pub(crate) fn is_row(&self) -> bool {
+    /// Returns `true` for a vector of channels, with any axes of size 1.
+    pub(crate) fn is_vector(&self) -> bool {
         self.axes.contains(&Axis::C) && self.axes.iter().all(|a| matches!(a, Axis::N | Axis::C | Axis::One))
     }
 }

@@ -38,10 +38,10 @@ use self::proto::ModelProto;
 pub use self::simplify::Prelude;
 pub use crate::error::{Code, Error, Fault, Result};
 
-/// Longest name of an initializer, in bytes.
+/// Maximum length of an initializer name in bytes.
 const MAX_NAME: usize = 1024;
 
-/// The first operator set whose operators broadcast as today's do.
+/// The first operator set with NumPy broadcasting.
 const MIN_OPSET: i64 = 7;
 
 /// A computation graph that has not been identified yet.
@@ -70,7 +70,7 @@ pub struct Network {
     pub arch: Arch,
     /// The tensors, with the names of the architecture.
     pub tensors: BTreeMap<String, RawTensor>,
-    /// Names in the file and in the architecture.
+    /// Renamed tensors as (name in the file, name in the architecture).
     pub renamed: Vec<(String, String)>,
     /// Initializers that the graph does not use.
     pub unused: Vec<String>,
@@ -122,28 +122,25 @@ pub fn read(bytes: Arc<dyn Bytes>, path: Option<&Path>) -> Result<OnnxModel, Fau
     let model = proto::read(bytes.clone())?;
     let mut external = External::new(path);
     if model.graph.sparse {
-        return Err(Fault::new(Code::Unsupported, "sparse initializers"));
+        return Err(Fault::new(Code::Unsupported, "unsupported sparse initializers"));
     }
     let (mut tensors, mut unsupported) = (vec![], vec![]);
     let mut names = HashSet::new();
     for found in &model.graph.tensors {
         let name = &found.name;
         if name.is_empty() || name.len() > MAX_NAME {
-            return Err(Fault::new(Code::Name, "an initializer without a name"));
+            return Err(Fault::new(Code::Name, "invalid initializer name: empty or too long"));
         }
         if !names.insert(name.as_str()) {
-            return Err(Fault::new(
-                Code::DuplicateName,
-                format!("two initializers have the name `{}`", escape(name)),
-            ));
+            return Err(Fault::new(Code::DuplicateName, format!("duplicate initializer `{}`", escape(name))));
         }
         match tensor::raw(found, &bytes, &mut external)? {
             Ok(tensor) => tensors.push((name.clone(), tensor)),
-            Err(what) => unsupported.push((name.clone(), format!("a tensor {what}"))),
+            Err(dtype) => unsupported.push((name.clone(), format!("{dtype} tensor"))),
         }
     }
     if tensors.is_empty() && unsupported.is_empty() && model.graph.nodes.is_empty() {
-        return Err(Fault::new(Code::Empty, "a model without initializers or nodes"));
+        return Err(Fault::new(Code::Empty, "the model has no initializers or nodes"));
     }
     Ok(OnnxModel { tensors, unsupported, graph: Graph { model, file: bytes, folder: external } })
 }
@@ -160,14 +157,15 @@ pub fn identify(graph: Graph, tensors: &[(String, RawTensor)], arch: Option<&Arc
     match opset {
         Some(opset) if opset >= MIN_OPSET => {}
         Some(opset) => {
-            let detail =
-                format!("operator set {opset}, expected {MIN_OPSET} or later; export with a newer opset");
+            let detail = format!(
+                "unsupported operator set {opset}, expected {MIN_OPSET} or later; export with a newer opset"
+            );
             return Err(Fault::new(Code::Version, detail));
         }
-        None => return Err(Fault::new(Code::Version, "missing operator set of ONNX")),
+        None => return Err(Fault::new(Code::Version, "missing ONNX operator set")),
     }
-    let own = model.metadata.iter().find(|e| e.key == KEY);
-    let meta = match own.map(|e| Meta::from_json(&e.value)).transpose() {
+    let entry = model.metadata.iter().find(|e| e.key == KEY);
+    let meta = match entry.map(|e| Meta::from_json(&e.value)).transpose() {
         Ok(meta) => meta,
         Err(e) => return Err(Fault::new(Code::Text, e.to_string()).within(&format!("metadata `{KEY}`"))),
     };
@@ -178,7 +176,10 @@ pub fn identify(graph: Graph, tensors: &[(String, RawTensor)], arch: Option<&Arc
     let theirs = match canonical::theirs(&net) {
         Ok(theirs) => theirs,
         Err(label) => {
-            return Ok(Match::Unknown(format!("no network of the zoo contains `{}`", escape(&label))));
+            return Ok(Match::Unknown(format!(
+                "unsupported node `{}`: no network of the zoo has it",
+                escape(&label)
+            )));
         }
     };
     let matched = find(&net, &theirs, arch.or(meta.as_ref().map(|m| &m.arch)), arch.is_some());
@@ -190,19 +191,19 @@ pub fn identify(graph: Graph, tensors: &[(String, RawTensor)], arch: Option<&Arc
     let mut notes = translated.notes;
     if assigned.synthesized_norms > 0 {
         let norms = plural(assigned.synthesized_norms, "batch norm");
-        notes.push(format!("{norms} had been folded: the converted ones only add the bias"));
+        notes.push(format!("{norms} are folded in the file; the converted ones only add the bias"));
     }
     let unused = tensors.iter().filter(|(name, tensor)| {
         resnet_model::raw::is_float(tensor.dtype())
             && tensor.elements() > 1
-            && !translated.seen.contains(name.as_str())
+            && !translated.used.contains(name.as_str())
     });
     let unused = unused.map(|(name, _)| name.clone()).collect();
     let Assigned { tensors, renamed, .. } = assigned;
     Ok(Match::Network(Box::new(Network { arch, tensors, renamed, unused, notes, meta, prelude })))
 }
 
-/// The architecture whose graph equals the foreign one, and its tensors; else where the likeliest one differs.
+/// Returns the architecture that matches the graph and its tensors, or a message with the closest architecture.
 fn find(
     net: &CellGraph,
     theirs: &[CanonicalNode],
@@ -233,7 +234,7 @@ fn find(
         Some(assign::assign(&graph, net, both).map(|assigned| (arch.clone(), assigned)))
     };
     if let Some(arch) = first {
-        let arch = arch.clone().with_classes(ends.classes).with_in_channels(ends.channels);
+        let arch = arch.clone().with_classes(ends.classes).with_in_channels(ends.in_channels);
         if let Some(found) = attempt(&arch) {
             return found;
         }
@@ -244,18 +245,19 @@ fn find(
                 return found;
             }
         }
-        // What cannot be read off may still be a network of the zoo.
+        // Inference is incomplete; try the whole zoo.
         for (_, arch) in zoo::all() {
-            if let Some(found) = attempt(&arch.with_classes(ends.classes).with_in_channels(ends.channels)) {
+            if let Some(found) = attempt(&arch.with_classes(ends.classes).with_in_channels(ends.in_channels))
+            {
                 return found;
             }
         }
     }
-    let why = closest.map_or_else(|| "it has no blocks that any has".into(), |(_, why)| why);
-    Err(format!("a graph that is no network of the zoo; {why}"))
+    let reason = closest.map_or_else(|| "no block matches".into(), |(_, reason)| reason);
+    Err(format!("the graph matches no network of the zoo; {reason}"))
 }
 
-/// Exporters write BiT's weights standardised. To do it once more changes nothing, and is what training needs.
+/// Restores weight standardization of BiT, which exporters apply to the weights; applying it again changes nothing.
 fn standardized(arch: Arch, tensors: &BTreeMap<String, RawTensor>) -> Arch {
     const EPS: f64 = 1e-8;
     let Arch::ResNetV2(net) = &arch else { return arch };
@@ -279,9 +281,9 @@ fn standardized(arch: Arch, tensors: &BTreeMap<String, RawTensor>) -> Arch {
     }
 }
 
-/// What the first and the last layer tell.
+/// Input channels and classes of a graph, from its first and last node.
 struct Ends {
-    channels: usize,
+    in_channels: usize,
     classes: usize,
 }
 
@@ -291,6 +293,6 @@ impl Ends {
             Some(Op::Linear(linear)) => linear.out_features,
             _ => 0,
         };
-        Ends { channels: items.first().map_or(0, |i| i.channels), classes }
+        Ends { in_channels: items.first().map_or(0, |i| i.channels), classes }
     }
 }

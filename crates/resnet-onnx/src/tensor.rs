@@ -32,9 +32,9 @@ fn element(data_type: i32) -> Result<Element, Fault> {
         13 => Supported(Dtype::U64),
         16 => Supported(Dtype::BF16),
         14 | 15 => Unsupported("complex"),
-        17..=20 | 24 => Unsupported("of 8-bit floating point"),
-        21..=23 => Unsupported("of 4-bit elements"),
-        25 | 26 => Unsupported("of 2-bit elements"),
+        17..=20 | 24 => Unsupported("8-bit floating-point"),
+        21..=23 => Unsupported("4-bit"),
+        25 | 26 => Unsupported("2-bit"),
         8 => return Err(Fault::new(Code::Dtype, "unsupported element type string")),
         n => return Err(Fault::new(Code::Dtype, format!("unknown element type {n}"))),
     })

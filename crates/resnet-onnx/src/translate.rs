@@ -1,4 +1,4 @@
-//! From a foreign graph's nodes to cells, in the order of their values, whatever the order in the file.
+//! Translates the nodes of a foreign graph to cells, in topological order.
 
 mod const_eval;
 mod layers;
@@ -18,28 +18,28 @@ use super::external::External;
 use super::proto::{GraphProto, MAX_NODES, NodeProto};
 use crate::error::{Code, Fault};
 
-/// What is known of a value while the graph is read.
+/// A value of the graph during translation.
 #[derive(Debug, Clone)]
 enum Value {
-    /// The same for every input.
+    /// Independent of the input.
     Constant(Constant),
-    /// A list of sizes, some of which depend on the input.
+    /// A list of sizes; `None` depends on the input.
     Sizes(Vec<Option<i64>>),
-    /// A result.
+    /// An activation.
     View(View),
 }
 
-/// A foreign graph, translated.
+/// Result of [`translate`].
 #[derive(Debug)]
 pub(crate) struct Translated {
     pub(crate) net: CellGraph,
-    /// What a user may want to know.
+    /// Notes for the user.
     pub(crate) notes: Vec<String>,
-    /// The initializers that it depends on.
-    pub(crate) seen: HashSet<String>,
+    /// Names of the used initializers.
+    pub(crate) used: HashSet<String>,
 }
 
-/// What translating needs beside the graph.
+/// Input of [`translate`] in addition to the graph.
 pub(crate) struct Context<'a> {
     pub(crate) file: &'a Arc<dyn Bytes>,
     pub(crate) initializers: HashMap<&'a str, &'a RawTensor>,
@@ -51,13 +51,14 @@ struct Translator<'a> {
     values: HashMap<&'a str, Value>,
     cells: Vec<Cell>,
     notes: Vec<String>,
-    seen: HashSet<String>,
-    /// Bytes that constants may still take.
+    used: HashSet<String>,
+    /// Remaining bytes for computed constants.
     budget: u64,
+    /// Bytes of constants with one repeated element.
     filled: u64,
 }
 
-/// Bytes of constants that are one number over and over.
+/// Maximum bytes of constants with one repeated element.
 const MAX_FILLED: u64 = 2 << 30;
 
 /// Translates `graph`.
@@ -66,7 +67,7 @@ pub(crate) fn translate<'a>(graph: &'a GraphProto, context: Context<'a>) -> Resu
     let mut notes = Vec::new();
     let output = output(graph, &producers, &mut notes)?;
     let order = order(graph, &producers, output)?;
-    no_attention(graph, &producers, &order)?;
+    reject_attention(graph, &producers, &order)?;
     let mut translator = Translator {
         budget: context.file.len().saturating_mul(4).max(64 << 20),
         filled: 0,
@@ -74,7 +75,7 @@ pub(crate) fn translate<'a>(graph: &'a GraphProto, context: Context<'a>) -> Resu
         values: HashMap::new(),
         cells: vec![],
         notes,
-        seen: HashSet::new(),
+        used: HashSet::new(),
     };
     translator.input(graph)?;
     for node in order {
@@ -90,17 +91,17 @@ pub(crate) fn translate<'a>(graph: &'a GraphProto, context: Context<'a>) -> Resu
     Ok(Translated {
         net: CellGraph { cells: translator.cells },
         notes: translator.notes,
-        seen: translator.seen,
+        used: translator.used,
     })
 }
 
-/// Which node makes each value.
+/// Returns the index of the node that produces each value.
 fn producers(graph: &GraphProto) -> Result<HashMap<&str, usize>, Fault> {
     let mut producers = HashMap::new();
     for (i, node) in graph.nodes.iter().enumerate() {
         for name in node.outputs.iter().filter(|n| !n.is_empty()) {
             if producers.insert(name.as_str(), i).is_some() {
-                let detail = format!("two nodes make the value `{}`", escape(name));
+                let detail = format!("duplicate producer of the value `{}`", escape(name));
                 return Err(node.fault(Code::DuplicateName, detail));
             }
         }
@@ -108,7 +109,7 @@ fn producers(graph: &GraphProto) -> Result<HashMap<&str, usize>, Fault> {
     Ok(producers)
 }
 
-/// The value that is the network's result: what comes after the logits is left out.
+/// Returns the output of the network: the logits, without softmax or argmax.
 fn output<'a>(
     graph: &'a GraphProto,
     producers: &HashMap<&str, usize>,
@@ -129,7 +130,7 @@ fn output<'a>(
             name = node.input(0);
         }
         if let Some(op) = after {
-            notes.push(format!("the graph ends with {op}, which is left out: results are logits"));
+            notes.push(format!("the graph ends with {op}, which is omitted: the output is logits"));
         }
         if !ends.contains(&name) {
             ends.push(name);
@@ -140,67 +141,70 @@ fn output<'a>(
         [name] => Ok(name),
         [name, others @ ..] => {
             let others: Vec<String> = others.iter().map(|n| format!("`{}`", escape(n))).collect();
-            notes.push(format!("the output `{}` was taken, not {}", escape(name), others.join(", ")));
+            notes.push(format!("used the output `{}`, not {}", escape(name), others.join(", ")));
             Ok(name)
         }
     }
 }
 
-/// Refuses attention by its name, before the first of the many nodes that exporters spell it with is refused by its own.
-fn no_attention(
+/// Rejects attention with one message, rather than at the first of its many nodes.
+fn reject_attention(
     graph: &GraphProto,
     producers: &HashMap<&str, usize>,
     order: &[&NodeProto],
 ) -> Result<(), Fault> {
-    let by = |name: &str| producers.get(name).and_then(|&i| graph.nodes.get(i)).map(|node| node.op.as_str());
-    let attends = |node: &&&NodeProto| node.op == "MatMul" && by(node.input(0)) == Some("Softmax");
+    let producer_op =
+        |name: &str| producers.get(name).and_then(|&i| graph.nodes.get(i)).map(|node| node.op.as_str());
+    let attends = |node: &&&NodeProto| node.op == "MatMul" && producer_op(node.input(0)) == Some("Softmax");
     match order.iter().find(attends) {
         Some(node) => {
-            let what = "attention, as in the image towers of CLIP: expected pools of other kinds; \
-                        convert the checkpoint that the graph was exported from";
-            Err(node.fault(Code::Unsupported, what))
+            let detail =
+                "unsupported attention (as in CLIP image encoders); convert the original checkpoint instead";
+            Err(node.fault(Code::Unsupported, detail))
         }
         None => Ok(()),
     }
 }
 
-/// The nodes that `output` depends on, each after those that it depends on.
+/// Returns the nodes that `output` depends on, in topological order.
 fn order<'a>(
     graph: &'a GraphProto,
     producers: &HashMap<&str, usize>,
     output: &str,
 ) -> Result<Vec<&'a NodeProto>, Fault> {
     #[derive(Clone, Copy, PartialEq)]
-    enum State {
+    enum Visit {
         New,
         Open,
         Done,
     }
-    let mut states = vec![State::New; graph.nodes.len()];
+    let mut states = vec![Visit::New; graph.nodes.len()];
     let mut order = Vec::new();
     let mut stack: Vec<usize> = producers.get(output).copied().into_iter().collect();
     while let Some(&i) = stack.last() {
         let (Some(node), Some(state)) = (graph.nodes.get(i), states.get_mut(i)) else { break };
         match *state {
-            State::New => {
-                *state = State::Open;
+            Visit::New => {
+                *state = Visit::Open;
                 for input in node.inputs.iter().rev() {
                     let Some(&producer) = producers.get(input.as_str()) else { continue };
                     match states.get(producer) {
-                        Some(State::New) => stack.push(producer),
-                        Some(State::Open) => {
-                            return Err(node.fault(Code::Cycle, "a value that depends on itself"));
+                        Some(Visit::New) => stack.push(producer),
+                        Some(Visit::Open) => {
+                            return Err(
+                                node.fault(Code::Cycle, "cyclic graph: the node depends on its own output")
+                            );
                         }
                         _ => {}
                     }
                 }
             }
-            State::Open => {
-                *state = State::Done;
+            Visit::Open => {
+                *state = Visit::Done;
                 order.push(node);
                 stack.pop();
             }
-            State::Done => {
+            Visit::Done => {
                 stack.pop();
             }
         }
@@ -209,32 +213,33 @@ fn order<'a>(
 }
 
 impl<'a> Translator<'a> {
-    /// The one input that is no weight.
+    /// Adds the input of the network: the only graph input that is not an initializer.
     fn input(&mut self, graph: &'a GraphProto) -> Result<(), Fault> {
         let mut inputs =
             graph.inputs.iter().filter(|i| !self.context.initializers.contains_key(i.name.as_str()));
-        let odd = |detail: String| Err(Fault::new(Code::Graph, detail));
-        let Some(input) = inputs.next() else { return odd("the graph has no input".into()) };
+        let fault = |detail: String| Err(Fault::new(Code::Graph, detail));
+        let Some(input) = inputs.next() else { return fault("the graph has no input".into()) };
         if let Some(other) = inputs.next() {
             let names = format!("`{}` and `{}`", escape(&input.name), escape(&other.name));
-            return odd(format!("the graph has several inputs: {names}, …"));
+            return fault(format!("unsupported graph with several inputs: {names}; export with one"));
         }
-        // Without a shape the first convolution tells the channels.
+        // Without a shape, the channels are inferred from the first convolution.
         let dims = input.dims().unwrap_or_else(|| vec![None; 4]);
         let &[_, second, third, fourth] = dims.as_slice() else {
-            return odd(format!(
+            return fault(format!(
                 "the input `{}` has {} dimensions, expected 4",
                 escape(&input.name),
                 dims.len()
             ));
         };
-        let is_few = |d: Option<i64>| d.is_some_and(|d| (1..=4).contains(&d));
-        let last = is_few(fourth) && !is_few(second);
-        let (channels, height, width) = if last { (fourth, second, third) } else { (second, third, fourth) };
-        let axes = match last {
+        let is_channels = |d: Option<i64>| d.is_some_and(|d| (1..=4).contains(&d));
+        let channels_last = is_channels(fourth) && !is_channels(second);
+        let (channels, height, width) =
+            if channels_last { (fourth, second, third) } else { (second, third, fourth) };
+        let axes = match channels_last {
             true => {
                 self.notes.push(
-                    "the graph takes images as [N, H, W, C], the converted network as [N, C, H, W]".into(),
+                    "the graph takes images as [N, H, W, C], the converted network takes [N, C, H, W]".into(),
                 );
                 vec![Axis::N, Axis::H, Axis::W, Axis::C]
             }
@@ -255,15 +260,16 @@ impl<'a> Translator<'a> {
 
     fn node(&mut self, node: &'a NodeProto) -> Result<(), Fault> {
         if !matches!(node.domain.as_str(), "" | "ai.onnx") {
-            let detail = format!("an operator of `{}`, which is not read", escape(&node.domain));
+            let detail = format!("unsupported operator domain `{}`", escape(&node.domain));
             return Err(node.fault(Code::Unsupported, detail));
         }
         if node.op.contains("Quantize") || node.op.starts_with("QLinear") || node.op.ends_with("Integer") {
-            return Err(
-                node.fault(Code::Unsupported, "a quantised graph; convert the one that it was made from")
-            );
+            return Err(node.fault(
+                Code::Unsupported,
+                "unsupported quantized graph; convert the original float model instead",
+            ));
         }
-        let Some(name) = node.outputs.first() else { return Err(node.graph_fault("no output")) };
+        let Some(name) = node.outputs.first() else { return Err(node.graph_fault("the node has no output")) };
         let value = match self.evaluate(node)? {
             Some(value) => value,
             None => self.layer(node)?,
@@ -272,7 +278,7 @@ impl<'a> Translator<'a> {
         Ok(())
     }
 
-    /// What is known of input `i`; `None` if it is left out.
+    /// Returns the value of input `i`; `None` if it is omitted.
     fn value(&mut self, node: &'a NodeProto, i: usize) -> Result<Option<Value>, Fault> {
         let name = node.input(i);
         if name.is_empty() {
@@ -283,32 +289,32 @@ impl<'a> Translator<'a> {
         }
         match self.context.initializers.get(name) {
             Some(&tensor) => {
-                self.seen.insert(name.to_owned());
+                self.used.insert(name.to_owned());
                 let constant = Constant { tensor: tensor.clone(), name: name.to_owned() };
                 Ok(Some(Value::Constant(constant)))
             }
-            None => Err(node.graph_fault(format!("the input `{}` comes from nowhere", escape(name)))),
+            None => Err(node.graph_fault(format!("undefined input `{}`", escape(name)))),
         }
     }
 
-    /// A constant input; `None` if it is left out.
+    /// Returns a constant input; `None` if it is omitted.
     fn constant(&mut self, node: &'a NodeProto, i: usize) -> Result<Option<Constant>, Fault> {
         match self.value(node, i)? {
             None => Ok(None),
             Some(Value::Constant(constant)) => Ok(Some(constant)),
             Some(_) => Err(node.graph_fault(format!(
-                "its input `{}` depends on the image, expected a weight",
+                "input `{}` is an activation, expected a constant",
                 escape(node.input(i))
             ))),
         }
     }
 
-    /// A constant that must be there.
-    fn weight(&mut self, node: &'a NodeProto, i: usize, what: &str) -> Result<Constant, Fault> {
-        self.constant(node, i)?.ok_or_else(|| node.graph_fault(format!("no {what}")))
+    /// Returns a required constant input.
+    fn required(&mut self, node: &'a NodeProto, i: usize, name: &str) -> Result<Constant, Fault> {
+        self.constant(node, i)?.ok_or_else(|| node.graph_fault(format!("missing {name}")))
     }
 
-    /// A short list of integers that an attribute or a constant input gives, depending on the operator set.
+    /// Returns a list of integers from an attribute or a constant input, depending on the operator set.
     fn list(
         &mut self,
         node: &'a NodeProto,
@@ -319,24 +325,23 @@ impl<'a> Translator<'a> {
             return Ok(Some(list.to_vec()));
         }
         let Some(constant) = self.constant(node, input)? else { return Ok(None) };
-        let bad = || node.graph_fault(format!("its {attribute} are no list of integers"));
-        constant::ints(&constant.tensor).map(Some).ok_or_else(bad)
+        let invalid = || node.graph_fault(format!("invalid {attribute}, expected a list of integers"));
+        constant::ints(&constant.tensor).map(Some).ok_or_else(invalid)
     }
 
-    /// The result that input `i` is.
+    /// Returns the activation of input `i`.
     fn view(&mut self, node: &'a NodeProto, i: usize) -> Result<View, Fault> {
         match self.value(node, i)? {
             Some(Value::View(view)) => Ok(view),
-            _ => Err(node
-                .graph_fault(format!("its input `{}` does not depend on the image", escape(node.input(i))))),
+            _ => Err(node.graph_fault(format!("input `{}` is not an activation", escape(node.input(i))))),
         }
     }
 
     fn cell(&self, id: usize) -> Result<&Cell, Fault> {
-        self.cells.get(id).ok_or_else(|| Fault::new(Code::Graph, "a result that was never made"))
+        self.cells.get(id).ok_or_else(|| Fault::new(Code::Graph, "internal error: missing cell"))
     }
 
-    /// A new cell with as many channels and pixels as its first input.
+    /// Appends a cell with the channels and size of its first input.
     fn push(&mut self, node: &NodeProto, kind: CellKind, inputs: &[usize]) -> Result<usize, Fault> {
         let first = inputs.first().copied().unwrap_or(0);
         let (channels, size) = {
@@ -346,6 +351,7 @@ impl<'a> Translator<'a> {
         self.push_sized(node, kind, inputs, channels, size)
     }
 
+    /// Appends a cell and returns its index.
     fn push_sized(
         &mut self,
         node: &NodeProto,
@@ -358,25 +364,27 @@ impl<'a> Translator<'a> {
         Ok(self.cells.len().saturating_sub(1))
     }
 
-    /// Counts the bytes of a constant that was computed.
+    /// Subtracts the bytes of a computed constant from the budget.
     fn spend(&mut self, node: &NodeProto, tensor: RawTensor) -> Result<RawTensor, Fault> {
         match self.budget.checked_sub(tensor.byte_len()) {
             Some(left) => {
                 self.budget = left;
                 Ok(tensor)
             }
-            None => Err(node.fault(Code::TensorBytes, "constants far larger than the file")),
+            None => Err(node.fault(Code::TensorBytes, "computed constants are much larger than the file")),
         }
     }
 
-    /// Counts the bytes of a constant that is one number over and over.
+    /// Expands one element to `shape`, up to [`MAX_FILLED`] bytes in total.
     fn fill(&mut self, node: &NodeProto, element: &RawTensor, shape: Vec<usize>) -> Result<RawTensor, Fault> {
-        let bad = || node.fault(Code::TensorSize, "its element or shape makes no tensor");
-        let tensor = constant::fill(element, shape).ok_or_else(bad)?;
+        let invalid = || node.fault(Code::TensorSize, "invalid element or shape of a constant");
+        let tensor = constant::fill(element, shape).ok_or_else(invalid)?;
         self.filled = self.filled.saturating_add(tensor.byte_len());
         match self.filled <= MAX_FILLED {
             true => Ok(tensor),
-            false => Err(node.fault(Code::TensorBytes, format!("constants of more than {MAX_FILLED} bytes"))),
+            false => {
+                Err(node.fault(Code::TensorBytes, format!("expanded constants exceed {MAX_FILLED} bytes")))
+            }
         }
     }
 }

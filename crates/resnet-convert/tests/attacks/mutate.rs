@@ -1,5 +1,5 @@
-//! Cuts, flipped bits and random edits: an error or the tensors of the original where a checksum can tell, and nothing
-//! worse than other values where none can.
+//! Truncated files, flipped bits and random edits: an error or the original tensors where a checksum covers them, and
+//! at worst other values elsewhere.
 
 use super::{Tensors, read};
 use crate::build::legacy::Legacy;
@@ -90,7 +90,7 @@ fn streams_without_checksums_cut_or_with_a_bit_flipped() {
     for original in [legacy(), Tar::default().bytes(), st(&format!(r#"{{"w":{}}}"#, w()), &[1; 16])] {
         let (state, tensors) = read(&original).unwrap();
         for n in 0..original.len() {
-            // A tar may lack the blocks that close it.
+            // The end blocks of a tar are optional.
             equal_or_error(&original[..n], &tensors, &format!("{}, cut at {n}", state.container));
             for bit in 0..8 {
                 let mut file = original.clone();
@@ -126,7 +126,7 @@ fn twenty_thousand_edits_of_the_pickle() {
         let file = Pth { pickle: edit(&original, &mut random), ..rich() };
         good += usize::from(read(&file.bytes()).is_ok());
     }
-    // Enough of them stay readable for the edits to reach the last steps too.
+    // Enough files remain readable for the edits to reach the last steps.
     assert!((100..15_000).contains(&good), "{good}");
     for _ in 0..20_000 {
         let random_bytes: Vec<u8> = (0..random.below(60)).map(|_| random.next() as u8).collect();

@@ -14,7 +14,7 @@ fn f4(shape: &str) -> Vec<u8> {
     array("'<f4'", false, shape, &DATA)
 }
 
-/// A header as it stands.
+/// Returns a file with this header, unpadded.
 fn text(header: &str) -> Vec<u8> {
     raw([1, 0], header, &DATA)
 }
@@ -105,7 +105,7 @@ fn n06_n07_archives() {
             (archive(&[Entry::new("a.pkl", &a)]), "zip-layout"),
         ],
     );
-    // Checksums and deflated data are judged when the array is read.
+    // Checksums and deflated data are checked when the array is read.
     let broken =
         crate::build::patch(&npz(&[("a".into(), npy("<f4", &[4], &[7; 16]))], 0), &[7; 16], &[8; 16]);
     check("N07", &[broken], &["crc"]);

@@ -3,7 +3,7 @@ use crate::build::f32s;
 use crate::build::pickle::*;
 use crate::build::zip::{Pth, pth};
 
-/// A zip whose pickle is these bytes behind protocol 2.
+/// Returns a zip whose pickle is `body` after the header of protocol 2.
 fn p2(body: &[&[u8]]) -> Vec<u8> {
     pth([b"\x80\x02", &body.concat()[..]].concat())
 }
@@ -16,7 +16,7 @@ fn rebuild() -> Vec<u8> {
     g("torch._utils", "_rebuild_tensor_v2")
 }
 
-/// A call of something with one string.
+/// Returns a call of a global with one string.
 fn call(module: &str, name: &str) -> Vec<u8> {
     p2(&[&g(module, name), &s("x"), b"\x85R."])
 }
@@ -94,7 +94,7 @@ fn p12_to_p18_calls_and_ids() {
     check("P18", &[p2(&[b"cmod\n\xf8\n."])], &["text"]);
 }
 
-/// One test for all the samples of block-list bypasses: whatever is not on the list means nothing.
+/// Covers all samples of blocklist bypasses: globals that are not on the allowlist are opaque.
 #[test]
 fn unknown_names_are_opaque_and_listed() {
     let unknown =
@@ -287,10 +287,10 @@ fn p36_to_p41_tensors() {
 
 #[test]
 fn p42_to_p50_kinds_of_tensors_and_limits() {
-    let quantised = Storage { class: "QUInt8Storage", ..Storage::of("QUInt8Storage", "0", 16) };
+    let quantized = Storage { class: "QUInt8Storage", ..Storage::of("QUInt8Storage", "0", 16) };
     let scheme = t(&[g("torch", "per_tensor_affine"), [&b"G"[..], &[0; 8]].concat(), i(0)]);
     let args = t(&[
-        quantised.id(),
+        quantized.id(),
         i(0),
         t(&[i(2), i(2)]),
         t(&[i(1 << 20), i(1)]),
@@ -298,8 +298,8 @@ fn p42_to_p50_kinds_of_tensors_and_limits() {
         b"\x89".to_vec(),
         ordered_dict(),
     ]);
-    let quantised = [g("torch._utils", "_rebuild_qtensor"), args, b"R".to_vec()].concat();
-    check("P42", &[pth(sd(&[("w", quantised)]))], &["unsupported"]);
+    let quantized = [g("torch._utils", "_rebuild_qtensor"), args, b"R".to_vec()].concat();
+    check("P42", &[pth(sd(&[("w", quantized)]))], &["unsupported"]);
     let sparse =
         [g("torch._utils", "_rebuild_sparse_tensor"), t(&[b"N".to_vec(), b"N".to_vec()]), b"R".to_vec()]
             .concat();
@@ -317,14 +317,14 @@ fn p42_to_p50_kinds_of_tensors_and_limits() {
         deep = t(&[from_type.clone(), g("torch", "Tensor"), deep, b"}".to_vec()]);
     }
     check("P43", &[pth(sd(&[("w", [from_type.clone(), deep, b"R".to_vec()].concat())]))], &["depth"]);
-    for (module, class, wanted) in [
+    for (module, class, expected) in [
         ("torch", "FooStorage", "dtype"),
         ("evil", "FloatStorage", "dtype"),
         ("torch", "ComplexFloatStorage", "storage-size"),
         ("torch.storage", "UntypedStorage", "storage-size"),
     ] {
         let storage = Storage { module, class, ..Storage::default() };
-        check("P44", &[pth(sd(&[("w", tensor_of(storage))]))], &[wanted]);
+        check("P44", &[pth(sd(&[("w", tensor_of(storage))]))], &[expected]);
     }
     let two =
         Tensor { size: vec![2], storage: Storage::of("DoubleStorage", "0", 2).id(), ..Tensor::default() };

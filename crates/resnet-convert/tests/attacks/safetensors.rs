@@ -25,9 +25,9 @@ fn f01_to_f06_headers_offsets_and_sizes() {
     check("F03", &[st(&hole, &[0; 36])], bad);
     check("F03", &[one("a", &tensor("F32", "[2,2]", "4", "20"), &[0; 20])], bad);
     check("F03", &[one("a", &w(), &[&DATA[..], b"PK\x03\x04"].concat())], bad);
-    for (begin, end) in [("16", "0"), ("-16", "0"), ("0", "16.0"), ("0", "18446744073709551616"), ("0", "17")]
+    for (start, end) in [("16", "0"), ("-16", "0"), ("0", "16.0"), ("0", "18446744073709551616"), ("0", "17")]
     {
-        check("F04", &[one("w", &tensor("F32", "[2,2]", begin, end), &DATA)], bad);
+        check("F04", &[one("w", &tensor("F32", "[2,2]", start, end), &DATA)], bad);
     }
     let ones = format!("[{}]", vec!["1"; 100_000].join(","));
     for shape in ["[2,3]", "[2,18446744073709551614]", "[2,9223372036854775807]", "[-2,-2]", &ones] {
@@ -67,7 +67,7 @@ fn f07_to_f15_names_json_and_values() {
     assert_eq!(read(&one("w", &w(), &odd)).unwrap().1[0].2, odd, "F15");
 }
 
-/// The length of the header is what a file begins with: it may look like a pickle's protocol or an ONNX field.
+/// A file starts with the length of its header, whose bytes may look like a pickle protocol or an ONNX field.
 #[test]
 fn a_header_of_any_length_is_known() {
     let plain = format!(r#"{{"w":{}}}"#, w());

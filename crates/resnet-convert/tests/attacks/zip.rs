@@ -54,7 +54,7 @@ fn z03_to_z08_headers_and_directory() {
 }
 
 #[test]
-fn z09_to_z13_bytes_of_nobody_and_bounds() {
+fn z09_to_z13_unreferenced_bytes_and_bounds() {
     let plain = plain();
     let commented = [set_end(&plain, 20, &(plain.len() as u16).to_le_bytes()), plain.clone()].concat();
     check_each(
@@ -66,7 +66,7 @@ fn z09_to_z13_bytes_of_nobody_and_bounds() {
             ([&plain[..], &plain[plain.len() - 22..]].concat(), "zip-trailing"),
         ],
     );
-    // A bomb that tells the truth, and a pickle of zeros.
+    // A bomb with correct sizes, and a pickle of zeros.
     let bomb = |data: Vec<u8>| Pth { storages: vec![("0", data)], method: 8, ..Pth::default() }.bytes();
     check("Z10", &[bomb(vec![0; 20_000_000])], &["storage-size", "zip-ratio"]);
     check("Z10", &[Pth { pickle: vec![0; 10_000_000], method: 8, ..Pth::default() }.bytes()], &["zip-ratio"]);
@@ -165,7 +165,7 @@ fn z23_z24_other_formats() {
 }
 
 #[test]
-fn any_name_of_the_root() {
+fn any_root_folder_name() {
     for top in ["archive", "resnet50-0676ba61", "ä ö", "x.pth", "data", ".", "data.pkl"] {
         let file = Pth { top, storages: vec![("0", f32s(&[1., 2., 3., 4.]))], ..Pth::default() }.bytes();
         let (state, tensors) = read(&file).unwrap_or_else(|e| panic!("{top}: {e}"));
@@ -174,7 +174,7 @@ fn any_name_of_the_root() {
     }
 }
 
-/// What PyTorch writes: descriptors after the data.
+/// PyTorch writes data descriptors after the data.
 #[test]
 fn descriptors_are_compared() {
     let mut entries = ones().entries();

@@ -1,4 +1,4 @@
-//! Whole networks in every container.
+//! Builders of complete checkpoints in every container.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use super::pickle::{Storage, Tensor, dict, g, i, ordered_dict, program, s, t};
 use super::tar::{Member, archive};
 use super::zip::{Entry, Pth};
 
-/// A tensor to be written.
+/// A tensor to write.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Named {
     pub(crate) name: String,
@@ -61,7 +61,7 @@ pub(crate) fn small(block: Block, classes: usize) -> Arch {
     })
 }
 
-/// All tensors of a network, in order, with values that differ everywhere.
+/// Returns all tensors of a network, in order, with distinct values.
 pub(crate) fn tensors(arch: &Arch) -> Vec<Named> {
     let params = arch.graph().unwrap().param_specs();
     let named = |(seed, p): (usize, param_specs::ParamSpec)| match p.role {
@@ -74,12 +74,12 @@ pub(crate) fn tensors(arch: &Arch) -> Vec<Named> {
     params.into_iter().enumerate().map(named).collect()
 }
 
-/// The same tensors under other names.
+/// Returns the tensors with other names.
 pub(crate) fn renamed(tensors: &[Named], rename: impl Fn(&str) -> String) -> Vec<Named> {
     tensors.iter().map(|t| Named { name: rename(&t.name), ..t.clone() }).collect()
 }
 
-/// A tree of dictionaries that the keys `wrapper` lead down.
+/// Wraps `inner` in nested dictionaries with the keys `wrapper`.
 fn wrapped(wrapper: &[&str], inner: Vec<u8>) -> Vec<u8> {
     wrapper.iter().rev().fold(inner, |inner, key| dict(&[(s("epoch"), i(3)), (s(key), inner)]))
 }
@@ -242,12 +242,12 @@ pub(crate) fn safetensors(tensors: &[Named]) -> Vec<u8> {
             "HalfStorage" => "F16",
             _ => "I64",
         };
-        let (begin, end) = (data.len().to_string(), (data.len() + tensor.bytes.len()).to_string());
+        let (start, end) = (data.len().to_string(), (data.len() + tensor.bytes.len()).to_string());
         let shape = format!("{:?}", tensor.shape);
         header.push(format!(
             r#""{}":{}"#,
             tensor.name,
-            super::safetensors::tensor(dtype, &shape, &begin, &end)
+            super::safetensors::tensor(dtype, &shape, &start, &end)
         ));
         data.extend(&tensor.bytes);
     }

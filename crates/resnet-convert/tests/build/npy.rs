@@ -1,4 +1,4 @@
-//! numpy's files.
+//! Builders of `.npy` and `.npz` files.
 
 use super::zip::{Entry, archive};
 

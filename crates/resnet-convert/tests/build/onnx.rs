@@ -1,6 +1,6 @@
-//! ONNX models, field by field.
+//! Builders of ONNX models, field by field.
 
-/// A number of variable length.
+/// Encodes a varint.
 pub(crate) fn varint(mut n: u64) -> Vec<u8> {
     let mut out = Vec::new();
     loop {
@@ -13,13 +13,13 @@ pub(crate) fn varint(mut n: u64) -> Vec<u8> {
     }
 }
 
-/// A field of bytes.
+/// Encodes a length-delimited field.
 pub(crate) fn bytes(tag: u64, value: impl AsRef<[u8]>) -> Vec<u8> {
     let value = value.as_ref();
     [varint(tag << 3 | 2), varint(value.len() as u64), value.to_vec()].concat()
 }
 
-/// A field of a number.
+/// Encodes a varint field.
 pub(crate) fn number(tag: u64, value: i64) -> Vec<u8> {
     [varint(tag << 3), varint(value as u64)].concat()
 }
@@ -30,8 +30,9 @@ pub(crate) struct Tensor<'a> {
     pub(crate) dims: Vec<i64>,
     pub(crate) data_type: i64,
     pub(crate) raw: Option<Vec<u8>>,
-    /// What is said about an external file.
+    /// Entries of `external_data`.
     pub(crate) external: Vec<(&'a str, &'a str)>,
+    /// Additional encoded fields.
     pub(crate) more: Vec<u8>,
 }
 
@@ -65,40 +66,40 @@ impl Tensor<'_> {
     }
 }
 
-/// A node without attributes.
+/// Encodes a node without attributes.
 pub(crate) fn node(op: &str, inputs: &[&str], output: &str) -> Vec<u8> {
     node_with(op, inputs, output, &[])
 }
 
-/// A node with attributes.
+/// Encodes a node with attributes.
 pub(crate) fn node_with(op: &str, inputs: &[&str], output: &str, attributes: &[Vec<u8>]) -> Vec<u8> {
     let inputs: Vec<u8> = inputs.iter().flat_map(|i| bytes(1, i)).collect();
     bytes(1, [inputs, bytes(2, output), bytes(4, op), attributes.concat()].concat())
 }
 
-/// An attribute that is a list of integers.
+/// Encodes an integer list attribute.
 pub(crate) fn ints(name: &str, values: &[i64]) -> Vec<u8> {
     let values = values.iter().flat_map(|&v| number(8, v)).collect();
     bytes(5, [bytes(1, name), values, number(20, 7)].concat())
 }
 
-/// An attribute that is an integer.
+/// Encodes an integer attribute.
 pub(crate) fn int(name: &str, value: i64) -> Vec<u8> {
     bytes(5, [bytes(1, name), number(3, value), number(20, 2)].concat())
 }
 
-/// An input (tag 11) or output (tag 12) of a graph.
+/// Encodes an input (tag 11) or output (tag 12) of a graph.
 pub(crate) fn end(tag: u64, name: &str) -> Vec<u8> {
     bytes(tag, bytes(1, name))
 }
 
-/// A model of operator set 17 around the fields of its graph.
+/// Encodes a model of operator set 17 with these graph fields.
 pub(crate) fn model(graph: &[u8]) -> Vec<u8> {
     let opset = bytes(8, [bytes(1, ""), number(2, 17)].concat());
     [number(1, 9), opset, bytes(7, graph)].concat()
 }
 
-/// A model of nothing but tensors.
+/// Encodes a model with only initializers.
 pub(crate) fn tensors(tensors: &[Tensor]) -> Vec<u8> {
     let graph: Vec<u8> = tensors.iter().flat_map(|t| bytes(5, t.bytes())).collect();
     model(&graph)

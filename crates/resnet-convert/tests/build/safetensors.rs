@@ -6,8 +6,8 @@ pub(crate) fn st(header: &str, data: &[u8]) -> Vec<u8> {
 }
 
 /// The description of one tensor.
-pub(crate) fn tensor(dtype: &str, shape: &str, begin: &str, end: &str) -> String {
-    format!(r#"{{"dtype":"{dtype}","shape":{shape},"data_offsets":[{begin},{end}]}}"#)
+pub(crate) fn tensor(dtype: &str, shape: &str, start: &str, end: &str) -> String {
+    format!(r#"{{"dtype":"{dtype}","shape":{shape},"data_offsets":[{start},{end}]}}"#)
 }
 
 /// The usual tensor: 2×2 f32.

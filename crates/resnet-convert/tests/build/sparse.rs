@@ -1,4 +1,4 @@
-//! Files of many gigabytes of which only a few pieces are there: between them all bytes are 0.
+//! Sparse files of many gigabytes: a few pieces with zeros between them.
 
 use std::io;
 
@@ -6,14 +6,14 @@ use resnet_model::raw::Bytes;
 
 use super::zip::Entry;
 
-/// Bytes that are 0 but for some pieces.
+/// Bytes of a sparse file.
 #[derive(Debug, Default)]
 pub(crate) struct Sparse {
     pieces: Vec<Piece>,
     len: u64,
 }
 
-/// Bytes that stand at a place, over and over up to its end.
+/// Bytes at an offset, repeated up to an end.
 #[derive(Debug)]
 struct Piece {
     bytes: Vec<u8>,
@@ -62,32 +62,32 @@ impl Bytes for Sparse {
     }
 }
 
-/// An entry and how many bytes it says it has, in the archive and by itself: more than its data may be.
+/// A zip entry with declared compressed and uncompressed sizes, which may exceed its data.
 #[derive(Clone)]
 pub(crate) struct Wide {
     pub(crate) entry: Entry,
-    /// How often the data stands there.
+    /// Number of repetitions of the data.
     pub(crate) times: u64,
-    /// What stands behind that; then come zeros.
+    /// Bytes after the repeated data; zeros follow.
     pub(crate) tail: Vec<u8>,
     pub(crate) packed: u64,
     pub(crate) size: u64,
 }
 
 impl Wide {
-    /// Data and zeros after it.
+    /// Returns an entry with its data followed by zeros.
     pub(crate) fn new(entry: Entry, packed: u64, size: u64) -> Wide {
         Wide { entry, times: 1, tail: vec![], packed, size }
     }
 
-    /// Data as it is.
+    /// Returns a stored entry.
     pub(crate) fn stored(name: &str, data: Vec<u8>) -> Wide {
         let len = data.len() as u64;
         Wide::new(Entry::new(name, data), len, len)
     }
 }
 
-/// An archive whose sizes and offsets all are in fields of 64 bits, without checksums.
+/// Returns a zip64 archive without checksums.
 pub(crate) fn archive64(entries: &[Wide]) -> Sparse {
     let (mut out, mut directory) = (Sparse::default(), Vec::new());
     let extra = |numbers: &[u64]| {

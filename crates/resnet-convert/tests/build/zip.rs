@@ -2,14 +2,14 @@
 
 use std::io::Write;
 
-/// One entry to be written.
+/// A zip entry to write.
 #[derive(Clone)]
 pub(crate) struct Entry {
     pub(crate) name: Vec<u8>,
     pub(crate) data: Vec<u8>,
     pub(crate) method: u16,
     pub(crate) extra: Vec<u8>,
-    /// Leave the checksum 0.
+    /// If `true`, the checksum is 0.
     pub(crate) unchecked: bool,
     /// Sizes follow the data, as PyTorch writes them.
     pub(crate) descriptor: bool,
@@ -129,7 +129,7 @@ impl Pth {
         archive(&self.entries())
     }
 
-    /// With these entries besides.
+    /// Returns a checkpoint with additional entries.
     pub(crate) fn with(extra: &[(&str, Vec<u8>)]) -> Vec<u8> {
         let extra = extra.iter().map(|(name, data)| Entry::new(name, data)).collect();
         Pth { extra, ..Pth::default() }.bytes()
@@ -146,7 +146,7 @@ fn find(bytes: &[u8], signature: &[u8; 4], name: &str, header: usize) -> usize {
     bytes.windows(header + name.len()).position(at).expect("no such entry")
 }
 
-/// Overwrites a field of an entry's own header.
+/// Overwrites a field of the local header of an entry.
 pub(crate) fn set_local(bytes: &[u8], name: &str, field: usize, value: &[u8]) -> Vec<u8> {
     super::overwrite(bytes, find(bytes, b"PK\x03\x04", name, 30) + field, value)
 }
@@ -161,7 +161,7 @@ pub(crate) fn set_end(bytes: &[u8], field: usize, value: &[u8]) -> Vec<u8> {
     super::overwrite(bytes, bytes.len() - 22 + field, value)
 }
 
-/// Where an entry's own header is.
+/// Returns the offset of the local header of an entry.
 pub(crate) fn header_of(bytes: &[u8], name: &str) -> u32 {
     find(bytes, b"PK\x03\x04", name, 30) as u32
 }

@@ -5,7 +5,7 @@ use resnet_model::arch::{Arch, Block, ResNet, Stem};
 use super::{check, convert};
 use crate::build::network::{Named, legacy, renamed, small, tensors, zip};
 
-/// transformers' name of a torchvision one.
+/// Returns the transformers name of a torchvision name.
 pub(crate) fn hugging_face(name: &str, trunk: &str) -> String {
     let part = |name: &str| {
         name.replacen("conv", "", 1).replacen("bn", "", 1).parse::<usize>().map(|n| n - 1).unwrap()
@@ -30,7 +30,7 @@ pub(crate) fn hugging_face(name: &str, trunk: &str) -> String {
 }
 
 #[test]
-fn wrappers_and_prefixes_are_found_by_what_is_in_them() {
+fn wrappers_and_prefixes_are_found_by_content() {
     let arch = small(Block::Basic, 3);
     let plain = tensors(&arch);
     for (wrapper, prefix) in [
@@ -59,18 +59,18 @@ fn averaged_weights_are_preferred_and_training_state_dropped() {
     let plain = tensors(&arch);
     let other: Vec<Named> =
         plain.iter().map(|t| Named { bytes: vec![0; t.bytes.len()], ..t.clone() }).collect();
-    for (wanted, unwanted) in
+    for (preferred, ignored) in
         [("state_dict_ema.", "state_dict."), ("model_ema.module.", "model."), ("teacher.", "student.module.")]
     {
-        let mut all = renamed(&other, |n| format!("{unwanted}{n}"));
-        all.extend(renamed(&plain, |n| format!("{wanted}{n}")));
+        let mut all = renamed(&other, |n| format!("{ignored}{n}"));
+        all.extend(renamed(&plain, |n| format!("{preferred}{n}")));
         all.push(Named::f32("optimizer.state.0.exp_avg", &[4], 1));
-        let report = check(wanted, &zip(&all, &[]), &arch, &plain);
+        let report = check(preferred, &zip(&all, &[]), &arch, &plain);
         assert_eq!(report.dropped.len(), plain.len() + 1);
         let reasons: Vec<&str> = report.dropped.iter().map(|d| d.reason.as_str()).collect();
         assert!(reasons.contains(&"another copy of the network") && reasons.contains(&"training state"));
         assert!(
-            report.notes.iter().any(|n| n.contains(&format!("used the network under `{wanted}`, not"))),
+            report.notes.iter().any(|n| n.contains(&format!("used the network under `{preferred}`, not"))),
             "{:?}",
             report.notes
         );
@@ -78,7 +78,7 @@ fn averaged_weights_are_preferred_and_training_state_dropped() {
 }
 
 #[test]
-fn tensors_that_nothing_is_known_about_are_not_dropped_in_silence() {
+fn unknown_tensors_are_reported() {
     let mut all = renamed(&tensors(&small(Block::Basic, 0)), |n| format!("backbone.{n}"));
     all.push(Named::f32("neck.fc.weight", &[4, 16], 1));
     let error = convert(&zip(&all, &[]), &ConvertOptions::default()).unwrap_err();
@@ -108,7 +108,7 @@ fn transformers() {
 }
 
 #[test]
-fn cifar_networks_that_circulate() {
+fn published_cifar_networks() {
     let Arch::ResNet(net) = small(Block::Basic, 10) else { unreachable!() };
     let arch = Arch::ResNet(ResNet { stem: Stem::Conv3 { width: 8 }, ..net });
     let named =
@@ -163,7 +163,7 @@ fn self_supervised_backbones() {
 }
 
 #[test]
-fn two_names_that_become_one_are_refused() {
+fn colliding_names_are_an_error() {
     let mut all = tensors(&small(Block::Basic, 3));
     all.push(Named::f32("linear.weight", &[3, 16], 1));
     let error = convert(&zip(&all, &[]), &ConvertOptions::default()).unwrap_err();

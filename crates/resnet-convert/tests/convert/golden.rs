@@ -1,4 +1,4 @@
-//! Files that PyTorch wrote, against the tensors that PyTorch reads from them (`tests/golden/README.md`).
+//! Compares files written by PyTorch with the tensors that PyTorch reads (`tests/golden/README.md`).
 
 use std::path::Path;
 
@@ -6,7 +6,7 @@ use resnet_convert::ConvertOptions;
 use resnet_model::safetensors;
 
 #[test]
-fn pytorchs_own_files_are_read_bit_for_bit() {
+fn pytorch_files_are_read_bit_for_bit() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/checkpoints");
     let index = std::fs::read_to_string(folder.join("index.tsv")).unwrap();
     let mut count = 0;
@@ -25,10 +25,14 @@ fn pytorchs_own_files_are_read_bit_for_bit() {
         let expected: Vec<_> =
             expected.into_iter().filter(|(n, _)| absent == "-" || !n.contains(absent)).collect();
         assert_eq!(checkpoint.tensors().len(), expected.len(), "{file}");
-        for (name, wanted) in expected {
+        for (name, expected) in expected {
             let found = checkpoint.tensor(&name).unwrap();
-            assert_eq!((found.dtype(), found.shape()), (wanted.dtype(), wanted.shape()), "{file}: {name}");
-            assert!(found.read().unwrap() == wanted.read().unwrap(), "{file}: {name}");
+            assert_eq!(
+                (found.dtype(), found.shape()),
+                (expected.dtype(), expected.shape()),
+                "{file}: {name}"
+            );
+            assert!(found.read().unwrap() == expected.read().unwrap(), "{file}: {name}");
         }
         count += 1;
     }

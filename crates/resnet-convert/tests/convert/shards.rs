@@ -57,7 +57,7 @@ fn failure(at: &Path) -> String {
 }
 
 #[test]
-fn f13_an_index_names_only_files_beside_it() {
+fn f13_an_index_names_only_files_in_its_folder() {
     let (at, _) = sharded(network::safetensors);
     let outside = file("x.safetensors", &std::fs::read(at.dir().join(NAMES[0])).unwrap());
     let absolute = outside.path.display().to_string();

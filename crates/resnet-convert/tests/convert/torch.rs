@@ -1,4 +1,4 @@
-//! State dicts for PyTorch: our own reader must find the same checkpoint in them.
+//! State dicts for PyTorch: reading them returns the same checkpoint.
 
 use resnet_convert::{Conversion, ConvertOptions, Float, Format};
 use resnet_model::arch::Block;
@@ -25,10 +25,10 @@ fn written(tensors: &[Named], name: &str, options: &ConvertOptions) -> File {
 fn same(a: &Checkpoint, b: &Checkpoint) {
     assert_eq!(a.meta(), b.meta());
     assert_eq!(a.tensors().len(), b.tensors().len());
-    for (name, wanted) in a.tensors() {
+    for (name, expected) in a.tensors() {
         let found = b.tensor(name).unwrap();
-        assert_eq!((found.dtype(), found.shape()), (wanted.dtype(), wanted.shape()), "{name}");
-        assert!(found.read().unwrap() == wanted.read().unwrap(), "{name}");
+        assert_eq!((found.dtype(), found.shape()), (expected.dtype(), expected.shape()), "{name}");
+        assert!(found.read().unwrap() == expected.read().unwrap(), "{name}");
     }
 }
 
@@ -41,19 +41,19 @@ fn a_state_dict_is_read_back_bit_for_bit() {
     {
         let options = ConvertOptions { dtype, labels: Some(labels.clone()), ..ConvertOptions::default() };
         let at = written(tensors, "out.pth", &options);
-        let (wanted, _) = resnet_convert::open(&at.path, &options).unwrap();
+        let (expected, _) = resnet_convert::open(&at.path, &options).unwrap();
         let (found, report) =
             resnet_convert::open(&at.dir().join("out.pth"), &ConvertOptions::default()).unwrap();
         assert_eq!(report.container, Format::TorchZip);
         assert!(report.notes.iter().all(|n| !n.contains("checksum")), "{:?}", report.notes);
-        same(&wanted, &found);
+        same(&expected, &found);
         let one = std::fs::read(at.dir().join("out.pth")).unwrap();
         let again = written(tensors, "out.pt", &options);
         assert!(one == std::fs::read(again.dir().join("out.pt")).unwrap(), "equal input, equal bytes");
     }
 }
 
-/// As `torch.save` has them: in the order of the network, at multiples of 64 bytes.
+/// As written by `torch.save`: in network order, aligned to 64 bytes.
 #[test]
 fn storages_are_aligned_and_in_order() {
     let all = tensors(&small(Block::Basic, 3));
@@ -72,9 +72,9 @@ fn storages_are_aligned_and_in_order() {
     }
 }
 
-/// A file that other programs could have made: what it says about itself must be true.
+/// Another program may have written the file: its metadata must match its tensors.
 #[test]
-fn a_false_description_is_refused() {
+fn inconsistent_metadata_is_rejected() {
     let at = written(&tensors(&small(Block::Basic, 3)), "out.pth", &ConvertOptions::default());
     let bytes = std::fs::read(at.dir().join("out.pth")).unwrap();
     let broken = crate::build::patch(&bytes, b"\"num_classes\":3", b"\"num_classes\":4");

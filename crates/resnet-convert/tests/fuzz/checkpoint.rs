@@ -1,4 +1,4 @@
-//! Checkpoints made of the fuzzer's bytes: whatever they say is a valid one, and what must be read from it is known.
+//! Valid checkpoints generated from the fuzzer's bytes, with known contents.
 
 use super::{Tensors, read};
 use crate::build::legacy::{self, Legacy};
@@ -7,7 +7,7 @@ use crate::build::pickle::{Storage, Tensor, dict, i, program, s};
 use crate::build::safetensors::{st, tensor as described};
 use crate::build::zip::{Entry, Pth, archive};
 
-/// Choices, taken from the fuzzer's bytes; zeros when they are used up.
+/// Random choices from the fuzzer's bytes; zeros at the end.
 struct Dice<'a>(&'a [u8]);
 
 impl Dice<'_> {
@@ -100,7 +100,7 @@ fn make(dice: &mut Dice, views: bool) -> (Vec<Made>, Vec<View>) {
         while !size.is_empty() && size.iter().product::<usize>() > available {
             size.pop();
         }
-        // A scalar needs an element too.
+        // A scalar has one element.
         if size.is_empty() && available == 0 {
             size.push(0);
         }
@@ -140,16 +140,16 @@ fn code(view: &View, storages: &[Made], legacy: bool) -> Vec<u8> {
     Tensor { storage: storage.id(), offset: view.offset as i64, size, stride }.code()
 }
 
-/// What of a file has a checksum, so that a change must be noticed.
+/// Checksum coverage of a file: changes of covered parts must be detected.
 #[derive(PartialEq)]
 enum Checked {
     Nothing,
-    /// Not the arrays' names: a zip archive has them twice, and both may change alike.
+    /// All but the names of arrays: a zip archive has them twice, and both may change alike.
     Arrays,
     All,
 }
 
-/// A file, what must be read from it, and what of that is safe from changes.
+/// Returns a file, its expected tensors, and its checksum coverage.
 fn build(dice: &mut Dice) -> (Vec<u8>, Tensors, Checked) {
     let form = dice.below(6);
     let (storages, views) = make(dice, form < 3);
@@ -207,12 +207,12 @@ fn build(dice: &mut Dice) -> (Vec<u8>, Tensors, Checked) {
             let (mut header, mut data) = (Vec::new(), Vec::new());
             for view in &views {
                 let (_, size, bytes) = expected("", view);
-                let begin = data.len();
+                let start = data.len();
                 data.extend(bytes);
-                let (begin, end) = (begin.to_string(), data.len().to_string());
+                let (start, end) = (start.to_string(), data.len().to_string());
                 let dtype = storages[view.storage].kind.2;
                 let name = serde_json::Value::from(view.name.as_str());
-                header.push(format!("{name}:{}", described(dtype, &format!("{size:?}"), &begin, &end)));
+                header.push(format!("{name}:{}", described(dtype, &format!("{size:?}"), &start, &end)));
             }
             (st(&format!("{{{}}}", header.join(",")), &data), all(""), Checked::Nothing)
         }
@@ -264,14 +264,14 @@ fn column_major(size: &[usize], rows: &[u8], item: usize) -> Vec<u8> {
     out
 }
 
-/// A valid checkpoint must be read exactly.
-pub(super) fn honest(data: &[u8]) {
+/// Checks that a valid checkpoint is read exactly.
+pub(super) fn valid(data: &[u8]) {
     let (file, expected, _) = build(&mut Dice(data));
-    let (_, found) = read(&file).expect("a valid file is refused");
+    let (_, found) = read(&file).expect("error for a valid file");
     assert_eq!(found, expected);
 }
 
-/// A valid checkpoint with one to eight edits is refused or, where every byte has a checksum, read exactly.
+/// Checks that a valid checkpoint with one to eight edits is an error or, with checksums, is read exactly.
 pub(super) fn mutated(data: &[u8]) {
     let (edits, rest) = data.split_at(data.len().min(24));
     let (mut file, expected, checked) = build(&mut Dice(rest));
@@ -299,7 +299,7 @@ pub(super) fn mutated(data: &[u8]) {
         }
     }
     let Ok((state, found)) = read(&file) else { return };
-    // A checksum of zero says that there is none.
+    // A checksum of zero means no checksum.
     if state.notes.iter().any(|n| n.contains("without a checksum")) {
         return;
     }

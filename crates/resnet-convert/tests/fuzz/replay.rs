@@ -1,4 +1,4 @@
-//! The corpora and finds of `fuzz/`, run again.
+//! Replays the corpora and findings of `fuzz/`.
 
 use std::path::{Path, PathBuf};
 
@@ -12,13 +12,13 @@ fn files(folder: &Path) -> Vec<PathBuf> {
 }
 
 #[test]
-fn corpora_and_finds_of_every_target() {
+fn corpora_and_findings_of_every_target() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz");
     for (name, _) in TARGETS {
         let corpus = files(&root.join("corpus").join(name));
         assert!(!corpus.is_empty(), "no corpus of {name}");
         for file in corpus.iter().chain(&files(&root.join("regressions").join(name))) {
-            // Shown if it fails.
+            // Printed if the test fails.
             println!("{}", file.display());
             run(name, &std::fs::read(file).unwrap());
         }

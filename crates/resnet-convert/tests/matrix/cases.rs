@@ -13,7 +13,7 @@ fn resnet(block: Block, classes: usize) -> ResNet {
     }
 }
 
-/// The network under other names, with nothing else changed.
+/// Returns a case that only renames tensors.
 fn case(dialect: &'static str, arch: Arch, rename: impl Fn(&str) -> String) -> Case {
     let expected = tensors(&arch);
     Case { dialect, file: renamed(&expected, rename), arch, expected }
@@ -23,8 +23,8 @@ fn same(dialect: &'static str, arch: Arch) -> Case {
     case(dialect, arch, str::to_owned)
 }
 
-/// With other tensors in the file, which are left out.
-fn beside(mut case: Case, names: &[&str]) -> Case {
+/// Adds tensors to the file that the conversion drops.
+fn with_extra(mut case: Case, names: &[&str]) -> Case {
     case.file.extend(names.iter().map(|name| Named::f32(name, &[4, 64], 3)));
     case
 }
@@ -66,7 +66,7 @@ pub(super) fn timm_clip() -> Case {
     same("timm", clip())
 }
 
-/// The image tower, beside the text's.
+/// The image encoder, with tensors of the text encoder.
 pub(super) fn openai_clip() -> Case {
     let rename = |n: &str| {
         let n = n.replace("shortcut.conv.conv", "downsample.0").replace("shortcut.conv.bn", "downsample.1");
@@ -91,7 +91,7 @@ pub(super) fn openai_clip() -> Case {
         format!("visual.{inner}")
     };
     let text = ["transformer.resblocks.0.attn.in_proj_weight", "token_embedding.weight", "text_projection"];
-    beside(case("OpenAI CLIP", clip(), rename), &text)
+    with_extra(case("OpenAI CLIP", clip(), rename), &text)
 }
 
 pub(super) fn transformers() -> Case {
@@ -102,7 +102,7 @@ pub(super) fn transformers_body() -> Case {
     case("Hugging Face transformers", small(Block::Basic, 0), |n| hugging_face(n, ""))
 }
 
-/// The stages and blocks of a name, as numbers.
+/// Splits a name into stage, block and rest.
 fn parts(name: &str) -> Option<(usize, &str, &str)> {
     let (stage, rest) = name.strip_prefix("layer")?.split_once('.')?;
     let (block, rest) = rest.split_once('.')?;
@@ -128,10 +128,10 @@ pub(super) fn detectron2() -> Case {
     };
     let mut case = case("Detectron2", stride_first(0), rename);
     (case.file, case.expected) = (without_counters(case.file), without_counters(case.expected));
-    beside(case, &["backbone.fpn_lateral2.weight", "roi_heads.box_head.fc1.weight", "pixel_mean"])
+    with_extra(case, &["backbone.fpn_lateral2.weight", "roi_heads.box_head.fc1.weight", "pixel_mean"])
 }
 
-/// Norms that are a factor and an addend become norms with mean 0 and a variance that adds up to 1.
+/// Norms with only scale and shift become norms with mean 0 and variance plus epsilon 1.
 pub(super) fn caffe2() -> Case {
     let arch = stride_first(5);
     let mut expected = without_counters(tensors(&arch));
@@ -171,10 +171,10 @@ pub(super) fn caffe2() -> Case {
     };
     let file: Vec<Named> = expected.iter().filter(|t| !t.name.contains("running")).cloned().collect();
     let case = Case { dialect: "Caffe2", file: renamed(&file, blob), arch, expected };
-    beside(case, &["res2_0_branch2a_w_momentum"])
+    with_extra(case, &["res2_0_branch2a_w_momentum"])
 }
 
-/// `[out, in, height, width]` as `[height, width, in, out]`, and matrices the other way round.
+/// `[out, in, height, width]` as `[height, width, in, out]`, and transposed matrices.
 fn tensorflow(t: &Named) -> Named {
     let values = t.bytes.as_chunks::<4>().0;
     let (shape, order): (Vec<usize>, Vec<usize>) = match t.shape[..] {
@@ -192,7 +192,7 @@ fn tensorflow(t: &Named) -> Named {
     Named { shape, bytes: order.into_iter().flat_map(|at| values[at]).collect(), ..t.clone() }
 }
 
-/// TensorFlow's words for a module's tensors.
+/// Returns TensorFlow's name of a tensor of a module.
 fn leaf(name: &str) -> String {
     let (module, leaf) = name.rsplit_once('.').unwrap();
     let norm = module.contains("bn") || module.contains("norm") || module.ends_with("downsample.1");
@@ -207,7 +207,7 @@ fn leaf(name: &str) -> String {
     format!("{module}/{leaf}")
 }
 
-/// Biases of convolutions go into the norms' means.
+/// Biases of convolutions are subtracted from the means of the norms.
 pub(super) fn keras() -> Case {
     let Arch::ResNet(net) = stride_first(5) else { unreachable!() };
     let arch = Arch::ResNet(ResNet { norm_eps: 1.001e-5, ..net });
@@ -232,7 +232,7 @@ pub(super) fn keras() -> Case {
         format!("{module}/{leaf}:0")
     };
     let mut file: Vec<Named> = renamed(&expected, rename).iter().map(tensorflow).collect();
-    // The stem's mean is 1 more than the bias is.
+    // The mean of the stem is the bias plus 1.
     let mean = file.iter_mut().find(|t| t.name == "conv1_bn/moving_mean:0").unwrap();
     let bias =
         Named { name: "conv1_conv/bias:0".into(), bytes: 0.5f32.to_le_bytes().repeat(8), ..mean.clone() };
@@ -279,10 +279,10 @@ pub(super) fn openmmlab() -> Case {
 }
 
 fn body(dialect: &'static str, prefix: &str, others: &[&str]) -> Case {
-    beside(case(dialect, small(Block::Bottleneck, 0), |n| format!("{prefix}{n}")), others)
+    with_extra(case(dialect, small(Block::Bottleneck, 0), |n| format!("{prefix}{n}")), others)
 }
 
-/// With a second copy of the network, all of it 0.
+/// Adds a second copy of the network with zeros.
 fn shadowed(mut case: Case, prefix: &str) -> Case {
     let zeros = |t: &Named| Named { bytes: vec![0; t.bytes.len()], ..t.clone() };
     let copy: Vec<Named> = case.expected.iter().map(zeros).collect();
@@ -326,7 +326,7 @@ pub(super) fn barlow_twins() -> Case {
 pub(super) fn lightning() -> Case {
     let others = ["optimizer_states.0.state.0.exp_avg", "callbacks.best"];
     let case = case("torchvision", small(Block::Basic, 5), |n| format!("state_dict.model.{n}"));
-    beside(case, &others)
+    with_extra(case, &others)
 }
 
 pub(super) fn cifar() -> Case {
@@ -351,7 +351,7 @@ pub(super) fn children() -> Case {
     )
 }
 
-/// Names that say nothing, in the order of `state_dict()`.
+/// Uninformative names, in the order of `state_dict()`.
 pub(super) fn unknown() -> Case {
     let mut arch = resnet_model::zoo::arch("test_resnet").unwrap().with_classes(5);
     if let Arch::ResNet(net) = &mut arch {

@@ -1,4 +1,4 @@
-//! Nodes that depend on no image: constants, and arithmetic between shapes.
+//! Evaluates nodes that do not depend on the input: constants and shape arithmetic.
 
 use resnet_model::RawTensor;
 
@@ -9,17 +9,17 @@ use crate::error::{Code, Fault};
 use crate::proto::NodeProto;
 use crate::tensor;
 
-/// The longest list of sizes.
+/// Maximum length of a list of sizes.
 const MAX_SIZES: usize = 64;
 
 impl<'a> Translator<'a> {
-    /// The value of a node that depends on no image; `None` if it does.
+    /// Returns the value of a node, or `None` if it depends on the input of the network.
     pub(super) fn evaluate(&mut self, node: &'a NodeProto) -> Result<Option<Value>, Fault> {
         match node.op.as_str() {
             "Constant" => return self.literal(node).map(|t| Some(constant(node, t))),
             "ConstantOfShape" => return self.constant_of_shape(node).map(Some),
             "Shape" => return self.shape(node).map(Some),
-            // To the type of the images, which is no matter here.
+            // A cast to the dtype of the activations has no effect.
             "CastLike" => match (self.value(node, 0)?, self.value(node, 1)?) {
                 (Some(value @ Value::Constant(_)), Some(Value::View(_))) => return Ok(Some(value)),
                 (_, Some(Value::View(_))) => return Ok(None),
@@ -46,16 +46,17 @@ impl<'a> Translator<'a> {
             .collect();
         let tensor = self.compute(node, &inputs)?;
         let Some(first) = inputs.into_iter().flatten().next() else {
-            return Err(node.fault(Code::Unsupported, "an operator that makes constants in an unknown way"));
+            return Err(node.fault(Code::Unsupported, "unsupported operator without inputs"));
         };
         Ok(Some(Value::Constant(first.with(tensor))))
     }
 
-    /// The value of a `Constant`.
+    /// Returns the value of a `Constant`.
     fn literal(&mut self, node: &'a NodeProto) -> Result<RawTensor, Fault> {
         let made = if let Some(tensor) = node.tensor("value") {
             let raw = tensor::raw(tensor, self.context.file, &mut self.context.external)?;
-            return raw.map_err(|what| node.fault(Code::Unsupported, format!("a constant {what}")));
+            return raw
+                .map_err(|dtype| node.fault(Code::Unsupported, format!("unsupported {dtype} constant")));
         } else if let Some(list) = node.ints("value_ints") {
             constant::from_ints(list)
         } else if let Some(list) = node.floats("value_floats") {
@@ -67,24 +68,25 @@ impl<'a> Translator<'a> {
         } else {
             None
         };
-        made.ok_or_else(|| node.fault(Code::Unsupported, "a constant of an unknown kind"))
+        made.ok_or_else(|| node.fault(Code::Unsupported, "unsupported attribute of Constant"))
     }
 
     fn constant_of_shape(&mut self, node: &'a NodeProto) -> Result<Value, Fault> {
         let shape = match self.value(node, 0)? {
             Some(Value::Constant(shape)) => constant::ints(&shape.tensor),
-            // As many of something as there are images: only the shape of such a value matters.
+            // The shape depends on the batch size.
             Some(Value::Sizes(sizes)) => return Ok(Value::Sizes(vec![None; sizes.len().min(MAX_SIZES)])),
             _ => None,
         };
         let shape =
             shape.and_then(|s| s.into_iter().map(|d| usize::try_from(d).ok()).collect::<Option<Vec<_>>>());
-        let shape = shape.ok_or_else(|| node.fault(Code::TensorSize, "its shape is no list of sizes"))?;
+        let shape = shape
+            .ok_or_else(|| node.fault(Code::TensorSize, "shape is not a list of non-negative integers"))?;
         let element = match node.tensor("value") {
             Some(tensor) => tensor::raw(tensor, self.context.file, &mut self.context.external)?
-                .map_err(|what| node.fault(Code::Unsupported, format!("a constant {what}")))?,
+                .map_err(|dtype| node.fault(Code::Unsupported, format!("unsupported {dtype} constant")))?,
             None => RawTensor::from_f32(vec![1], &[0.0])
-                .ok_or_else(|| node.fault(Code::TensorSize, "no element"))?,
+                .ok_or_else(|| node.fault(Code::TensorSize, "missing element"))?,
         };
         let filled = self.fill(node, &element, shape)?;
         Ok(constant(node, filled))
@@ -107,7 +109,7 @@ impl<'a> Translator<'a> {
                 };
                 view.axes.iter().map(size).collect()
             }
-            None => return Err(node.graph_fault("no input")),
+            None => return Err(node.graph_fault("missing input")),
         };
         let rank = sizes.len();
         let at = |name, default: usize| match node.int(name) {
@@ -119,12 +121,12 @@ impl<'a> Translator<'a> {
         Ok(known(node, sizes, &[]))
     }
 
-    /// The result of a node whose inputs are constants.
+    /// Computes a node with constant inputs.
     fn compute(&mut self, node: &'a NodeProto, inputs: &[Option<Constant>]) -> Result<RawTensor, Fault> {
         let input = |i: usize| inputs.get(i).and_then(Option::as_ref).map(|c| &c.tensor);
-        let odd = || node.fault(Code::Unsupported, "a constant that cannot be computed from its inputs");
-        let tensor = input(0).ok_or_else(odd)?;
-        // Before anything is computed: operands that take no memory are not to be written out.
+        let unsupported = || node.fault(Code::Unsupported, "unsupported operator or inputs of a constant");
+        let tensor = input(0).ok_or_else(unsupported)?;
+        // Checked first: expanded constants take no memory until they are read.
         let all = inputs.iter().flatten().map(|c| c.tensor.byte_len()).fold(0u64, u64::saturating_add);
         if all > self.budget
             && matches!(
@@ -146,7 +148,7 @@ impl<'a> Translator<'a> {
                     | "BatchNormalization"
             )
         {
-            return Err(node.fault(Code::TensorBytes, "constants far larger than the file"));
+            return Err(node.fault(Code::TensorBytes, "computed constants are much larger than the file"));
         }
         let list = |attribute: &str, i: usize| match node.ints(attribute) {
             Some(list) => Some(list.to_vec()),
@@ -170,18 +172,18 @@ impl<'a> Translator<'a> {
                 let order = node.ints("perm").map(|p| p.iter().map(|&i| usize::try_from(i).ok()).collect());
                 let order = order.unwrap_or_else(|| Some((0..rank).rev().collect::<Vec<_>>()));
                 let moved = order.and_then(|order| resnet_model::raw::permute(tensor, &order));
-                let moved = moved.ok_or_else(odd)?;
+                let moved = moved.ok_or_else(unsupported)?;
                 return self.spend(node, moved);
             }
             "Expand" => {
-                let shape = input(1).and_then(constant::ints).ok_or_else(odd)?;
+                let shape = input(1).and_then(constant::ints).ok_or_else(unsupported)?;
                 let shape = shape.into_iter().map(|d| usize::try_from(d).ok()).collect::<Option<Vec<_>>>();
-                let shape = shape.ok_or_else(odd)?;
-                // To the shape that both have when broadcast; the constant is one number or has it already.
+                let shape = shape.ok_or_else(unsupported)?;
+                // Only one element, or a tensor that already has the broadcast shape, is supported.
                 return match tensor.elements() {
                     1 if rank <= shape.len() => self.fill(node, &tensor.clone(), shape),
                     n if product(&shape).is_some_and(|m| m <= n) => Ok(tensor.clone()),
-                    _ => Err(odd()),
+                    _ => Err(unsupported()),
                 };
             }
             "Concat" => concat(inputs),
@@ -197,7 +199,7 @@ impl<'a> Translator<'a> {
                 let axes = list("axes", 1).unwrap_or_else(|| (0..rank as i64).collect());
                 constant::mean(tensor, &axes, node.int_or("keepdims", 1) != 0)
             }
-            // PyTorch standardises weights by a batch norm of a batch of one.
+            // PyTorch exports weight standardization as a batch norm of batch size 1.
             "BatchNormalization" => constant::batch_norm(
                 tensor,
                 [1, 2, 3, 4].map(input),
@@ -206,7 +208,7 @@ impl<'a> Translator<'a> {
             ),
             _ => None,
         };
-        let made = made.ok_or_else(odd)?;
+        let made = made.ok_or_else(unsupported)?;
         self.spend(node, made)
     }
 }
@@ -215,7 +217,7 @@ fn constant(node: &NodeProto, tensor: RawTensor) -> Value {
     Value::Constant(Constant { tensor, name: node.outputs.first().cloned().unwrap_or_default() })
 }
 
-/// Sizes of which all are known are a constant: a list, or one number where one was picked out of a list.
+/// Returns a constant if all sizes are known: a list, or a scalar if one element was selected.
 fn known(node: &NodeProto, sizes: Vec<Option<i64>>, inputs: &[Option<Value>]) -> Value {
     let list = sizes.iter().copied().collect::<Option<Vec<i64>>>();
     let Some(tensor) = list.and_then(|list| constant::from_ints(&list)) else { return Value::Sizes(sizes) };
@@ -255,7 +257,7 @@ fn unsqueeze(tensor: &RawTensor, axes: &[i64]) -> Option<RawTensor> {
     tensor.reshape(shape.collect::<Option<_>>()?)
 }
 
-/// Short lists of integers, one after the other.
+/// Concatenates short lists of integers.
 fn concat(inputs: &[Option<Constant>]) -> Option<RawTensor> {
     let lists = inputs.iter().flatten().map(|c| (c.shape().len() == 1).then(|| constant::ints(&c.tensor))?);
     let lists: Vec<Vec<i64>> = lists.collect::<Option<_>>()?;
@@ -263,14 +265,14 @@ fn concat(inputs: &[Option<Constant>]) -> Option<RawTensor> {
     (all.len() <= MAX_SIZES).then(|| constant::from_ints(&all))?
 }
 
-/// Elements of a short list.
+/// Returns elements of a short list.
 fn gather(tensor: &RawTensor, at: &[i64], shape: &[usize]) -> Option<RawTensor> {
     let values = constant::ints(tensor).filter(|_| tensor.shape().len() == 1)?;
     let picked = at.iter().map(|&i| values.get(constant::axis(i, values.len())?).copied());
     constant::from_ints(&picked.collect::<Option<Vec<_>>>()?)?.reshape(shape.to_vec())
 }
 
-/// A part of a short list or table of integers, along one axis after the other.
+/// Slices a small integer tensor.
 fn slice(node: &NodeProto, inputs: &[Option<Constant>]) -> Option<RawTensor> {
     let tensor = &inputs.first()?.as_ref()?.tensor;
     let list = |name: &str, i: usize| match node.ints(name) {
@@ -299,7 +301,7 @@ fn slice(node: &NodeProto, inputs: &[Option<Constant>]) -> Option<RawTensor> {
     constant::from_ints(&values)?.reshape(shape)
 }
 
-/// The places that `Slice` means, of `len`.
+/// Returns the indices that `Slice` selects from an axis of size `len`.
 fn picked(start: i64, end: i64, step: i64, len: usize) -> Option<Vec<usize>> {
     let len = i64::try_from(len).ok()?;
     let from_start = |i: i64| if i < 0 { i.saturating_add(len) } else { i };
@@ -314,7 +316,7 @@ fn picked(start: i64, end: i64, step: i64, len: usize) -> Option<Vec<usize>> {
     Some(out)
 }
 
-/// The part of a list of `len` that `Slice` means.
+/// Returns the range that `Slice` with step 1 selects from a list of length `len`.
 fn bounds(start: i64, end: i64, len: usize) -> std::ops::Range<usize> {
     let place = |i: i64| match usize::try_from(i) {
         Ok(i) => i.min(len),
@@ -324,7 +326,7 @@ fn bounds(start: i64, end: i64, len: usize) -> std::ops::Range<usize> {
     start..end.max(start)
 }
 
-/// A list of sizes computed from others, some of which are not known.
+/// Evaluates a node on lists of sizes, some of which are unknown.
 fn sizes(node: &NodeProto, inputs: &[Option<Value>]) -> Vec<Option<i64>> {
     let list = |value: &Option<Value>| -> Vec<Option<i64>> {
         match value {
@@ -355,7 +357,7 @@ fn sizes(node: &NodeProto, inputs: &[Option<Value>]) -> Vec<Option<i64>> {
         }
         _ => None,
     };
-    // Whatever else is computed, it is not known.
+    // The result of other operators is unknown.
     let mut out = out.unwrap_or_else(|| vec![None; first.len().max(1)]);
     out.truncate(MAX_SIZES);
     out
