@@ -16,7 +16,7 @@ use resnet_serve::{App, Config, Registry, ServedModel, ThreadsPerImage, router};
 use tokio::net::TcpListener;
 
 use crate::exit::Outcome;
-use crate::weights::Selection;
+use crate::weights::{Access, Selection, Subjects};
 
 /// Extensions of the files that `--model-dir` loads.
 const EXTENSIONS: &[&str] = &["safetensors", "pth", "pt", "bin", "ckpt", "onnx", "npz"];
@@ -171,7 +171,8 @@ fn shutdown() -> anyhow::Result<impl Future<Output = ()> + Send + 'static> {
 
 fn load(sources: &BTreeMap<String, Selection>, registry: &Registry, threads: usize) -> anyhow::Result<()> {
     for (name, selection) in sources {
-        let checkpoint = selection.open().with_context(|| format!("model `{name}`"))?;
+        let checkpoint = Access::default().open(selection.options()?, Subjects::All);
+        let checkpoint = checkpoint.with_context(|| format!("model `{name}`"))?;
         let model = compile(name, &checkpoint, threads)?;
         registry.set(name, ModelState::Ready(model));
     }
@@ -236,8 +237,9 @@ impl Watched {
 
     fn load(&self, name: &str, path: &Path, registry: &Registry, threads: usize) {
         let weights = path.to_str().map(str::to_owned);
-        let selection = Selection { weights, quiet: true, ..Selection::default() };
-        match selection.open().and_then(|checkpoint| compile(name, &checkpoint, threads)) {
+        let options = resnet_weights::Options { weights, ..resnet_weights::Options::default() };
+        let opened = Access::default().open_with_report(options).map_err(anyhow::Error::from);
+        match opened.and_then(|(checkpoint, _)| compile(name, &checkpoint, threads)) {
             Ok(model) => {
                 registry.set(name, ModelState::Ready(model));
                 tracing::info!(name, "model loaded");
