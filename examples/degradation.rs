@@ -19,7 +19,7 @@ use resnet_model::parameters::Initialization;
 use resnet_model::{Arch, Meta, Parameters, Preprocess, safetensors};
 use resnet_train::augment::{Augment, Crop};
 use resnet_train::event::EpochMetrics;
-use resnet_train::plot::{Chart, Curve, svg};
+use resnet_train::plot::{Axis, COLORS, Chart, Mark, Point, Scale, Series, svg};
 use resnet_train::schedule::{Schedule, ScheduleKind};
 use resnet_train::{Begin, Config, Dataset, Event, Run, fit};
 
@@ -29,10 +29,10 @@ const SEEN: usize = 14;
 const DEPTHS: [usize; 2] = [20, 56];
 /// Name, shortcut, index of the color.
 const KINDS: [(&str, Shortcut, usize); 4] = [
-    ("plain", Shortcut::None, 0),
-    ("A", Shortcut::ZeroPad, 1),
-    ("B", Shortcut::Projection, 3),
-    ("C", Shortcut::ProjectionAll, 4),
+    ("plain", Shortcut::None, 4),
+    ("A", Shortcut::ZeroPad, 0),
+    ("B", Shortcut::Projection, 1),
+    ("C", Shortcut::ProjectionAll, 2),
 ];
 
 fn main() -> anyhow::Result<()> {
@@ -41,7 +41,7 @@ fn main() -> anyhow::Result<()> {
     let out = args.next().map_or_else(|| here.join("../target/degradation"), PathBuf::from);
     let epochs = args.next().map_or(Ok(12), |epochs| epochs.parse()).context("EPOCHS")?;
     let digits = Arc::new(digits(&here.join("../tests/golden/digits.safetensors"))?);
-    let mut curves = Vec::new();
+    let mut series = Vec::new();
     println!(
         "{:12} {:>10} {:>12} {:>12} {:>8}",
         "network", "parameters", "last error", "last loss", "minutes"
@@ -60,14 +60,16 @@ fn main() -> anyhow::Result<()> {
             let last = records.last().context("no epoch was trained")?;
             let minutes = since.elapsed().as_secs_f64() / 60.0;
             println!("{name:12} {size:>10} {:>10.2} % {:>12.4} {minutes:>8.1}", error(last), last.loss);
-            let points = records.iter().map(|r| (r.epoch as f64 + 1.0, error(r))).collect();
-            curves.push(Curve { name, points, color, width: if depth > 20 { 3 } else { 1 } });
+            let points = records.iter().map(|r| Point::new(r.epoch as f64 + 1.0, error(r))).collect();
+            let mark = Mark::Line(if depth > 20 { 3.0 } else { 1.0 });
+            series.push(Series { name, color: COLORS[color], mark, points });
         }
     }
-    let title = format!("training error, {} digits", digits.train().len());
-    let chart = Chart { title, axes: ["epoch".into(), "percent".into()], curves };
+    let note = format!("{} digits", digits.train().len());
+    let (x, y) = (Axis::new("epoch", Scale::Integer), Axis::new("training error, %", Scale::Linear));
+    let chart = Chart { height: 400.0, x, y, series, note };
     let path = out.join("degradation.svg");
-    let plot = svg(&[chart])?;
+    let plot = svg(&[chart]);
     write_atomically(&path, Existing::Replace, |file| Ok(std::io::Write::write_all(file, plot.as_bytes())?))?;
     println!("{}", path.display());
     Ok(())

@@ -10,6 +10,7 @@ mod golden;
 mod inspect;
 mod manners;
 mod predict;
+mod serve;
 mod tidy;
 mod train;
 mod verify;

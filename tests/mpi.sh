@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Trains by two processes under mpirun, beside one: `make test-mpi`.
+# Trains in two processes under mpirun and compares with one process: `make test-mpi`.
 #
 # Needs an MPI library with its launcher and compiler wrapper, and libclang, which reads the library's header. As root on
-# Debian, installs what is missing; otherwise says what to install.
+# Debian, installs missing packages; otherwise lists them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

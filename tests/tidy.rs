@@ -1,5 +1,7 @@
 //! The invariants of `crates/README.md` that can be checked automatically.
 
+mod language;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -55,29 +57,91 @@ fn files_stay_readable() {
     none("files of more than 500 lines", offenders.collect());
 }
 
+/// Crates and those of ours that each may depend on: the arrows of the design. Siblings do not know each other.
+const ARROWS: &[(&str, &[&str])] = &[
+    ("resnet-kernels", &[]),
+    ("resnet-image", &[]),
+    ("resnet-hub", &[]),
+    ("resnet-model", &["resnet-kernels", "resnet-image"]),
+    ("resnet-onnx", &["resnet-model", "resnet-image"]),
+    ("resnet-convert", &["resnet-onnx", "resnet-model", "resnet-image"]),
+    ("resnet-weights", &["resnet-convert", "resnet-hub", "resnet-model", "resnet-image"]),
+    ("resnet-train", &["resnet-model", "resnet-image"]),
+    ("resnet-serve", &["resnet-model", "resnet-image"]),
+];
+
+/// External crates that only some crates may depend on.
+const CONFINED: &[(&str, &[&str])] = &[
+    ("candle", &["resnet-model", "resnet-train", "resnet-serve", "resnet-cli"]),
+    ("anyhow", &["resnet-cli", "resnet-convert"]),
+    ("clap", &["resnet-cli", "resnet-convert"]),
+    ("indicatif", &["resnet-cli", "resnet-convert"]),
+];
+
+/// Returns the names in the `[dependencies]` table of a crate's manifest.
+fn dependencies(name: &str) -> Vec<String> {
+    let text = fs::read_to_string(root().join("crates").join(name).join("Cargo.toml")).unwrap();
+    let table = text.split("\n[dependencies]\n").nth(1).unwrap_or_default();
+    let table = table.split("\n[").next().unwrap_or_default();
+    let lines = table.lines().filter(|line| !line.starts_with('#') && line.contains('='));
+    lines.map(|line| line.split(['.', ' ', '=']).next().unwrap_or_default().to_owned()).collect()
+}
+
 #[test]
 fn dependencies_only_point_down() {
-    let forbidden = [
-        (
-            "crates/resnet-kernels/Cargo.toml",
-            vec!["candle", "resnet-model", "resnet-convert", "resnet-cli", "rayon"],
-        ),
-        ("crates/resnet-image/Cargo.toml", vec!["candle", "resnet-", "rayon", "anyhow"]),
-        (
-            "crates/resnet-model/Cargo.toml",
-            vec!["resnet-convert", "resnet-cli", "clap", "anyhow", "indicatif"],
-        ),
-        ("crates/resnet-convert/Cargo.toml", vec!["resnet-cli", "resnet-kernels"]),
-    ];
     let mut offenders = Vec::new();
-    for (manifest, names) in forbidden {
-        let text = fs::read_to_string(root().join(manifest)).unwrap();
-        for line in text.lines().filter(|line| line.contains("workspace") || line.contains("version")) {
-            offenders
-                .extend(names.iter().filter(|n| line.starts_with(**n)).map(|n| format!("{manifest}: {n}")));
+    for entry in fs::read_dir(root().join("crates")).unwrap() {
+        let entry = entry.unwrap();
+        if !entry.path().is_dir() {
+            continue;
+        }
+        let name = entry.file_name().into_string().unwrap();
+        let allowed = ARROWS.iter().find(|(krate, _)| *krate == name).map(|(_, allowed)| *allowed);
+        let is_top = matches!(name.as_str(), "resnet-cli" | "resnet-python");
+        assert!(allowed.is_some() || is_top, "{name} is not in the table of arrows");
+        let found = dependencies(&name);
+        assert!(!found.is_empty(), "{name} has no dependencies");
+        for dependency in found {
+            let is_ours = dependency.starts_with("resnet-");
+            if is_ours && !is_top && !allowed.unwrap_or_default().contains(&dependency.as_str()) {
+                offenders.push(format!("{name} depends on {dependency}"));
+            }
+            for (confined, users) in CONFINED {
+                if dependency.starts_with(confined) && !users.contains(&name.as_str()) {
+                    offenders.push(format!("{name} depends on {dependency}"));
+                }
+            }
         }
     }
-    none("dependencies that point up", offenders);
+    none("dependencies that point up or aside", offenders);
+}
+
+#[test]
+fn crates_include_only_their_own_files() {
+    let mut offenders = Vec::new();
+    for (name, text) in sources() {
+        let krate = name.split('/').take(2).collect::<Vec<_>>().join("/");
+        for part in text.split("include_").skip(1) {
+            let Some(path) =
+                part.split('"').nth(1).filter(|_| part.starts_with("str!(") || part.starts_with("bytes!("))
+            else {
+                continue;
+            };
+            let mut folders: Vec<&str> = name.split('/').collect();
+            folders.pop();
+            for component in path.split('/') {
+                if component == ".." {
+                    folders.pop();
+                } else {
+                    folders.push(component);
+                }
+            }
+            if !folders.join("/").starts_with(&format!("{krate}/")) {
+                offenders.push(format!("{name}: {path}"));
+            }
+        }
+    }
+    none("files from outside the crate, which a published package lacks", offenders);
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! `resnet-cli train` by several processes: as launchers start it, and under `mpirun` in a build with the feature `mpi`
+//! `resnet-cli train` in several processes: with the environment variables of launchers, and under `mpirun` in a build with the feature `mpi`
 //! (`make test-mpi`).
 
 use crate::cli::{command, file};
@@ -69,7 +69,7 @@ mod mpi {
     /// `mpirun` of two processes, started by a shell; `$0` is the folder of the test.
     const START: &str = "echo $$ > $0/process.$OMPI_COMM_WORLD_RANK; exec \"$@\"";
 
-    /// As [`START`], and the program's exit code is kept, which `mpirun` forgets.
+    /// Like [`START`], but writes the program's exit code to a file: `mpirun` does not return it.
     const START_AND_WAIT: &str = "\"$@\" & echo $! > $0/process.$OMPI_COMM_WORLD_RANK; wait $!; \
                                   echo $? > $0/status.$OMPI_COMM_WORLD_RANK";
 
@@ -175,9 +175,9 @@ mod mpi {
                 _ => fs::read_to_string(dir.path().join("status.0")).unwrap().trim().parse().unwrap(),
             };
             assert!(code != 0 && took < Duration::from_secs(60), "{name}: {code} {ended:?} after {took:?}");
-            let said = format!("error: rank 0 of 2: lost connection to the process group: {message}");
-            assert!(ended.stderr.contains(&said), "{name}: {ended:?}");
-            assert!(losses(&out).len() < 54, "{name}: it was over");
+            let expected = format!("error: rank 0 of 2: lost connection to the process group: {message}");
+            assert!(ended.stderr.contains(&expected), "{name}: {ended:?}");
+            assert!(losses(&out).len() < 54, "{name}: the run was complete");
             let resumed = run(&mut mpirun_with(&["--resume"], START, &[]), &[]);
             resumed.ok();
             assert!(resumed.stderr.contains("resumed at step"), "{name}: {resumed:?}");

@@ -3,8 +3,8 @@
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::commands::{
-    bench, cache, convert, diff, doctor, download, eval, generate, info, inspect, list, predict, summary,
-    train, verify,
+    bench, cache, convert, diff, doctor, download, eval, generate, info, inspect, list, predict, serve,
+    summary, train, verify,
 };
 
 /// Classify images with any ResNet.
@@ -48,6 +48,7 @@ pub enum Command {
     Train(train::Args),
     Eval(eval::Args),
     Verify(verify::Args),
+    Serve(serve::Args),
     Bench(bench::Args),
     Doctor(doctor::Args),
     Completions(generate::Completions),

@@ -12,6 +12,7 @@ pub mod info;
 pub mod inspect;
 pub mod list;
 pub mod predict;
+pub mod serve;
 pub mod summary;
 pub mod train;
 pub mod verify;

@@ -10,7 +10,6 @@ mod layout;
 mod svg;
 
 pub use dot::dot;
-pub(crate) use svg::escaped;
 pub use svg::svg;
 
 /// The shapes of a graph in the order of execution.
@@ -145,12 +144,8 @@ fn blocks(graph: &Graph, shapes: &[Shape], only: Option<&str>) -> Vec<Block> {
 /// Returns the text of an operation that can be merged into the previous shape.
 fn note(op: &Op) -> Option<&'static str> {
     match op {
-        Op::BatchNorm(_) => Some("batch norm"),
-        Op::GroupNorm(_) => Some("group norm"),
-        Op::EvoNorm(_) => Some("EvoNorm"),
-        Op::FilterResponseNorm(_) => Some("response norm"),
-        Op::Relu => Some("ReLU"),
-        _ => None,
+        Op::Relu => Some(op.name()),
+        _ => op.is_norm().then(|| op.name()),
     }
 }
 
@@ -188,35 +183,22 @@ pub(crate) fn operation(op: &Op) -> String {
         stride => format!("{text}, /{stride}"),
     };
     match op {
-        Op::Input => "input".into(),
         Op::Conv(conv) => format!("{}{}", window(conv.kernel, "conv"), conv_rest(conv)),
         Op::StdConv(StdConv { conv, .. }) => {
             format!("{}{}", window(conv.kernel, "std conv"), conv_rest(conv))
         }
-        Op::BatchNorm(_) => "batch norm".into(),
-        Op::GroupNorm(_) => "group norm".into(),
-        Op::EvoNorm(_) => "EvoNorm".into(),
-        Op::FilterResponseNorm(_) => "response norm".into(),
-        Op::Relu => "ReLU".into(),
-        Op::Sigmoid => "sigmoid".into(),
         Op::MaxPool(pool) => strided(window(pool.kernel, "max pool"), pool.stride[0]),
         Op::AvgPool(pool) => strided(window(pool.window.kernel, "avg pool"), pool.window.stride[0]),
         Op::AdaptiveAvgPool(pool) => format!("avg pool to {}×{}", pool.output[0], pool.output[1]),
         Op::Blur(blur) => strided("3×3 blur".into(), blur.stride),
-        Op::GlobalAvgPool => "global avg pool".into(),
-        Op::GlobalMaxPool => "global max pool".into(),
         Op::AttentionPool(pool) => format!("attention, {} heads", pool.heads),
-        Op::Add => "add".into(),
-        Op::Concat => "concat".into(),
         Op::Scale => "gate".into(),
         Op::Multiply(multiply) => format!("× {}", multiply.factor),
         Op::Subsample(subsample) => strided("subsample".into(), subsample.stride),
         Op::PadChannels(_) => "zero-pad channels".into(),
         Op::Pad(_) => "zero padding".into(),
-        Op::Flatten(_) => "flatten".into(),
-        Op::Linear(_) => "linear".into(),
         Op::ChannelConv(conv) => format!("channel conv {}", conv.kernel),
-        _ => "other".into(),
+        _ => op.name().into(),
     }
 }
 

@@ -6,8 +6,8 @@ use std::process::ExitCode;
 use clap::Parser;
 use resnet_cli::cli::{Cli, Command};
 use resnet_cli::commands::{
-    bench, cache, convert, diff, doctor, download, eval, generate, info, inspect, list, predict, summary,
-    train, verify,
+    bench, cache, convert, diff, doctor, download, eval, generate, info, inspect, list, predict, serve,
+    summary, train, verify,
 };
 use resnet_cli::exit::{is_broken_pipe, is_usage};
 use resnet_cli::terminal::{self, Verbosity};
@@ -42,6 +42,7 @@ fn main() -> ExitCode {
         Command::Eval(args) => eval::run(args, &mut out),
         Command::Verify(args) => verify::run(args, &mut out),
         Command::Bench(args) => bench::run(args, &mut out),
+        Command::Serve(args) => serve::run(args, &mut out),
         Command::Doctor(args) => doctor::run(args, &mut out),
         Command::Completions(args) => generate::completions(args, &mut out),
         Command::Man(args) => generate::man(args),

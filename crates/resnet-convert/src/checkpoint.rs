@@ -11,17 +11,18 @@ use resnet_model::meta::{KEY, Origin};
 use resnet_model::param_specs::Role;
 use resnet_model::{Checkpoint, Labels, Meta, RawTensor, escape};
 
-use crate::cast::{self, Float};
 use crate::convert::ConvertOptions;
 use crate::default_preprocess::default_preprocess;
 use crate::dialect::{self, Recognition, Translation, structure};
 use crate::error::{Code, Error, Fault, Result};
 use crate::identify::{self, NameHint, Shapes};
 use crate::non_finite::NonFiniteCounter;
-use crate::onnx;
 use crate::reconcile;
-use crate::report::{Cast, Identified, IdentifiedBy, Report, plural};
+use crate::report::{Cast, Identified, IdentifiedBy, Report};
 use crate::source::StateDict;
+use resnet_model::raw::{self, Float};
+use resnet_model::text::plural;
+use resnet_onnx::Match;
 
 /// The file and the caller's options, the same for all stages.
 #[derive(Clone, Copy)]
@@ -54,7 +55,7 @@ struct Named {
     /// The architecture, where matching the names already identified it.
     identified: Option<(Arch, Identified)>,
     /// Normalization at the start of an ONNX graph.
-    prelude: Option<onnx::Prelude>,
+    prelude: Option<resnet_onnx::Prelude>,
 }
 
 /// Tensors of an identified architecture.
@@ -62,7 +63,7 @@ struct Resolved {
     names: Translation,
     arch: Arch,
     identified: Identified,
-    prelude: Option<onnx::Prelude>,
+    prelude: Option<resnet_onnx::Prelude>,
 }
 
 /// Tensors with metadata.
@@ -111,10 +112,13 @@ fn translate_names(state: &mut StateDict, context: Context) -> Result<Named> {
 }
 
 /// Matches an ONNX graph against the networks of the zoo.
-fn match_graph(graph: onnx::Graph, state: &StateDict, context: Context) -> Result<Named> {
-    let matched = onnx::understand(graph, &state.tensors, context.options.arch.as_ref());
-    let matched = matched.map_err(|fault| fault.in_file(context.path))?;
-    let mut found = matched.map_err(|reason| context.unrecognized(reason))?;
+fn match_graph(graph: resnet_onnx::Graph, state: &StateDict, context: Context) -> Result<Named> {
+    let matched = resnet_onnx::identify(graph, &state.tensors, context.options.arch.as_ref());
+    let matched = matched.map_err(|fault| Fault::from(fault).in_file(context.path))?;
+    let mut found = match matched {
+        Match::Network(network) => *network,
+        Match::Unknown(reason) => return Err(context.unrecognized(reason)),
+    };
     let identified = match context.options.arch {
         Some(_) => specified(),
         None => Identified {
@@ -201,6 +205,7 @@ fn describe(resolved: Resolved, state: &StateDict, context: Context) -> Result<D
     let preprocess = match prelude {
         Some(prelude) => {
             let preprocess = prelude.preprocess(default, &mut names.notes);
+            let preprocess = preprocess.map_err(|fault| Fault::from(fault).in_file(context.path))?;
             preprocess.validate().map_err(resnet_model::Error::from)?;
             preprocess
         }
@@ -321,7 +326,7 @@ fn check_dtypes(meta: &Meta, tensors: &BTreeMap<String, RawTensor>, context: Con
     let graph = meta.arch.graph()?;
     let weights = graph.param_specs().into_iter().filter(|p| p.role != Role::BatchesTracked);
     let mut dtypes = weights.filter_map(|p| Some((tensors.get(&p.name)?.dtype(), p.name)));
-    match dtypes.find(|(dtype, _)| !cast::is_float(*dtype)) {
+    match dtypes.find(|(dtype, _)| !raw::is_float(*dtype)) {
         Some((dtype, name)) => {
             let detail = format!("`{}` has dtype {dtype:?}, expected F16, BF16, F32 or F64", escape(&name));
             Err(context.fault(Code::Dtype, detail))
@@ -332,7 +337,7 @@ fn check_dtypes(meta: &Meta, tensors: &BTreeMap<String, RawTensor>, context: Con
 
 fn cast_all(tensors: BTreeMap<String, RawTensor>, to: Float) -> (BTreeMap<String, RawTensor>, Option<Cast>) {
     let mut count = 0usize;
-    let tensors = tensors.into_iter().map(|(name, tensor)| match cast::cast(&tensor, to) {
+    let tensors = tensors.into_iter().map(|(name, tensor)| match raw::cast(&tensor, to) {
         Some(cast) => {
             count = count.saturating_add(1);
             (name, cast)

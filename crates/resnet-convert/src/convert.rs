@@ -8,14 +8,13 @@ use resnet_model::arch::Arch;
 use resnet_model::file::Existing;
 use resnet_model::{Checkpoint, Labels, Preprocess};
 
-use crate::cast::Float;
 use crate::checkpoint::{self, Context};
 use crate::error::{Error, Result};
 use crate::non_finite::NonFiniteCounter;
-use crate::onnx;
 use crate::report::Report;
 use crate::source::{self, StateDict};
 use crate::write::{self, OutputFormat};
+use resnet_model::raw::Float;
 
 /// Options of a conversion, and facts about the file that its bytes do not hold.
 #[derive(Debug, Clone, Default)]
@@ -35,7 +34,7 @@ pub struct ConvertOptions {
     /// Omit unexpected tensors instead of returning an error.
     pub partial: bool,
     /// ONNX export options.
-    pub onnx: onnx::Export,
+    pub onnx: resnet_onnx::Export,
     /// A flag that aborts [`convert`] when set, e.g. by a signal handler. No output is left behind.
     pub cancel: Option<Arc<AtomicBool>>,
 }
@@ -56,7 +55,7 @@ pub struct Conversion<'a> {
     pub output: &'a Path,
     /// The policy for an existing output file.
     pub existing: Existing,
-    /// How to read the input.
+    /// Options for reading the input.
     pub options: &'a ConvertOptions,
 }
 
@@ -87,7 +86,7 @@ pub fn build_checkpoint(
 pub fn convert(conversion: Conversion, progress: &mut dyn FnMut(Progress)) -> Result<Report> {
     let Conversion { input, output, existing, options } = conversion;
     let format = OutputFormat::from_path(output).ok_or_else(|| Error::Extension(output.to_owned()))?;
-    if format != OutputFormat::Onnx && options.onnx != onnx::Export::default() {
+    if format != OutputFormat::Onnx && options.onnx != resnet_onnx::Export::default() {
         return Err(Error::OnlyOnnx(output.to_owned()));
     }
     let counter = Arc::new(NonFiniteCounter::new(options.cancel.clone()));
@@ -105,7 +104,14 @@ pub fn convert(conversion: Conversion, progress: &mut dyn FnMut(Progress)) -> Re
     };
     let in_file = |e| Error::from_model(e, input);
     let result = match format {
-        OutputFormat::Onnx => onnx::write(&checkpoint, &conversion, &mut written),
+        OutputFormat::Onnx => resnet_onnx::write(
+            &checkpoint,
+            conversion.output,
+            conversion.existing,
+            &options.onnx,
+            &mut written,
+        )
+        .map_err(Error::from),
         OutputFormat::Torch => {
             write::torch::write(&checkpoint, output, existing, &mut written).map_err(in_file)
         }

@@ -21,7 +21,6 @@ use self::pattern::Pattern;
 use self::pixel_stats::PixelStats;
 pub(crate) use self::tables::Traits;
 use self::tables::{AS_TORCH, DIALECTS, Dialect, InputNorm, SIBLINGS, TRAINING, WRAPPERS, WeightLayout};
-use crate::onnx;
 use crate::report::{Dropped, Identified, Renamed, Reshaped, Synthesized};
 
 /// Network tensors under torchvision's names, and a record of the changes.
@@ -77,11 +76,14 @@ impl Translation {
     }
 
     /// Returns the translation of a network that was identified by its graph.
-    pub(crate) fn graph(found: &mut onnx::Found) -> Translation {
+    pub(crate) fn graph(found: &mut resnet_onnx::Network) -> Translation {
         Translation {
             dialect: "by structure",
             tensors: std::mem::take(&mut found.tensors),
-            renamed: std::mem::take(&mut found.renamed),
+            renamed: std::mem::take(&mut found.renamed)
+                .into_iter()
+                .map(|(from, to)| Renamed { from, to })
+                .collect(),
             leftover: std::mem::take(&mut found.unused),
             notes: std::mem::take(&mut found.notes),
             ..Translation::identity(&[])

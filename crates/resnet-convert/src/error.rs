@@ -39,7 +39,7 @@ pub enum Error {
     /// Tensors that belong neither to the network nor to a known training state.
     #[error(
         "`{}`: {} outside the network: {}",
-        escape(&path.display().to_string()), crate::report::plural(names.len(), "tensor"), resnet_model::text::some_of(names)
+        escape(&path.display().to_string()), resnet_model::text::plural(names.len(), "tensor"), resnet_model::text::some_of(names)
     )]
     Leftover {
         /// The file.
@@ -54,8 +54,8 @@ pub enum Error {
     #[error("labels: {0}")]
     Labels(String),
     /// The network cannot be expressed in ONNX.
-    #[error("ONNX: {0}")]
-    Export(String),
+    #[error(transparent)]
+    Onnx(resnet_onnx::Error),
     /// The model exceeds the size limit of its format.
     #[error("`{}`: {bytes} bytes, but an ONNX file is limited to 2 GiB", escape(&path.display().to_string()))]
     TooLarge {
@@ -189,6 +189,46 @@ impl From<std::io::Error> for Fault {
             std::io::ErrorKind::UnexpectedEof => Fault::new(Code::Eof, "unexpected end of file"),
             _ => Fault::new(Code::Read, e.to_string()),
         })
+    }
+}
+
+impl From<resnet_onnx::Fault> for Fault {
+    fn from(fault: resnet_onnx::Fault) -> Self {
+        use resnet_onnx::Code as Onnx;
+        let code = match fault.code {
+            Onnx::Ambiguous => Code::Ambiguous,
+            Onnx::Cycle => Code::Cycle,
+            Onnx::Dtype => Code::Dtype,
+            Onnx::DuplicateName => Code::DuplicateName,
+            Onnx::Empty => Code::Empty,
+            Onnx::Eof => Code::Eof,
+            Onnx::ExternalBounds => Code::ExternalBounds,
+            Onnx::ExternalKey => Code::ExternalKey,
+            Onnx::ExternalPath => Code::ExternalPath,
+            Onnx::Graph => Code::Graph,
+            Onnx::Integer => Code::Integer,
+            Onnx::Limit => Code::Limit,
+            Onnx::Name => Code::Name,
+            Onnx::Protobuf => Code::Protobuf,
+            Onnx::Read => Code::Read,
+            Onnx::TensorBytes => Code::TensorBytes,
+            Onnx::TensorSize => Code::TensorSize,
+            Onnx::Text => Code::Text,
+            Onnx::Unsupported => Code::Unsupported,
+            Onnx::Version => Code::Version,
+            _ => Code::Unsupported,
+        };
+        Fault { code, entry: fault.entry, offset: fault.offset, detail: fault.detail }
+    }
+}
+
+impl From<resnet_onnx::Error> for Error {
+    fn from(error: resnet_onnx::Error) -> Self {
+        match error {
+            resnet_onnx::Error::TooLarge { path, bytes } => Error::TooLarge { path, bytes },
+            resnet_onnx::Error::Model(error) => Error::Model(error),
+            error => Error::Onnx(error),
+        }
     }
 }
 

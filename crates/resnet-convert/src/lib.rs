@@ -17,7 +17,6 @@
 // The readers accept hostile bytes: indexing and overflow must not panic.
 #![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::string_slice))]
 
-mod cast;
 mod checkpoint;
 pub mod cli;
 mod convert;
@@ -26,17 +25,16 @@ mod dialect;
 mod error;
 mod identify;
 mod non_finite;
-mod onnx;
 mod reconcile;
 mod report;
 pub mod source;
 mod write;
 
-pub use cast::Float;
 pub use convert::{Conversion, ConvertOptions, Progress, build_checkpoint, convert, open};
 pub use error::{Code, Error, Fault, Result};
-pub use onnx::Export;
 pub use report::{
     Cast, Dropped, Identified, IdentifiedBy, NonFinite, Renamed, Report, Reshaped, Synthesized,
 };
+pub use resnet_model::raw::Float;
+pub use resnet_onnx::Export;
 pub use source::{Format, StateDict};

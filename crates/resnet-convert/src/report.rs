@@ -7,8 +7,9 @@ use resnet_model::text::{bytes, some_of, thousands, wrap};
 use resnet_model::{Arch, escape};
 use serde::Serialize;
 
-use crate::cast::Float;
 use crate::source::Format;
+use resnet_model::raw::Float;
+use resnet_model::text::plural;
 
 /// Report on a conversion. `Display` is for people, `Serialize` for programs.
 #[derive(Debug, Clone, Serialize)]
@@ -180,15 +181,6 @@ pub struct Cast {
     pub to: Float,
     /// Number of tensors that were cast.
     pub tensors: usize,
-}
-
-pub(crate) fn plural(n: usize, noun: &str) -> String {
-    let ending = match (n, noun.ends_with('s')) {
-        (1, _) => "",
-        (_, true) => "es",
-        (_, false) => "s",
-    };
-    format!("{} {noun}{ending}", thousands(n as u64))
 }
 
 /// Line width, and the column at which the text of a field starts.

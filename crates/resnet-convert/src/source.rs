@@ -28,7 +28,6 @@ use resnet_model::raw::Bytes;
 use serde::Serialize;
 
 use crate::error::{Code, Error, Fault, Result};
-use crate::onnx;
 
 /// Entry of a PyTorch archive that holds the checkpoint's metadata; only written by this crate.
 pub(crate) const META_ENTRY: &str = "resnet.json";
@@ -93,7 +92,7 @@ pub struct StateDict {
     /// `__metadata__` of a safetensors file; the architecture's name in a PyTorch checkpoint.
     pub metadata: HashMap<String, String>,
     /// The computation graph of an ONNX file.
-    pub(crate) graph: Option<Box<onnx::Graph>>,
+    pub(crate) graph: Option<Box<resnet_onnx::Graph>>,
 }
 
 impl StateDict {
@@ -156,7 +155,16 @@ fn read_as(format: Signature, bytes: Arc<dyn Bytes>, path: Option<&Path>) -> Res
         Signature::Legacy { start } => legacy::read(bytes, start),
         Signature::Tar => tar::read(bytes),
         Signature::Pickle => numpy_pickle::read(bytes),
-        Signature::Onnx => onnx::read(bytes, path),
+        Signature::Onnx => {
+            let model = resnet_onnx::read(bytes, path)?;
+            let (tensors, unsupported) = (model.tensors, model.unsupported);
+            Ok(StateDict {
+                tensors,
+                unsupported,
+                graph: Some(Box::new(model.graph)),
+                ..StateDict::new(Format::Onnx)
+            })
+        }
     }
 }
 
@@ -195,7 +203,7 @@ fn detect(bytes: &dyn Bytes) -> Result<Signature, Fault> {
         // Before formats with short magic bytes: the header length may have any value.
         [_, _, _, _, _, 0, 0, 0, b'{' | b' ', ..] => Ok(Signature::Safetensors),
         [0x80, 0..=5, ..] => Ok(Signature::Pickle),
-        _ if onnx::magic(head) => Ok(Signature::Onnx),
+        _ if resnet_onnx::is_onnx(head) => Ok(Signature::Onnx),
         [0x80, n, ..] => {
             Err(Fault::new(Code::Protocol, format!("unsupported pickle protocol {n}, expected 0 to 5")).at(1))
         }

@@ -94,7 +94,7 @@ impl RepoCache {
         let len = File::open(&entry).and_then(|f| f.metadata()).map_err(|e| e.to_string())?.len();
         match etag {
             Some(etag) => self.verify(&commit, file, &etag, &content, config.verify, hashing)?,
-            // A copy that Python made where there are no symlinks. Offline, nobody knows its hash.
+            // A copy that Python made where there are no symlinks. Its hash is unknown offline.
             None if config.offline && len > 0 => {}
             None => return Err("its hash is unknown".into()),
         }
@@ -183,7 +183,7 @@ impl RepoCache {
         builder.tempfile_in(&folder).map_err(|e| failed(&folder, e))
     }
 
-    /// Opens the longest partial file of an earlier download. With `remove` (nobody else is downloading) all partial files
+    /// Opens the longest partial file of an earlier download. With `remove` (there is no other download) all partial files
     /// are removed; the open one exists until it is closed.
     pub(crate) fn partial(&self, etag: &Etag, remove: bool) -> Option<File> {
         let all = self.partial_files(Some(etag));

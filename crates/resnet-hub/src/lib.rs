@@ -24,7 +24,7 @@
 //! | resume | yes; the response to a Range request is appended even if it is the whole file | no, `.incomplete` is truncated | yes, 206 and Content-Range are checked |
 //! | size, hash | neither | neither | both |
 //! | ETag and commit as path | as sent, `../` too | as sent, `../` too | 40 or 64 hexadecimal digits |
-//! | timeouts, minimum speed | none | none of its own | connect, stall, speed, total |
+//! | timeouts, minimum speed | none | none | connect, stall, speed, total |
 //! | cached file | no request | a HEAD each time, unless the revision is a commit | no request |
 //! | partial file, two processes | one name for all, lock | one name for all, lock | unique name and rename; the lock only saves the second download |
 //!

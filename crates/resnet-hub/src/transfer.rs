@@ -39,7 +39,7 @@ impl<'a> Retries<'a> {
                 return Err(error);
             }
             Error::RateLimited { retry_after: Some(wait), .. } => (limits.retries, *wait),
-            // Nobody answers.
+            // No server answers.
             Error::Connect { .. } => (limits.retries.min(2), backoff),
             error if is_transient(error) => (limits.retries, backoff),
             _ => return Err(error),

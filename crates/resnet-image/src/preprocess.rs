@@ -188,7 +188,7 @@ impl Preprocess {
         Ok(())
     }
 
-    /// The crop before normalisation, `[H, W, C]`; three channels are in the order R, G, B.
+    /// The crop before normalization, `[H, W, C]`; three channels are in the order R, G, B.
     fn pixels(&self, image: &RgbImage) -> Result<Vec<u8>> {
         self.validate()?;
         let (width, height) = (image.width() as usize, image.height() as usize);

@@ -107,10 +107,10 @@ fn conv(bencher: Bencher, case: &Case) {
     let dims = [batch, shape.c_in, size, size];
     let layout = Blocked::new(dims).unwrap().with_halo(convs[0].input_halo()).unwrap();
     let output_layout = Blocked::new(convs[0].output_dims(dims).unwrap()).unwrap();
-    let mut input = AlignedVec::zeroed(layout.len());
+    let mut input = AlignedVec::zeroed(layout.len()).unwrap();
     input.iter_mut().enumerate().for_each(|(i, x)| *x = (i % 13) as f32 / 13.0);
-    let mut output = AlignedVec::zeroed(output_layout.len());
-    let mut scratch = AlignedVec::zeroed(convs[0].scratch_len(dims, case.threads).unwrap());
+    let mut output = AlignedVec::zeroed(output_layout.len()).unwrap();
+    let mut scratch = AlignedVec::zeroed(convs[0].scratch_len(dims, case.threads).unwrap()).unwrap();
     let pool = ThreadPool::new(case.threads).unwrap();
     let mut next = convs.iter().cycle();
     let macs = shape.macs(batch, [size, size]).unwrap();

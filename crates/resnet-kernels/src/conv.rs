@@ -75,7 +75,8 @@ impl PackedConv {
     ///
     /// # Errors
     ///
-    /// Invalid shape, slices of the wrong length, or an algorithm that does not support the shape or the epilogue.
+    /// Invalid shape, slices of the wrong length, an algorithm that does not support the shape or the epilogue, or not
+    /// enough memory.
     pub fn new(
         shape: ConvShape,
         plan: Plan,
@@ -91,7 +92,7 @@ impl PackedConv {
                 return Err(Error::Algorithm { algorithm: plan.algorithm.name(), what: "fused max pooling" });
             }
         }
-        let panels = plan.isa.dispatch(Pack { shape: &shape, algorithm: plan.algorithm, weights });
+        let panels = plan.isa.dispatch(Pack { shape: &shape, algorithm: plan.algorithm, weights })?;
         Ok(Self { shape, plan, epilogue, panels, chunked_sums: false })
     }
 
@@ -230,9 +231,9 @@ struct Pack<'a> {
 }
 
 impl Dispatch for Pack<'_> {
-    type Output = Panels;
+    type Output = Result<Panels, Error>;
 
-    fn run<S: Simd>(self, _: S) -> Panels {
+    fn run<S: Simd>(self, _: S) -> Result<Panels, Error> {
         match self.algorithm {
             Algorithm::Planar => Panels::planar::<S>(self.shape, self.weights),
             Algorithm::Pointwise | Algorithm::Direct => Panels::direct::<S>(self.shape, self.weights),

@@ -16,6 +16,12 @@ pub enum Error {
         /// Name of the product, such as `activation length`.
         what: &'static str,
     },
+    /// A buffer for which not enough memory is available.
+    #[error("cannot allocate {len} f32 elements, try a smaller batch or image size")]
+    Allocation {
+        /// Length of the buffer in elements.
+        len: usize,
+    },
     /// A number of channels that is not divisible by the number of groups.
     #[error("{channels} {what} are not divisible by {groups} groups")]
     Groups {

@@ -165,7 +165,7 @@ impl PlanarConv<'_> {
     }
 
     fn blocked(&self, layout: Blocked, planar: &[f32]) -> Result<AlignedVec, Error> {
-        let mut blocked = AlignedVec::zeroed(layout.len());
+        let mut blocked = AlignedVec::zeroed(layout.len())?;
         layout.pack(planar, &mut blocked, self.pool)?;
         Ok(blocked)
     }
@@ -182,8 +182,8 @@ impl PlanarConv<'_> {
             _ => Input::Blocked(View { layout, data: blocked }),
         };
         let to = Blocked::new(conv.output_dims(dims)?)?;
-        let mut result = AlignedVec::zeroed(to.len());
-        let mut scratch = AlignedVec::zeroed(conv.scratch_len(dims, self.pool.threads())?);
+        let mut result = AlignedVec::zeroed(to.len())?;
+        let mut scratch = AlignedVec::zeroed(conv.scratch_len(dims, self.pool.threads())?)?;
         let target = ViewMut { layout: to, data: &mut result };
         conv.run(input, Residual::None, target, &mut scratch, self.pool)?;
         Ok((to, result))

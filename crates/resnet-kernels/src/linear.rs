@@ -50,13 +50,13 @@ impl PackedLinear {
         let panel = isa.dispatch(PanelBlocks).min(features_out.div_ceil(LANES));
         let width = panel * LANES;
         let padded = features_out.next_multiple_of(width);
-        let mut packed = AlignedVec::zeroed(product("weights length", &[padded, features_in])?);
+        let mut packed = AlignedVec::zeroed(product("weights length", &[padded, features_in])?)?;
         for (row, source) in weights.weights.chunks_exact(features_in).enumerate() {
             let panel = &mut packed[row / width * width * features_in..][..width * features_in];
             let column = panel.iter_mut().skip(row % width).step_by(width);
             column.zip(source).for_each(|(to, from)| *to = *from);
         }
-        let mut bias = AlignedVec::zeroed(padded);
+        let mut bias = AlignedVec::zeroed(padded)?;
         if let Some(source) = weights.bias {
             bias[..features_out].copy_from_slice(source);
         }

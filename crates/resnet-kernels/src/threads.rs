@@ -266,9 +266,9 @@ impl Shared {
         loop {
             let state = self.state.load(Ordering::Acquire);
             if state & OPEN != 0 && state >> EPOCH != seen {
-                let entered =
+                let joined =
                     self.state.compare_exchange_weak(state, state + 1, Ordering::AcqRel, Ordering::Relaxed);
-                if entered.is_ok() {
+                if joined.is_ok() {
                     return Some(state >> EPOCH);
                 }
                 continue;

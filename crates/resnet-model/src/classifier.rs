@@ -46,7 +46,9 @@ pub enum Score {
     /// The softmax over all classes.
     #[default]
     Probability,
-    /// The logit.
+    /// Sigmoid of each logit, for multi-label networks.
+    Sigmoid,
+    /// Logits.
     Logit,
 }
 
@@ -147,7 +149,8 @@ pub fn softmax(logits: &[f32]) -> Vec<f64> {
     exps.into_iter().map(|e| e / sum).collect()
 }
 
-fn top_k(logits: &[f32], k: usize, score: Score, labels: &Labels) -> Vec<Prediction> {
+/// The `k` best classes of one image's logits `[K]`, best first; of equal scores the lower class first.
+pub fn top_k(logits: &[f32], k: usize, score: Score, labels: &Labels) -> Vec<Prediction> {
     let mut order: Vec<usize> = (0..logits.len()).collect();
     order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]).then(a.cmp(&b)));
     let probabilities = softmax(logits);
@@ -160,6 +163,7 @@ fn top_k(logits: &[f32], k: usize, score: Score, labels: &Labels) -> Vec<Predict
             synset: label.and_then(|l| l.synset).map(str::to_owned),
             score: match score {
                 Score::Logit => logit,
+                Score::Sigmoid => (1.0 / (1.0 + (-f64::from(logit)).exp())) as f32,
                 Score::Probability => probabilities[index] as f32,
             },
         }

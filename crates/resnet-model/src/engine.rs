@@ -148,6 +148,16 @@ impl Engine {
         self.run_nodes(x, dims, &self.graph().tapped(taps)?, &mut |_, _| {})
     }
 
+    /// Like [`Engine::run`], on the calling thread only: the images of concurrent callers do not compete for the threads of
+    /// the engine. The results are bit-equal to those of [`Engine::run`].
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Engine::run`].
+    pub fn run_single_threaded(&self, x: &[f32], dims: [usize; 4], taps: &[&str]) -> Result<Vec<Output>> {
+        self.run_nodes_single_threaded(x, dims, &self.graph().tapped(taps)?)
+    }
+
     /// Returns the output of the network for normalized images `x` of shape `dims` `[N, C, H, W]`.
     pub fn output(&self, x: &[f32], dims: [usize; 4]) -> Result<Output> {
         self.profile(x, dims, &mut |_, _| {})

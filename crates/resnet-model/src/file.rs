@@ -4,6 +4,10 @@ use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
+mod companion;
+
+pub use companion::{CompanionFile, companion};
+
 use crate::{Error, Result, escape};
 
 /// An open regular file, read at offsets from any thread.

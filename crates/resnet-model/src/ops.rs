@@ -3,7 +3,11 @@
 //! Convolution, batch norm, max pooling and ReLU in `f32` on the CPU are candle custom operations; everything else, and
 //! every other dtype and device, is composed of candle's operations.
 //!
-//! HEADER
+//! These custom operations exist next to the training tape (`network/tape.rs`) for what the tape does not do: gradients of
+//! the input and of intermediate results ([`ModuleT::forward_t`](candle_core::ModuleT)), the reference of the engine's tests,
+//! and the tape's own fallback for operations without a blocked kernel (biased and weight-standardized convolutions, group norm).
+//! A training step on two cores, batch of 8 images of 112×112 pixels: ResNet-18 0.8 s with the tape, 1.5 s with these
+//! operations, 8.7 s with candle's own. ResNet-50, batch of 4: 1.2 s, 2.0 s and 7 s.
 
 use candle_core::{DType, Result, Tensor};
 

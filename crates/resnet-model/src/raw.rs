@@ -8,6 +8,14 @@ use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
 pub use safetensors::Dtype;
 
+mod cast;
+mod computed;
+mod permute;
+
+pub use cast::{Float, cast, is_float};
+pub use computed::Computed;
+pub use permute::permute;
+
 use crate::file::SharedFile;
 use crate::{Error, Result};
 

@@ -16,6 +16,16 @@ pub fn escape(name: &str) -> String {
     out
 }
 
+/// Returns a count with its noun in singular or plural.
+pub fn plural(n: usize, noun: &str) -> String {
+    let ending = match (n, noun.ends_with('s')) {
+        (1, _) => "",
+        (_, true) => "es",
+        (_, false) => "s",
+    };
+    format!("{} {noun}{ending}", thousands(n as u64))
+}
+
 /// Returns the first three names, safe to print, and an ellipsis if there are more.
 pub fn some_of(names: &[String]) -> String {
     let mut shown: Vec<String> = names.iter().take(3).map(|n| escape(n)).collect();

@@ -117,9 +117,6 @@ pub enum Error {
         /// Differences, each `name: A in the run, B now`.
         differences: Vec<String>,
     },
-    /// A chart that cannot be drawn.
-    #[error("plot: {0}")]
-    Plot(String),
 }
 
 impl Error {

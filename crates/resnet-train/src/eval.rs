@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn ten_crops_hold_the_centre_and_its_mirror_image() {
+    fn ten_crops_include_the_center_and_its_mirror_image() {
         let data = data();
         let preprocess = Preprocess::torchvision(36, 32);
         let image = data.sample(4).unwrap().image.open().unwrap();

@@ -28,7 +28,7 @@ pub struct Schedule {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ScheduleKind {
-    /// None.
+    /// No decay.
     Constant,
     /// By `gamma` at each milestone (PyTorch's `MultiStepLR`).
     Step,

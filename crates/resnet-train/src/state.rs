@@ -1,7 +1,7 @@
 //! State of a run on disk: one file per state, so that all its parts are of the same step.
 //!
 //! A state is written to a temporary file, renamed, and synced together with its folder before older states are removed.
-//! A state with a wrong checksum is skipped for the one before.
+//! If a state has a wrong checksum, the one before it is loaded.
 
 use std::collections::BTreeMap;
 use std::fs::{File, TryLockError};

@@ -60,11 +60,11 @@ pub struct Report {
     /// The report about the file.
     #[serde(flatten)]
     pub file: resnet_convert::Report,
-    /// The preprocessing, in words.
+    /// A description of the preprocessing.
     pub preprocess: String,
     /// The origin of the preprocessing.
     pub preprocess_from: Provenance,
-    /// The labels, in words.
+    /// A description of the labels.
     pub labels: String,
     /// The origin of the labels.
     pub labels_from: Provenance,

@@ -195,13 +195,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ensembles_need_the_same_labels_in_the_same_order() {
+    fn classes_of_an_ensemble_are_matched_by_label() {
         let labels = |names: &[&str]| Labels::Names(names.iter().map(|&n| n.to_owned()).collect());
+        let checkpoint = |names: &[&str]| {
+            let arch = resnet_model::zoo::arch("resnet20_cifar").unwrap().with_classes(names.len());
+            let checkpoint = resnet_model::synthetic::checkpoint(&arch).unwrap();
+            let meta = resnet_model::Meta { labels: labels(names), ..checkpoint.meta().clone() };
+            checkpoint.with_meta(meta).unwrap()
+        };
         let first = labels(&["cat", "dog"]);
-        assert!(same_labels(&first, &first).is_ok());
-        for other in [labels(&["dog", "cat"]), labels(&["cat"]), labels(&["cat", "dog", "cow"])] {
-            let error = same_labels(&first, &other).unwrap_err().to_string();
-            assert!(error.contains("same class labels in the same order"), "{error}");
+        for names in [["cat", "dog"], ["dog", "cat"]] {
+            assert_eq!(match_classes(checkpoint(&names), &first).unwrap().meta().labels, first);
+        }
+        for names in [&["cat"][..], &["cat", "cow"], &["cat", "dog", "cow"]] {
+            let error = match_classes(checkpoint(names), &first).unwrap_err().to_string();
+            assert!(error.contains("the first checkpoint of the ensemble has"), "{error}");
         }
     }
 }

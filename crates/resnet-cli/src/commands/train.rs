@@ -29,11 +29,14 @@ use resnet_weights::Options;
 
 /// Train or fine-tune a network on a folder of images
 ///
-/// DATA is a folder with one folder of images per class, a folder with `train` and `val` folders of that form, or a CSV
-/// file with the columns path, label and optionally split. The result, RUN/model.safetensors, is a checkpoint that predict
-/// accepts. Ctrl-C finishes the step and saves the state; the same command with --resume continues, and the result is
-/// bit-identical to that of an uninterrupted run. Under mpirun or srun (a build with the feature mpi), each process trains
-/// on --batch-size images of every batch, and rank 0 writes the files.
+/// DATA is a folder with one subfolder of images per class, a folder with `train` and `val` subfolders of this form, or a CSV
+/// file with the columns path, label and optionally split. The result is RUN/model.safetensors, a checkpoint for `predict`.
+///
+/// Ctrl-C finishes the current step and saves the state; the same command with --resume continues, and its result is identical
+/// to that of an uninterrupted run. The exit status of an interrupted run is 1.
+///
+/// For distributed training, start it with mpirun or srun (in a build with the feature mpi). Each process trains on --batch-size
+/// images of every batch, and rank 0 writes the files.
 #[derive(Debug, clap::Args)]
 #[command(group = clap::ArgGroup::new("start").required(true).multiple(true))]
 pub struct Args {

@@ -20,7 +20,7 @@ fn write_dot(out: &mut String, diagram: &Diagram, title: &str) -> std::fmt::Resu
         writeln!(out, "  subgraph cluster_{i} {{")?;
         writeln!(
             out,
-            "    label={}; labeljust=l; color=grey80; fontname=\"sans-serif\";",
+            "    label={}; labeljust=l; color=gray80; fontname=\"sans-serif\";",
             quoted(&block.name)
         )?;
         for &shape in &block.shapes {

@@ -2,6 +2,8 @@
 
 use std::fmt::Write;
 
+use resnet_train::plot::escaped;
+
 use super::layout::{Edge, Layout, layout};
 use super::{Diagram, Shape, ShapeKind};
 
@@ -221,8 +223,4 @@ impl<'a> Drawing<'a> {
         let middle = (leave + top) / 2.0;
         format!("M{x1:.1} {bottom:.1}V{leave:.1}C{x1:.1} {middle:.1} {x2:.1} {middle:.1} {x2:.1} {top:.1}")
     }
-}
-
-pub(crate) fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }

@@ -179,12 +179,12 @@ fn structure_with_a_specified_architecture() {
     let (checkpoint, report) = known(file(), &ConvertOptions::default());
     assert_eq!(checkpoint.meta().arch.to_string(), "resnet50c");
     assert!(report.identified.alternatives.contains(&"resnet50d".to_owned()), "{report}");
-    let insist = |name| ConvertOptions { arch: Some(zoo::arch(name).unwrap()), ..ConvertOptions::default() };
-    let (checkpoint, report) = known(file(), &insist("resnet50d"));
+    let require = |name| ConvertOptions { arch: Some(zoo::arch(name).unwrap()), ..ConvertOptions::default() };
+    let (checkpoint, report) = known(file(), &require("resnet50d"));
     assert_eq!((&checkpoint.meta().arch, report.identified.by), (&arch, IdentifiedBy::Specified));
     let named = ConvertOptions { name: Some("resnet50d.ra2_in1k".into()), ..ConvertOptions::default() };
     assert_eq!(known(file(), &named).0.meta().arch, arch);
-    let error = build_checkpoint(file(), "a".as_ref(), &insist("resnet34")).unwrap_err();
+    let error = build_checkpoint(file(), "a".as_ref(), &require("resnet34")).unwrap_err();
     assert!(error.to_string().contains("match no known network"), "{error}");
 }
 

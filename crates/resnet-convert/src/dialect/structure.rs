@@ -5,7 +5,7 @@
 //! are unique, so that order is irrelevant. The result is reported as a guess.
 //!
 //! The order is that of the file and that of the numbers in the names ([`order`]). A file whose names are sorted as text
-//! (block 10 before block 2) has no order of its own. If both orders match but assign tensors differently, nothing
+//! (block 10 before block 2) has no inherent order. If both orders match but assign tensors differently, nothing
 //! decides between them and the file is rejected.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -17,7 +17,8 @@ use resnet_model::{RawTensor, escape, zoo};
 
 use super::{MOMENTUM, TRAINING, Translation, order};
 use crate::identify::NameHint;
-use crate::report::{Identified, IdentifiedBy, Renamed, plural};
+use crate::report::{Identified, IdentifiedBy, Renamed};
+use resnet_model::text::plural;
 
 /// Maximum number of prefixes searched.
 const MAX_ROOTS: usize = 32;

@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use resnet_model::escape;
-use resnet_model::file::SharedFile;
+use resnet_model::file::{self, SharedFile};
 
 use crate::error::{Code, Fault};
 
@@ -25,32 +25,10 @@ pub(super) fn open(path: &Path, name: &str, code: Code) -> Result<(PathBuf, Shar
         return Err(elsewhere("is not a plain file name"));
     }
     let unreadable = |e: io::Error| Fault::new(Code::Read, format!("`{}`: {e}", escape(name)));
-    let found = find(path, Path::new(name)).map_err(unreadable)?;
+    let found = file::companion(path, Path::new(name)).map_err(unreadable)?;
     if !found.folders.iter().any(|folder| found.target.parent() == Some(folder)) {
         return Err(elsewhere("links outside the folder"));
     }
     let opened = SharedFile::open(&found.target).map_err(unreadable)?;
     Ok((found.file, opened))
-}
-
-/// File that a checkpoint refers to.
-pub(crate) struct CompanionFile {
-    /// The path in the checkpoint's folder.
-    pub(crate) file: PathBuf,
-    /// The path with links resolved.
-    pub(crate) target: PathBuf,
-    /// The allowed folders: the checkpoint's, before and after resolving links.
-    pub(crate) folders: Vec<PathBuf>,
-}
-
-/// Finds the file `name` in the folder of `path`. The caller checks `folders` before opening it.
-pub(crate) fn find(path: &Path, name: &Path) -> io::Result<CompanionFile> {
-    let folder = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    let file = folder.join(name);
-    let target = file.canonicalize()?;
-    let real = path.canonicalize().ok().and_then(|path| Some(path.parent()?.to_owned()));
-    Ok(CompanionFile { file, target, folders: folder.canonicalize().ok().into_iter().chain(real).collect() })
 }

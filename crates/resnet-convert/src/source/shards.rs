@@ -78,7 +78,7 @@ pub(super) fn read(path: &Path, bytes: &dyn Bytes) -> Result<StateDict> {
     }
     let empty = || Fault::new(Code::Empty, "the index has no tensors").in_file(path);
     let mut whole = whole.ok_or_else(empty)?;
-    whole.notes.push(format!("read from {}", crate::report::plural(files.len(), "shard")));
+    whole.notes.push(format!("read from {}", resnet_model::text::plural(files.len(), "shard")));
     Ok(whole)
 }
 

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use resnet_model::RawTensor;
 use resnet_model::raw::{ByteRange, Bytes, Dtype};
 
-use super::lazy::{Checked, Computed, Swapped, Verified};
+use resnet_model::raw::Computed;
+
+use super::lazy::{Checked, Swapped, Verified};
 use super::pickle::call::latin1;
 use super::pickle::numpy::Array;
 use super::pickle::specs::{TensorSpec, item_size};

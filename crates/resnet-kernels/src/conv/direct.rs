@@ -70,15 +70,15 @@ pub(super) fn run<S: Simd>(simd: S, call: Call, input: View) {
     let (shape, panels) = (&conv.shape, &conv.panels);
     let (from, to) = (input.layout, output.layout);
     let row_bytes = from.blocks() * from.row_len() * shape.stride[0] * size_of::<f32>();
-    let split = TaskSize::choose(&to, panels.list.len(), row_bytes, pool.threads());
-    let partition = partition_rows(&to, &panels.bounds, split, 1);
+    let task_size = TaskSize::choose(&to, panels.list.len(), row_bytes, pool.threads());
+    let partition = partition_rows(&to, &panels.bounds, task_size, 1);
     let job = Job { simd, conv, residual: &residual, input, to };
     pool.run_partitioned(output.data, &partition, |_, mut chunk| {
         for panel in &panels.list[chunk.groups.clone()] {
             let taps = shape.kernel[0] * shape.kernel[1] * LANES;
             let block_len = taps * panel.blocks * LANES;
-            let most = if conv.chunked_sums { SUM_CHUNK / taps } else { usize::MAX };
-            let step = (WEIGHT_BYTES / size_of::<f32>() / block_len).min(most).max(1);
+            let max_step = if conv.chunked_sums { SUM_CHUNK / taps } else { usize::MAX };
+            let step = (WEIGHT_BYTES / size_of::<f32>() / block_len).min(max_step).max(1);
             let step = panel.depth.div_ceil(panel.depth.div_ceil(step));
             for first in (0..panel.depth).step_by(step) {
                 let depth = step.min(panel.depth - first);
@@ -168,19 +168,19 @@ pub(super) fn addend<'a>(residual: &Residual<'a>, image: usize, block: usize) ->
 pub(super) fn partition_rows<'a>(
     to: &Blocked,
     bounds: &'a [usize],
-    split: TaskSize,
+    task_size: TaskSize,
     unit: usize,
 ) -> Partition<'a> {
     let row = to.row_len();
     Partition {
-        order: split.order,
-        outer: Axis { len: to.n, unit: 1, max_units: split.images },
+        order: task_size.order,
+        outer: Axis { len: to.n, unit: 1, max_units: task_size.images },
         outer_stride: to.image_len(),
         inner_bounds: bounds,
-        inner_group: split.panels,
+        inner_group: task_size.panels,
         inner_stride: to.plane_len(),
         run_start: to.halo[0] * row,
-        run: Axis { len: to.h * row, unit: unit * row, max_units: split.rows },
+        run: Axis { len: to.h * row, unit: unit * row, max_units: task_size.rows },
     }
 }
 
@@ -225,9 +225,9 @@ mod tests {
         let check = |n, size: usize, channels: usize, panels, threads, expected: [usize; 3], order| {
             let output = super::super::dense([n, panels * 64, size, size]);
             let row_bytes = channels * size * 4;
-            let split = TaskSize::choose(&output, panels, row_bytes, threads);
+            let task_size = TaskSize::choose(&output, panels, row_bytes, threads);
             let [images, rows, panels] = expected;
-            assert_eq!(split, TaskSize { images, rows, panels, order });
+            assert_eq!(task_size, TaskSize { images, rows, panels, order });
         };
         check(1, 56, 64, 4, 1, [1, 18, 4], TaskOrder::Rows);
         check(1, 7, 512, 32, 1, [1, 7, 32], TaskOrder::Rows);

@@ -1,5 +1,6 @@
 //! Weights packed in the order in which the micro-kernel reads them.
 
+use crate::error::Error;
 use crate::layout::LANES;
 use crate::shape::{ConvShape, ConvWeights};
 use crate::simd::AlignedVec;
@@ -37,11 +38,16 @@ pub(crate) struct Panels {
 impl Panels {
     /// Divides the output channels into panels and allocates zero weights; `products` is the number of weights per pair
     /// of input and output channel.
-    fn with_bias<S: Simd>(shape: &ConvShape, bias: Option<&[f32]>, products: usize, planar: bool) -> Self {
+    fn with_bias<S: Simd>(
+        shape: &ConvShape,
+        bias: Option<&[f32]>,
+        products: usize,
+        planar: bool,
+    ) -> Result<Self, Error> {
         let mut panels = Self::empty::<S>(shape, products, planar);
-        panels.weights = AlignedVec::zeroed(panels.len());
+        panels.weights = AlignedVec::zeroed(panels.len())?;
         panels.bias[..shape.c_out].copy_from_slice(bias.unwrap_or(&vec![0.0; shape.c_out]));
-        panels
+        Ok(panels)
     }
 
     /// Returns the number of weights of all panels, including padding.
@@ -65,7 +71,12 @@ impl Panels {
         }
         let mut bounds: Vec<usize> = list.iter().map(|panel| panel.block).collect();
         bounds.push(blocks);
-        Self { list, bounds, weights: AlignedVec::default(), bias: AlignedVec::zeroed(blocks * LANES) }
+        Self {
+            list,
+            bounds,
+            weights: AlignedVec::default(),
+            bias: AlignedVec::zeroed_or_abort(blocks * LANES),
+        }
     }
 
     pub(super) fn weights(&self, panel: &Panel) -> &[f32] {
@@ -83,9 +94,9 @@ impl Panels {
     }
 
     /// Packs `[input block][kernel height][kernel width][16][blocks × 16]` for each panel.
-    pub(super) fn direct<S: Simd>(shape: &ConvShape, weights: ConvWeights) -> Self {
+    pub(super) fn direct<S: Simd>(shape: &ConvShape, weights: ConvWeights) -> Result<Self, Error> {
         let taps = shape.kernel[0] * shape.kernel[1];
-        let mut panels = Self::with_bias::<S>(shape, weights.bias, taps, false);
+        let mut panels = Self::with_bias::<S>(shape, weights.bias, taps, false)?;
         let (ig, og) = (shape.c_in / shape.groups, shape.c_out / shape.groups);
         for panel in &panels.list {
             let width = panel.blocks * LANES;
@@ -102,13 +113,13 @@ impl Panels {
                 }
             }
         }
-        panels
+        Ok(panels)
     }
 
     /// Packs `[c_in][kernel height][kernel width][blocks × 16]` for each panel.
-    pub(super) fn planar<S: Simd>(shape: &ConvShape, weights: ConvWeights) -> Self {
+    pub(super) fn planar<S: Simd>(shape: &ConvShape, weights: ConvWeights) -> Result<Self, Error> {
         let taps = shape.kernel[0] * shape.kernel[1];
-        let mut panels = Self::with_bias::<S>(shape, weights.bias, taps, true);
+        let mut panels = Self::with_bias::<S>(shape, weights.bias, taps, true)?;
         let rows = shape.c_in * taps;
         for panel in &panels.list {
             let width = panel.blocks * LANES;
@@ -120,7 +131,7 @@ impl Panels {
                 }
             }
         }
-        panels
+        Ok(panels)
     }
 
     /// Packs `[A × B][c_in][blocks × 16]` for each panel: `P·g·Qᵀ` of every kernel `g`, computed in `f64`.
@@ -129,8 +140,8 @@ impl Panels {
         weights: ConvWeights,
         p: [[f64; 3]; A],
         q: [[f64; 3]; B],
-    ) -> Self {
-        let mut panels = Self::with_bias::<S>(shape, weights.bias, A * B, false);
+    ) -> Result<Self, Error> {
+        let mut panels = Self::with_bias::<S>(shape, weights.bias, A * B, false)?;
         for panel in &panels.list {
             let width = panel.blocks * LANES;
             let packed = &mut panels.weights[panel.start..][..panel.len];
@@ -154,7 +165,7 @@ impl Panels {
                 }
             }
         }
-        panels
+        Ok(panels)
     }
 }
 
@@ -191,11 +202,11 @@ fn transform_kernels<const A: usize, const B: usize>(
 /// where it minimizes the multiplications by zero.
 fn panel_blocks<S: Simd>(shape: &ConvShape, block: usize, blocks: usize, planar: bool) -> usize {
     let left = blocks - block;
-    let most = S::PIXELS.len().min(left);
+    let max_blocks = S::PIXELS.len().min(left);
     if planar || shape.groups == 1 {
         return left.div_ceil(left.div_ceil(S::PIXELS.len()));
     }
-    (1..=most).rev().min_by_key(|size| inputs(shape, block, *size).1).unwrap_or(1)
+    (1..=max_blocks).rev().min_by_key(|size| inputs(shape, block, *size).1).unwrap_or(1)
 }
 
 /// Returns the first input block that `size` output blocks from `block` on depend on, and the number of input blocks.

@@ -47,9 +47,9 @@ impl Sizes {
         let what = "scratch length";
         let shape = &conv.shape;
         let [conv_height, conv_width] = shape.output_hw([input[2], input[3]])?;
-        let most = if conv.epilogue.max_pool.is_some() { POOLED_ROWS } else { ROWS };
+        let max_rows = if conv.epilogue.max_pool.is_some() { POOLED_ROWS } else { ROWS };
         // The same number of tasks for every thread, if the image is large enough.
-        let tasks = output[2].div_ceil(most).next_multiple_of(threads).min(output[2]);
+        let tasks = output[2].div_ceil(max_rows).next_multiple_of(threads).min(output[2]);
         let rows = output[2].div_ceil(tasks);
         let (conv_rows, slots) = match &conv.epilogue.max_pool {
             Some(spec) => {
@@ -97,46 +97,41 @@ pub(super) fn run<S: Simd>(simd: S, call: Call, dims: [usize; 4], data: &[f32]) 
     // Cannot fail: `scratch_len` succeeded with the same arguments.
     let Ok(sizes) = Sizes::choose(conv, dims, layout.dims(), pool.threads()) else { return };
     let panels = &conv.panels;
-    let split = TaskSize { images: 1, rows: sizes.rows, panels: panels.list.len(), order: TaskOrder::Rows };
-    let partition = partition_rows(&layout, &panels.bounds, split, 1);
+    let task_size =
+        TaskSize { images: 1, rows: sizes.rows, panels: panels.list.len(), order: TaskOrder::Rows };
+    let partition = partition_rows(&layout, &panels.bounds, task_size, 1);
     let image_len = dims[1] * dims[2] * dims[3];
-    pool.run_partitioned_with_scratch(
-        output.data,
-        &partition,
-        (scratch, sizes.per_task()),
-        |private, mut chunk| {
-            let (padded, ring) = private.split_at_mut(sizes.padded);
-            let image = chunk.outer.start;
-            let rows = owned_rows(&chunk, &layout);
-            let task =
-                Task { simd, conv, sizes: &sizes, dims, image: &data[image * image_len..][..image_len] };
-            match &conv.epilogue.max_pool {
-                None => {
-                    let first = task.pad(padded, rows.start..rows.end);
-                    for y in rows {
-                        let row = layout.pixel(y, 0);
-                        for panel in 0..panels.list.len() {
-                            let (block, blocks) = (panels.list[panel].block, panels.list[panel].blocks);
-                            let (mut added, added_layout) = addend(&residual, image, block);
-                            if let (Addend::Blocks { at, .. }, Residual::Add(_)) = (&mut added, &residual) {
-                                *at = [added_layout.pixel(y, 0); MAX_PIXELS];
-                            }
-                            task.row(
-                                padded,
-                                first,
-                                y,
-                                panel,
-                                added,
-                                row,
-                                &mut chunk.tile_output(image, block, blocks),
-                            );
+    pool.run_with_scratch(output.data, &partition, (scratch, sizes.per_task()), |scratch, mut chunk| {
+        let (padded, ring) = scratch.split_at_mut(sizes.padded);
+        let image = chunk.outer.start;
+        let rows = owned_rows(&chunk, &layout);
+        let task = Task { simd, conv, sizes: &sizes, dims, image: &data[image * image_len..][..image_len] };
+        match &conv.epilogue.max_pool {
+            None => {
+                let first = task.pad(padded, rows.start..rows.end);
+                for y in rows {
+                    let row = layout.pixel(y, 0);
+                    for panel in 0..panels.list.len() {
+                        let (block, blocks) = (panels.list[panel].block, panels.list[panel].blocks);
+                        let (mut added, added_layout) = addend(&residual, image, block);
+                        if let (Addend::Blocks { at, .. }, Residual::Add(_)) = (&mut added, &residual) {
+                            *at = [added_layout.pixel(y, 0); MAX_PIXELS];
                         }
+                        task.row(
+                            padded,
+                            first,
+                            y,
+                            panel,
+                            added,
+                            row,
+                            &mut chunk.tile_output(image, block, blocks),
+                        );
                     }
                 }
-                Some(spec) => task.pooled(spec, padded, ring, rows, &mut chunk, &layout),
             }
-        },
-    );
+            Some(spec) => task.pooled(spec, padded, ring, rows, &mut chunk, &layout),
+        }
+    });
 }
 
 struct Task<'a, S> {
@@ -195,7 +190,7 @@ impl<S: Simd> Task<'_, S> {
         // Complete chunks of rows, and the remainder.
         let reductions = [reduction(rows), reduction(kh % rows)];
         let starts = (0..shape.c_in).step_by(channels);
-        let chunks = starts.flat_map(|channel| (0..kh).step_by(rows).map(move |row| (channel, row)));
+        let partial_sums = starts.flat_map(|channel| (0..kh).step_by(rows).map(move |row| (channel, row)));
         let weights = self.conv.panels.weights(panel);
         let width = panel.blocks * LANES;
         let start = (y - first) * shape.stride[0] * sizes.width;
@@ -224,7 +219,7 @@ impl<S: Simd> Task<'_, S> {
                 }
             }
             let first = tile.addend;
-            for (channel, row) in chunks.clone() {
+            for (channel, row) in partial_sums.clone() {
                 let is_first = (channel, row) == (0, 0);
                 tile.weights = &weights[(channel * kh + row) * kw * width..];
                 tile.input = &padded[channel * plane + row * line..];

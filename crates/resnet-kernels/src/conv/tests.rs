@@ -66,7 +66,7 @@ impl Case {
         let [h, w] = conv.input_halo();
         let halo = [h + self.spare[0], w + self.spare[0]];
         let input_layout = Blocked::new(dims).unwrap().with_halo(halo).unwrap();
-        let mut blocked = AlignedVec::zeroed(input_layout.len());
+        let mut blocked = AlignedVec::zeroed(input_layout.len()).unwrap();
         input_layout.pack(input, &mut blocked, &pool).unwrap();
         let input = match plan.algorithm {
             Algorithm::Planar => Input::Planar { dims, data: input },
@@ -75,10 +75,10 @@ impl Case {
 
         let added = random(out_dims.iter().product(), 4);
         let added_layout = layout(out_dims, self.spare[1]);
-        let mut added_blocked = AlignedVec::zeroed(added_layout.len());
+        let mut added_blocked = AlignedVec::zeroed(added_layout.len()).unwrap();
         added_layout.pack(&added, &mut added_blocked, &pool).unwrap();
         let output_layout = layout(out_dims, self.spare[2]);
-        let mut output = AlignedVec::zeroed(output_layout.len());
+        let mut output = AlignedVec::zeroed(output_layout.len()).unwrap();
         output.fill(f32::NAN);
         let residual = match self.residual {
             Added::Nothing => Residual::None,
@@ -89,7 +89,7 @@ impl Case {
             }
         };
         output_layout.clear_halo(&mut output).unwrap();
-        let mut scratch = AlignedVec::zeroed(conv.scratch_len(dims, self.threads).unwrap());
+        let mut scratch = AlignedVec::zeroed(conv.scratch_len(dims, self.threads).unwrap()).unwrap();
         scratch.fill(f32::NAN);
         let view = ViewMut { layout: output_layout, data: &mut output };
         conv.run(input, residual, view, &mut scratch, &pool).unwrap();
@@ -100,7 +100,7 @@ impl Case {
             // Zero weights times infinity: padding channels are NaN too.
             return planar;
         }
-        let mut again = AlignedVec::zeroed(output.len());
+        let mut again = AlignedVec::zeroed(output.len()).unwrap();
         output_layout.pack(&planar, &mut again, &pool).unwrap();
         let unchanged = again.iter().zip(&output[..]).all(|(a, b)| a == b || a.is_nan() && b.is_nan());
         assert!(unchanged, "halo or padding channels written by {self:?} {plan:?}");

@@ -10,6 +10,7 @@ use std::marker::PhantomData;
 use super::direct::{TaskSize, owned_rows, partition_rows};
 use super::pack::{Panel, Panels};
 use super::{Call, PackedConv};
+use crate::error::Error;
 use crate::layout::{Blocked, LANES, View};
 use crate::shape::{ConvShape, ConvWeights};
 use crate::simd::Simd;
@@ -41,7 +42,7 @@ pub(super) fn pack<
 >(
     shape: &ConvShape,
     weights: ConvWeights,
-) -> Panels {
+) -> Result<Panels, Error> {
     Panels::winograd::<S, A, B>(shape, weights, P::G, Q::G)
 }
 
@@ -107,26 +108,21 @@ pub(super) fn run<
         let (images, rows, panels) = (tiling.images, tiling.rows, conv.panels.list.len());
         let partition =
             partition_rows(&layout, bounds, TaskSize { images, rows, panels, order: TaskOrder::Rows }, M);
-        pool.run_partitioned_with_scratch(
-            output.data,
-            &partition,
-            (scratch, v_len + m_len),
-            |private, chunk| {
-                let (v, m) = private.split_at_mut(v_len);
-                let rows = owned_rows(&chunk, &layout);
-                let block = TileBlock {
-                    image: chunk.outer.start,
-                    images: chunk.outer.len(),
-                    row: rows.start / M,
-                    rows: rows.len().div_ceil(M),
-                    across: tiling.across,
-                };
-                for (channels, v) in v.chunks_exact_mut(stride).enumerate() {
-                    transform(channels, &block, v);
-                }
-                multiply(v, &block, m, chunk, 0);
-            },
-        );
+        pool.run_with_scratch(output.data, &partition, (scratch, v_len + m_len), |scratch, chunk| {
+            let (v, m) = scratch.split_at_mut(v_len);
+            let rows = owned_rows(&chunk, &layout);
+            let block = TileBlock {
+                image: chunk.outer.start,
+                images: chunk.outer.len(),
+                row: rows.start / M,
+                rows: rows.len().div_ceil(M),
+                across: tiling.across,
+            };
+            for (channels, v) in v.chunks_exact_mut(stride).enumerate() {
+                transform(channels, &block, v);
+            }
+            multiply(v, &block, m, chunk, 0);
+        });
         return;
     }
     let (v, m) = scratch.split_at_mut(v_len);
@@ -141,7 +137,7 @@ pub(super) fn run<
         partition.run_start = (layout.halo[0] + start) * line;
         partition.run.len = (end - start) * line;
         let data = &mut output.data[block.image * layout.image_len()..];
-        pool.run_partitioned_with_scratch(data, &partition, (m, m_len), |m, chunk| {
+        pool.run_with_scratch(data, &partition, (m, m_len), |m, chunk| {
             multiply(v, &block, m, chunk, block.image)
         });
     }

@@ -26,7 +26,7 @@ impl BufferPool {
         let class = class(len);
         match self.free.get_mut(&class).and_then(Vec::pop) {
             Some(buffer) => buffer,
-            None => AlignedVec::zeroed(class),
+            None => AlignedVec::zeroed_or_abort(class),
         }
     }
 

@@ -255,7 +255,7 @@ impl<K: Kernel> Dispatch for Vectorized<K> {
     }
 }
 
-/// Mean and sum of squared deviations from the mean, over the pixels of one channel block.
+/// Mean and sum of squared differences from the mean, over the pixels of one channel block.
 struct Moments<'a>(&'a [[f32; LANES]]);
 
 impl Kernel for Moments<'_> {

@@ -102,7 +102,7 @@ fn split_by_stride(conv: &PlanarConv, layout: &PanelLayout, input: &[f32]) -> Re
     let shape = &conv.shape;
     let [rows, pitch] = layout.phase;
     // The last run of the last plane may read past its row.
-    let mut out = AlignedVec::zeroed(product("split input", &[n * c, layout.plane])? + pitch);
+    let mut out = AlignedVec::zeroed(product("split input", &[n * c, layout.plane])? + pitch)?;
     let len = n * c * layout.plane;
     conv.pool.for_each_chunk(&mut out[..len], layout.plane, |index, plane| {
         let source = &input[index * h * w..][..h * w];
@@ -135,7 +135,7 @@ fn interleave(
 ) -> Result<AlignedVec, Error> {
     let [oh, ow] = layout.output;
     let (groups, width, pitch) = (conv.shape.groups, layout.width(), layout.phase[1]);
-    let mut out = AlignedVec::zeroed(product("panels", &[batch * groups, layout.panels, layout.panel()])?);
+    let mut out = AlignedVec::zeroed(product("panels", &[batch * groups, layout.panels, layout.panel()])?)?;
     conv.pool.for_each_chunk(&mut out, layout.panel(), |index, panel| {
         let first = index % layout.panels * width;
         let group = index / layout.panels;
@@ -192,7 +192,7 @@ fn run<S: Simd>(
     let per_task = tiles_per_task(conv.pool, shape.groups * layout.panels, needed);
     // Rounded up so that no task has tiles of two panels.
     let tiles = needed.next_multiple_of(per_task);
-    let mut sums = AlignedVec::zeroed(product("sums", &[shape.groups * layout.panels, tiles, tile])?);
+    let mut sums = AlignedVec::zeroed(product("sums", &[shape.groups * layout.panels, tiles, tile])?)?;
     let channel_taps = shape.kernel[0] * shape.kernel[1];
     let strip = (STRIP_BYTES / (layout.width() * size_of::<f32>() * layout.phase[1]).max(1)).max(1);
     let task = |panel: usize, first: usize, sums: &mut [f32]| {

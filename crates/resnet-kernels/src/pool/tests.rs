@@ -6,7 +6,7 @@ use crate::testing::{assert_close, random};
 
 fn blocked(dims: [usize; 4], halo: usize, planar: &[f32], pool: &ThreadPool) -> (Blocked, AlignedVec) {
     let layout = Blocked::new(dims).unwrap().with_halo([halo, halo]).unwrap();
-    let mut data = AlignedVec::zeroed(layout.len());
+    let mut data = AlignedVec::zeroed(layout.len()).unwrap();
     layout.pack(planar, &mut data, pool).unwrap();
     (layout, data)
 }
@@ -22,7 +22,7 @@ fn check(spec: PoolSpec, dims: [usize; 4], poison: &[(usize, f32)]) {
             let (layout, data) = blocked(dims, halo, &planar, &pool);
             let run = |pooling: &dyn Fn(View, ViewMut) -> Result<(), Error>| {
                 let layout_out = Blocked::new(out_dims).unwrap().with_halo([halo, 0]).unwrap();
-                let mut out = AlignedVec::zeroed(layout_out.len());
+                let mut out = AlignedVec::zeroed(layout_out.len()).unwrap();
                 pooling(View { layout, data: &data }, ViewMut { layout: layout_out, data: &mut out })
                     .unwrap();
                 let mut back = vec![0.0; out_dims.iter().product()];

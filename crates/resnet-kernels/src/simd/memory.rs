@@ -4,6 +4,8 @@
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::ptr::NonNull;
 
+use crate::error::Error;
+
 /// Size of a cache line in bytes, which is that of a pixel block.
 const LINE: usize = 64;
 
@@ -25,23 +27,33 @@ unsafe impl Send for AlignedVec {}
 unsafe impl Sync for AlignedVec {}
 
 impl AlignedVec {
-    /// Allocates `len` zeros. Aborts if the allocation fails, as `Vec` does.
-    pub fn zeroed(len: usize) -> Self {
+    /// Allocates `len` zeros.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Allocation`] if the memory is not available.
+    pub fn zeroed(len: usize) -> Result<Self, Error> {
+        let error = Error::Allocation { len };
         let Some(layout) = Self::layout(len) else {
-            return Self { data: NonNull::dangling(), len: 0 };
+            return if len == 0 { Ok(Self::default()) } else { Err(error) };
         };
         // SAFETY: the size of the layout is not zero.
-        let data = unsafe { alloc(layout) };
-        let Some(data) = NonNull::new(data) else { handle_alloc_error(layout) };
+        let data = NonNull::new(unsafe { alloc(layout) }).ok_or(error)?;
         if layout.align() == HUGE {
             advise_huge(data, layout.size());
         }
         // SAFETY: the allocation has `layout.size()` writable bytes.
         unsafe { data.as_ptr().write_bytes(0, layout.size()) };
-        Self { data: data.cast(), len }
+        Ok(Self { data: data.cast(), len })
     }
 
-    /// Returns the layout for `len` elements, or `None` for an empty buffer. Rounds up to huge pages if that wastes
+    /// As [`AlignedVec::zeroed`], but aborts if the memory is not available, as `Vec` does.
+    pub(crate) fn zeroed_or_abort(len: usize) -> Self {
+        Self::zeroed(len)
+            .unwrap_or_else(|_| handle_alloc_error(Self::layout(len).unwrap_or(Layout::new::<f32>())))
+    }
+
+    /// Returns the layout for `len` elements, or `None` if `len` is 0 or too large. Rounds up to huge pages if that wastes
     /// little.
     fn layout(len: usize) -> Option<Layout> {
         let size = len.checked_mul(size_of::<f32>())?;
@@ -96,7 +108,7 @@ impl std::ops::DerefMut for AlignedVec {
 
 impl Clone for AlignedVec {
     fn clone(&self) -> Self {
-        let mut copy = Self::zeroed(self.len);
+        let mut copy = Self::zeroed_or_abort(self.len);
         copy.copy_from_slice(self);
         copy
     }
@@ -104,7 +116,7 @@ impl Clone for AlignedVec {
 
 impl Default for AlignedVec {
     fn default() -> Self {
-        Self::zeroed(0)
+        Self { data: NonNull::dangling(), len: 0 }
     }
 }
 
@@ -121,12 +133,23 @@ mod tests {
     #[test]
     fn buffers_are_aligned_and_zeroed() {
         for len in [0, 1, 15, 1000, 400_000, 524_288, 1_300_000] {
-            let mut memory = AlignedVec::zeroed(len);
+            let mut memory = AlignedVec::zeroed(len).unwrap();
             assert_eq!(memory.len(), len);
             assert!(len == 0 || (memory.as_ptr() as usize).is_multiple_of(LINE));
             assert!(memory.iter().all(|x| *x == 0.0));
             memory.fill(1.0);
             assert_eq!(memory.clone()[..], memory[..]);
+        }
+    }
+
+    #[test]
+    fn failed_allocations_are_errors() {
+        for len in [usize::MAX, isize::MAX as usize / 4, usize::MAX / 32] {
+            let error = AlignedVec::zeroed(len).unwrap_err().to_string();
+            assert_eq!(
+                error,
+                format!("cannot allocate {len} f32 elements, try a smaller batch or image size")
+            );
         }
     }
 }

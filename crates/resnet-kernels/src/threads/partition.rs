@@ -161,7 +161,7 @@ impl ThreadPool {
     }
 
     /// As [`ThreadPool::run_partitioned`], with `per_worker` elements of `scratch` for each running task.
-    pub(crate) fn run_partitioned_with_scratch(
+    pub(crate) fn run_with_scratch(
         &self,
         data: &mut [f32],
         partition: &Partition,
@@ -173,9 +173,9 @@ impl ThreadPool {
         self.run_partitioned(data, partition, |worker, chunk| {
             // SAFETY: `worker` is less than the number of threads, so the range is inside the borrowed slice by the
             // assertion; no two running tasks have the same worker index, so the range is not aliased.
-            let private =
+            let scratch =
                 unsafe { std::slice::from_raw_parts_mut(scratch.get().add(worker * per_worker), per_worker) };
-            task(private, chunk);
+            task(scratch, chunk);
         });
     }
 }

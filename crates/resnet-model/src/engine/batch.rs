@@ -33,11 +33,7 @@ impl Engine {
         nodes: &[NodeId],
         on: &mut dyn FnMut(usize, Duration),
     ) -> Result<Vec<Output>> {
-        let elements = dims.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
-        if dims[0] == 0 || dims[1] != self.graph().in_channels() || elements != Some(x.len()) {
-            return Err(self.input_error(&dims));
-        }
-        let image = x.len() / dims[0];
+        let image = self.image_len(x, dims)?;
         let mut whole: Vec<Output> = Vec::new();
         let mut times = vec![Duration::ZERO; self.program.steps.len()];
         for start in (0..dims[0]).step_by(MAX_IMAGES) {
@@ -46,7 +42,10 @@ impl Engine {
             let phases = self.phases([n, dims[1], dims[2], dims[3]], nodes);
             let mut on = |step: usize, time| times[step] += time;
             let outputs = match phases.per_image.steps.is_empty() {
-                true => self.run_batched(x, &phases.batched, self.session(&phases.batched)?, &mut on)?,
+                true => {
+                    let session = self.session(&phases.batched)?;
+                    self.run_batched(x, &phases.batched, session, &self.pool, &mut on)?
+                }
                 false => self.run_phases(x, &phases, nodes, &mut on)?,
             };
             match whole.as_mut_slice() {
@@ -56,6 +55,37 @@ impl Engine {
         }
         times.into_iter().enumerate().for_each(|(step, time)| on(step, time));
         Ok(whole)
+    }
+
+    /// Returns the results of `nodes` for all images, one after another on the calling thread.
+    pub(super) fn run_nodes_single_threaded(
+        &self,
+        x: &[f32],
+        dims: [usize; 4],
+        nodes: &[NodeId],
+    ) -> Result<Vec<Output>> {
+        let image = self.image_len(x, dims)?;
+        let one = self.phases([1, dims[1], dims[2], dims[3]], nodes).batched;
+        let request = Request { threads: 1, ..one };
+        let mut whole: Vec<Output> = Vec::new();
+        for x in x.chunks(image) {
+            let session = self.session(&request)?;
+            let outputs = self.run_batched(x, &request, session, &self.single_thread, &mut |_, _| {})?;
+            match whole.as_mut_slice() {
+                [] => whole = outputs,
+                whole => whole.iter_mut().zip(outputs).for_each(|(all, one)| all.append(one)),
+            }
+        }
+        Ok(whole)
+    }
+
+    /// Returns the number of elements of one image of `x`, whose shape is `dims`.
+    fn image_len(&self, x: &[f32], dims: [usize; 4]) -> Result<usize> {
+        let elements = dims.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
+        if dims.contains(&0) || dims[1] != self.graph().in_channels() || elements != Some(x.len()) {
+            return Err(self.input_error(&dims));
+        }
+        Ok(x.len() / dims[0])
     }
 
     /// Returns the number of elements of activation memory for a batch.
@@ -156,7 +186,7 @@ impl Engine {
             }
         }
         lock(&times).iter().enumerate().for_each(|(step, time)| on(step, *time));
-        let batched_outputs = self.run_batched(x, batched, session, on)?;
+        let batched_outputs = self.run_batched(x, batched, session, &self.pool, on)?;
         let mut outputs = (image_outputs.into_iter(), batched_outputs.into_iter());
         let next = |node: &NodeId| match requested.contains(node) {
             true => outputs.0.next(),
@@ -171,10 +201,11 @@ impl Engine {
         x: &[f32],
         request: &Request,
         mut session: Session,
+        pool: &ThreadPool,
         on: &mut dyn FnMut(usize, Duration),
     ) -> Result<Vec<Output>> {
-        run::run(&self.program, &mut session, x, &self.pool, on)?;
-        let output = |&node: &NodeId| run::output(session.plan(), node, &session.arena, &self.pool);
+        run::run(&self.program, &mut session, x, pool, on)?;
+        let output = |&node: &NodeId| run::output(session.plan(), node, &session.arena, pool);
         let outputs = request.outputs.iter().map(output).collect::<Result<_>>()?;
         self.cache(session);
         Ok(outputs)
@@ -187,7 +218,7 @@ impl Engine {
             return Ok(sessions.remove(position));
         }
         drop(sessions);
-        Ok(Session::new(self.memory_plan(request)?))
+        Session::new(self.memory_plan(request)?)
     }
 
     fn cache(&self, session: Session) {

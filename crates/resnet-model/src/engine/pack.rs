@@ -101,7 +101,7 @@ impl Program {
         let buffers: Vec<Mutex<Vec<f32>>> = (0..pool.threads()).map(|_| Mutex::default()).collect();
         pool.run(steps.len(), |thread, _| {
             let mut buffer = buffers[thread].lock().unwrap_or_else(PoisonError::into_inner);
-            // The order of size, not the task index: the pool gives each thread a separate range of indices.
+            // By size, not by task index: the pool assigns each thread a contiguous range of indices.
             let i = order[next.fetch_add(1, Ordering::Relaxed)];
             // Free large buffers early: memory peaks when the last weights are read.
             if buffer.capacity() as u64 > weight_bytes(&steps[i], &packer.costs) / 2 {

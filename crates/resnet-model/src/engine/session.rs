@@ -171,8 +171,8 @@ pub(super) struct Session {
 }
 
 impl Session {
-    pub(super) fn new(plan: Arc<MemoryPlan>) -> Session {
-        Session { arena: AlignedVec::zeroed(plan.arena), plan }
+    pub(super) fn new(plan: Arc<MemoryPlan>) -> Result<Session> {
+        Ok(Session { arena: AlignedVec::zeroed(plan.arena)?, plan })
     }
 
     pub(super) fn plan(&self) -> &Arc<MemoryPlan> {

@@ -118,7 +118,9 @@ fn batches_match_single_images() {
     // A remainder after an image per thread, fewer images than threads, more than one chunk.
     for (threads, n) in [(2, 5), (3, 2), (2, 18)] {
         let x = input([n, 3, 64, 64]);
-        let found = engine(threads).run(&x, [n, 3, 64, 64], &taps).unwrap();
+        let engine = engine(threads);
+        let found = engine.run(&x, [n, 3, 64, 64], &taps).unwrap();
+        assert_eq!(engine.run_single_threaded(&x, [n, 3, 64, 64], &taps).unwrap(), found);
         for (i, x) in x.chunks_exact(x.len() / n).enumerate() {
             let one = single.run(x, [1, 3, 64, 64], &taps).unwrap();
             for (all, one) in found.iter().zip(&one) {

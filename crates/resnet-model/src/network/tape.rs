@@ -3,7 +3,9 @@
 //! Activations are freed as soon as their gradient is known, gradients accumulate in place, and each parameter gradient is
 //! passed on as soon as it is complete. Operations without a kernel here run as small candle graphs.
 //!
-//! HEADER
+//! It is separate from the candle graph of [`ModuleT::forward_t`](candle_core::ModuleT), which keeps all activations in
+//! planar layout and cannot fuse or accumulate in place: a step of ResNet-18 takes half the time here (`ops.rs` has the
+//! numbers). It is separate from the engine because the backward pass reads activations that inference overwrites.
 
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

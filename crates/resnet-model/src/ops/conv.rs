@@ -83,7 +83,7 @@ fn dilate(weight: &Tensor, dim: usize, dilation: usize) -> Result<Tensor> {
 /// handles rows and columns that no window covers only if both axes have the same number within the padding.
 fn trim(x: &Tensor, conv: &Conv, padding: usize, stride: usize) -> Result<(Tensor, usize)> {
     let mut unused = [0; 2];
-    for axis in 0..2 {
+    for (axis, unused) in unused.iter_mut().enumerate() {
         let size = x.dim(2 + axis)?;
         let span = conv.dilation[axis] * (conv.kernel[axis] - 1) + 1;
         let Some(spare) = (size + 2 * padding).checked_sub(span) else {
@@ -91,7 +91,7 @@ fn trim(x: &Tensor, conv: &Conv, padding: usize, stride: usize) -> Result<(Tenso
                 "input of {size} pixels with padding {padding} is smaller than the window of {span}"
             )
         };
-        unused[axis] = spare % stride;
+        *unused = spare % stride;
     }
     if unused[0] == unused[1] && unused[0] <= padding {
         return Ok((x.clone(), padding));

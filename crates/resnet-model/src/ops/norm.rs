@@ -306,7 +306,7 @@ impl CustomOp3 for Normalize {
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let [gx, gp, residual] = self.gradients(x, p, y, grad)?;
-        let wanted = |t: &Tensor, gradient| t.track_op().then_some(gradient);
-        Ok((wanted(x, gx), wanted(p, gp), wanted(added, residual)))
+        let needs_grad = |t: &Tensor, gradient| t.track_op().then_some(gradient);
+        Ok((needs_grad(x, gx), needs_grad(p, gp), needs_grad(added, residual)))
     }
 }

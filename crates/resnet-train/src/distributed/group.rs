@@ -159,7 +159,7 @@ impl TransportGroup {
 }
 
 fn serve(mut transport: impl Transport, requests: &Receiver<Request>, closed: &Sender<()>) {
-    // The caller may have given up; then nobody receives the answer.
+    // The caller may have given up; then the answer has no receiver.
     while let Ok(request) = requests.recv() {
         match request {
             Request::AllReduce(mut values, to) => {

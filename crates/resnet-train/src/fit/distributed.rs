@@ -1,4 +1,4 @@
-//! Communication of a run with the other ranks; next to nothing in a single process.
+//! Communication of a run with the other ranks; a single process sends and receives nothing.
 
 use std::sync::atomic::Ordering;
 
@@ -103,7 +103,7 @@ impl Trainer<'_> {
         }
         self.optimizer.set_steps(progress.step);
         self.progress = progress;
-        // A run must be resumable from the first step on, whenever a rank dies.
+        // A run must be resumable from the first step on, whenever a rank is lost.
         if begin == Begin::New { self.save(on) } else { Ok(()) }
     }
 

@@ -67,7 +67,7 @@ impl Trainer<'_> {
         if self.folder.is_none() {
             return Ok(());
         }
-        let curves = plot::run(&self.progress.records)?;
+        let curves = plot::run(&self.progress.records);
         write_atomically(&self.path.join(CURVES), Existing::Replace, |out| {
             Ok(std::io::Write::write_all(out, curves.as_bytes())?)
         })?;

@@ -130,7 +130,7 @@ const DTYPES: &[(&str, &str, Dtype)] = &[
     ("", "float8_e5m2", Dtype::F8_E5M2),
 ];
 
-/// Storages of quantised numbers and of complex doubles.
+/// Storages of quantized numbers and of complex doubles.
 fn odd_storage(name: &str) -> Global {
     match name {
         "QUInt8Storage" | "QInt8Storage" | "QUInt4x2Storage" | "QUInt2x4Storage" => {

@@ -144,7 +144,7 @@ impl Arena {
         self.push(Node::Tuple(parts.into()), parts)
     }
 
-    /// A string; short ones are kept, for long ones `span` tells where they are.
+    /// A string; short ones are kept, `span` locates long ones in the file.
     pub(crate) fn push_str(&mut self, text: Text, bytes: &[u8]) -> Result<Value, Fault> {
         let start = u32::try_from(self.text.len()).map_err(|_| Fault::new(Code::Limit, "text"))?;
         let len = u32::try_from(bytes.len()).map_err(|_| Fault::new(Code::Limit, "text"))?;

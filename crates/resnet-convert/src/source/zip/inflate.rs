@@ -8,7 +8,7 @@ use flate2::read::DeflateDecoder;
 use resnet_model::raw::{ByteRange, Bytes};
 
 use crate::error::{Code, Fault};
-use crate::source::lazy::Computed;
+use resnet_model::raw::Computed;
 
 /// Chunk size for skipping to an offset.
 const STEP: usize = 1 << 16;

@@ -23,8 +23,8 @@ pub(super) fn run(
     while let Some(save) = saved.pop() {
         let step = &network.steps[saved.len()];
         let Some(grad) = pass.gradients[step.node.index()].take() else { continue };
-        let wanted: Vec<bool> = step.inputs.iter().map(|input| tracked[input.index()]).collect();
-        pass.step(step, &wanted, save, grad)?;
+        let needs_grad: Vec<bool> = step.inputs.iter().map(|input| tracked[input.index()]).collect();
+        pass.step(step, &needs_grad, save, grad)?;
     }
     Ok(())
 }
@@ -52,11 +52,11 @@ impl Pass<'_> {
         &self.network.buffers
     }
 
-    fn step(&mut self, step: &Step, wanted: &[bool], saved: Saved, grad: Value) -> Result<()> {
+    fn step(&mut self, step: &Step, needs_grad: &[bool], saved: Saved, grad: Value) -> Result<()> {
         match saved {
             Saved::Untracked => Ok(()),
-            Saved::Conv { input } => self.conv(step, wanted[0], input, grad),
-            Saved::Norm(normed) => self.norm(step, wanted, normed, grad),
+            Saved::Conv { input } => self.conv(step, needs_grad[0], input, grad),
+            Saved::Norm(normed) => self.norm(step, needs_grad, normed, grad),
             Saved::MaxPool { x, y } => {
                 let Op::MaxPool(pool) = &self.network.graph.node(step.node).op else { return Ok(()) };
                 let grad = grad.blocked(self.buffers())?;
@@ -71,7 +71,7 @@ impl Pass<'_> {
                     threads,
                 )
                 .map_err(kernel)?;
-                self.add(step.inputs[0], wanted[0], Value::Blocked(Rc::new(out)))
+                self.add(step.inputs[0], needs_grad[0], Value::Blocked(Rc::new(out)))
             }
             Saved::AvgPool(layout) => {
                 let Op::AvgPool(pool) = &self.network.graph.node(step.node).op else { return Ok(()) };
@@ -87,19 +87,19 @@ impl Pass<'_> {
                     threads,
                 )
                 .map_err(kernel)?;
-                self.add(step.inputs[0], wanted[0], Value::Blocked(Rc::new(out)))
+                self.add(step.inputs[0], needs_grad[0], Value::Blocked(Rc::new(out)))
             }
             Saved::Scale { x, gate } => {
                 let grad = grad.blocked(self.buffers())?;
                 let (layout, threads) = (x.layout, ops::threads()?);
-                if wanted[1] {
+                if needs_grad[1] {
                     let to_gate =
                         resnet_kernels::grad_gate(ops::isa(), layout, x.slice(), grad.slice(), threads)
                             .map_err(kernel)?;
                     let to_gate = Tensor::from_vec(to_gate, gate.shape(), &Device::Cpu)?;
                     self.add(step.inputs[1], true, Value::Planar(to_gate))?;
                 }
-                if !wanted[0] {
+                if !needs_grad[0] {
                     return Ok(());
                 }
                 let mut out = BlockedTensor::empty(self.buffers(), layout);
@@ -117,17 +117,17 @@ impl Pass<'_> {
                     resnet_kernels::grad_global_avg_pool(layout, grad, out.slice_mut(), ops::threads()?)
                         .map_err(kernel)
                 })?;
-                self.add(step.inputs[0], wanted[0], Value::Blocked(Rc::new(out)))
+                self.add(step.inputs[0], needs_grad[0], Value::Blocked(Rc::new(out)))
             }
             Saved::Relu(y) => {
                 let mut grad = BlockedTensor::owned(grad.into_blocked(self.buffers())?);
                 relu_grad(&mut grad, &y)?;
-                self.add(step.inputs[0], wanted[0], Value::Blocked(Rc::new(grad)))
+                self.add(step.inputs[0], needs_grad[0], Value::Blocked(Rc::new(grad)))
             }
             Saved::Add(drop_path) => {
                 let buffers = self.buffers().clone();
                 let mut term = |term: usize, grad: Value| match &drop_path {
-                    _ if !wanted[term] => Ok(()),
+                    _ if !needs_grad[term] => Ok(()),
                     Some(drop_path) if drop_path.branch == term => {
                         let mut grad = BlockedTensor::owned(grad.into_blocked(&buffers)?);
                         drop_path.grad(term, &mut grad)?;
@@ -142,9 +142,9 @@ impl Pass<'_> {
         }
     }
 
-    /// Accumulates the gradient of the result of `node` if it is `wanted`.
-    fn add(&mut self, node: NodeId, wanted: bool, grad: Value) -> Result<()> {
-        if !wanted {
+    /// Accumulates the gradient of the result of `node` if it is `needs_grad`.
+    fn add(&mut self, node: NodeId, needs_grad: bool, grad: Value) -> Result<()> {
+        if !needs_grad {
             return Ok(());
         }
         let sum = match (self.gradients[node.index()].take(), grad) {
@@ -161,7 +161,7 @@ impl Pass<'_> {
         Ok(())
     }
 
-    fn conv(&mut self, step: &Step, wanted: bool, input: Value, grad: Value) -> Result<()> {
+    fn conv(&mut self, step: &Step, needs_grad: bool, input: Value, grad: Value) -> Result<()> {
         let (Op::Conv(conv), Layer::Conv { weight, .. }) =
             (&self.network.graph.node(step.node).op, &self.network.layers[step.node.index()])
         else {
@@ -178,7 +178,7 @@ impl Pass<'_> {
             (self.sink)(weight, Tensor::from_vec(gw, weight.shape(), &Device::Cpu)?)?;
         }
         drop(input);
-        if wanted {
+        if needs_grad {
             let node = step.inputs[0];
             let before = self.gradients[node.index()].take();
             let before = before
@@ -194,12 +194,12 @@ impl Pass<'_> {
         Ok(())
     }
 
-    fn norm(&mut self, step: &Step, wanted: &[bool], saved: SavedNorm, grad: Value) -> Result<()> {
+    fn norm(&mut self, step: &Step, needs_grad: &[bool], saved: SavedNorm, grad: Value) -> Result<()> {
         let Layer::BatchNorm(norm) = &self.network.layers[saved.norm.index()] else { return Ok(()) };
         let SavedNorm { x, mut y, mean, scale, of_batch, fraction, drop_path, .. } = saved;
         let mut grad = BlockedTensor::owned(grad.into_blocked(self.buffers())?);
         let kernels = resnet_kernels::BatchNorm { layout: x.layout, isa: ops::isa(), pool: ops::threads()? };
-        let mut residual = step.inputs.get(1).map(|node| (*node, wanted[1]));
+        let mut residual = step.inputs.get(1).map(|node| (*node, needs_grad[1]));
         if let Some(drop_path) = drop_path {
             // The gradients of the norm and of the residual differ.
             if let Some(y) = y.take() {
@@ -232,7 +232,7 @@ impl Pass<'_> {
                 all_w = both[..gw.len()].iter().map(|sum| sum * fraction).collect();
                 all_b = both[gw.len()..].iter().map(|sum| sum * fraction).collect();
             }
-            let passed = match (wanted[0], residual) {
+            let passed = match (needs_grad[0], residual) {
                 (false, _) => None,
                 (true, Some((_, true))) => {
                     let mut out = BlockedTensor::empty(&buffers, x.layout);
@@ -256,11 +256,11 @@ impl Pass<'_> {
             }
         }
         drop((x, y));
-        if let Some((node, wanted)) = residual {
-            self.add(node, wanted, Value::Blocked(Rc::new(grad)))?;
+        if let Some((node, needs_grad)) = residual {
+            self.add(node, needs_grad, Value::Blocked(Rc::new(grad)))?;
         }
         match passed {
-            Some(passed) => self.add(step.inputs[0], wanted[0], Value::Blocked(Rc::new(passed))),
+            Some(passed) => self.add(step.inputs[0], needs_grad[0], Value::Blocked(Rc::new(passed))),
             None => Ok(()),
         }
     }

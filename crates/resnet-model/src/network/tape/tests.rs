@@ -3,15 +3,15 @@ use crate::arch::{Block, Padding, ResNet};
 use crate::parameters::{Initialization, Trainable};
 use crate::{Arch, Parameters, synthetic, zoo};
 
-/// A loss of some logits.
-fn weigh(logits: &Tensor) -> Tensor {
+/// Returns a loss of the logits.
+fn weighted_loss(logits: &Tensor) -> Tensor {
     let flat = logits.flatten_all().unwrap();
     let weights = synthetic::input(flat.elem_count());
     let weights = Tensor::from_vec(weights, flat.elem_count(), &Device::Cpu).unwrap();
     (flat.sqr().unwrap() * weights).unwrap().sum_all().unwrap()
 }
 
-/// Loss and gradients by name, over candle's graph and over the tape.
+/// Returns loss and gradients by name, from the candle graph and from the tape.
 fn both(
     parameters: &Parameters,
     trained: &Trainable,
@@ -19,19 +19,19 @@ fn both(
     dropping: DropConfig,
     x: &Tensor,
 ) -> [Vec<(String, Vec<f32>)>; 2] {
-    [false, true].map(|tape| {
+    [false, true].map(|use_tape| {
         let parameters = parameters.copy().unwrap();
         let network = parameters.network(trained, statistics).unwrap();
-        let (loss, store) = match tape {
+        let (loss, store) = match use_tape {
             false => {
-                let loss = weigh(&network.candle_train_forward(x, dropping).unwrap());
+                let loss = weighted_loss(&network.candle_train_forward(x, dropping).unwrap());
                 (loss.clone(), loss.backward().unwrap())
             }
             true => {
-                let backward = network.train_forward(x, dropping, &SingleProcess).unwrap();
-                assert!(matches!(backward.recorded, Recorded::Steps(_)));
-                let loss = weigh(backward.logits());
-                (loss.clone(), backward.gradients(&loss).unwrap())
+                let tape = network.train_forward(x, dropping, &SingleProcess).unwrap();
+                assert!(matches!(tape.recorded, Recorded::Steps(_)));
+                let loss = weighted_loss(tape.logits());
+                (loss.clone(), tape.gradients(&loss).unwrap())
             }
         };
         let mut found = vec![("loss".to_owned(), vec![loss.to_scalar::<f32>().unwrap()])];
@@ -82,13 +82,13 @@ fn check_arch(
     for ((param, found), (_, expected)) in found.iter().zip(&expected) {
         let length = |values: &[f32]| values.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
         let difference: Vec<f32> = found.iter().zip(expected).map(|(a, b)| a - b).collect();
-        let (apart, length) = (length(&difference), length(expected));
-        assert!(apart <= 2e-3 * length + 1e-6, "{name}: `{param}` differs by {apart} of {length}");
+        let (distance, length) = (length(&difference), length(expected));
+        assert!(distance <= 2e-3 * length + 1e-6, "{name}: `{param}` distance {distance}, norm {length}");
     }
 }
 
 #[test]
-fn steps_are_those_of_candles_graph() {
+fn gradients_match_the_candle_graph() {
     let batch = Statistics::default();
     check("resnet18", [2, 64, 96], Trainable::All, batch);
     check("resnet18", [2, 64, 64], Trainable::From("layer4".into()), batch);
@@ -98,15 +98,15 @@ fn steps_are_those_of_candles_graph() {
 }
 
 #[test]
-fn gates_and_means_have_kernels_and_other_operations_are_candles() {
-    // Squeeze and excitation; average pooling in shortcuts, some of which reach over the border.
+fn other_operations_match_the_candle_graph() {
+    // Squeeze-and-excitation; average pooling in shortcuts, with incomplete windows.
     check("seresnet50", [3, 64, 64], Trainable::From("layer4".into()), Statistics::default());
     check("seresnet18", [2, 64, 64], Trainable::All, Statistics::Running);
     check("resnet26d", [3, 72, 64], Trainable::All, Statistics::Running);
-    // Blurred strides; a norm of groups and standardised weights.
+    // Blur; group norm and weight standardization.
     check("resnetblur18", [2, 64, 64], Trainable::From("layer4".into()), Statistics::Running);
     check("resnetv2_50x1_bit", [2, 64, 64], Trainable::From("stages.3".into()), Statistics::Running);
-    // Padding on one side.
+    // One-sided padding.
     let net = ResNet { padding: Padding::OneSided, ..ResNet::imagenet(Block::Basic, &[1, 1]) };
     let (batch, none) = (Statistics::default(), DropConfig::default());
     check_arch("one-sided", Arch::ResNet(net), [2, 64, 48], Trainable::All, batch, none);
@@ -114,9 +114,9 @@ fn gates_and_means_have_kernels_and_other_operations_are_candles() {
 
 const SOME: DropConfig = DropConfig { dropout: 0.3, drop_path: 0.5, seed: 7 };
 
-/// Sums behind norms, also of a shortcut; sums alone, behind gates and before the next block's norm.
+/// Residual adds after norms (also of the shortcut), without norms, after attention gates, and in pre-activation blocks.
 #[test]
-fn what_is_left_out_is_what_candles_graph_leaves_out() {
+fn dropout_and_drop_path_match_the_candle_graph() {
     for (name, size) in [
         ("resnet20_cifar", [6, 32, 32]),
         ("resnet18d", [4, 64, 64]),
@@ -131,38 +131,38 @@ fn what_is_left_out_is_what_candles_graph_leaves_out() {
 }
 
 #[test]
-fn gradients_of_what_is_not_left_out_are_slopes() {
+fn gradients_with_drop_path_match_finite_differences() {
     let arch = zoo::arch("resnet20_cifar").unwrap();
     let parameters = Parameters::new(&arch, Initialization::default(), &Device::Cpu).unwrap();
     let x = Tensor::from_vec(synthetic::input(4 * 3 * 16 * 16), (4, 3, 16, 16), &Device::Cpu).unwrap();
     let at = |parameters: &Parameters| {
         let network = parameters.network(&Trainable::All, Statistics::Running).unwrap();
-        let backward = network.train_forward(&x, SOME, &SingleProcess).unwrap();
-        let loss = weigh(backward.logits());
-        (f64::from(loss.to_scalar::<f32>().unwrap()), backward.gradients(&loss).unwrap())
+        let tape = network.train_forward(&x, SOME, &SingleProcess).unwrap();
+        let loss = weighted_loss(tape.logits());
+        (f64::from(loss.to_scalar::<f32>().unwrap()), tape.gradients(&loss).unwrap())
     };
     let (_, gradients) = at(&parameters);
     for name in ["layer1.1.conv2.weight", "layer2.0.bn2.weight", "layer3.0.bn1.bias", "fc.weight"] {
         let gradient = gradients.get(parameters.var(name).unwrap()).unwrap();
         let slope = f64::from(gradient.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap());
-        // A way along the gradient, one per mille of the parameter long.
+        // A step along the gradient with 0.1 % of the norm of the parameter.
         let length =
             |t: &Tensor| t.sqr().unwrap().sum_all().unwrap().sqrt().unwrap().to_scalar::<f32>().unwrap();
         let var = parameters.var(name).unwrap();
-        let way = f64::from((length(var).max(1.0)) / length(gradient)) * 1e-3;
+        let step = f64::from((length(var).max(1.0)) / length(gradient)) * 1e-3;
         let along = |by: f64| {
             let moved = parameters.copy().unwrap();
             let var = moved.var(name).unwrap();
             var.set(&(var.as_tensor() + (gradient * by).unwrap()).unwrap()).unwrap();
             at(&moved).0
         };
-        let found = (along(way) - along(-way)) / (2.0 * way);
+        let found = (along(step) - along(-step)) / (2.0 * step);
         assert!((found - slope).abs() < 0.02 * slope, "{name}: {found}, expected {slope}");
     }
 }
 
 #[test]
-fn memory_is_used_again_from_step_to_step() {
+fn buffers_are_reused_between_steps() {
     let parameters =
         Parameters::new(&zoo::arch("resnet20_cifar").unwrap(), Initialization::default(), &Device::Cpu)
             .unwrap();
@@ -170,9 +170,9 @@ fn memory_is_used_again_from_step_to_step() {
     let x = Tensor::from_vec(synthetic::input(4 * 3 * 32 * 32), (4, 3, 32, 32), &Device::Cpu).unwrap();
     let held: Vec<usize> = (0..3)
         .map(|_| {
-            let backward = network.train_forward(&x, DropConfig::default(), &SingleProcess).unwrap();
-            let loss = backward.logits().sqr().unwrap().sum_all().unwrap();
-            backward.gradients(&loss).unwrap();
+            let tape = network.train_forward(&x, DropConfig::default(), &SingleProcess).unwrap();
+            let loss = tape.logits().sqr().unwrap().sum_all().unwrap();
+            tape.gradients(&loss).unwrap();
             lock(&network.buffers).bytes()
         })
         .collect();
