@@ -17,6 +17,7 @@ use tokio::net::TcpListener;
 
 use crate::exit::Outcome;
 use crate::weights::{Access, Selection, Subjects};
+use resnet_weights::Options;
 
 /// Extensions of the files that `--model-dir` loads.
 const EXTENSIONS: &[&str] = &["safetensors", "pth", "pt", "bin", "ckpt", "onnx", "npz"];
@@ -171,8 +172,8 @@ fn shutdown() -> anyhow::Result<impl Future<Output = ()> + Send + 'static> {
 
 fn load(sources: &BTreeMap<String, Selection>, registry: &Registry, threads: usize) -> anyhow::Result<()> {
     for (name, selection) in sources {
-        let checkpoint = Access::default().open(selection.options()?, Subjects::All);
-        let checkpoint = checkpoint.with_context(|| format!("model `{name}`"))?;
+        let opened = Access::default().open(selection.options()?, Subjects::All);
+        let checkpoint = opened.with_context(|| format!("model `{name}`"))?;
         let model = compile(name, &checkpoint, threads)?;
         registry.set(name, ModelState::Ready(model));
     }
@@ -237,7 +238,8 @@ impl Watched {
 
     fn load(&self, name: &str, path: &Path, registry: &Registry, threads: usize) {
         let weights = path.to_str().map(str::to_owned);
-        let options = resnet_weights::Options { weights, ..resnet_weights::Options::default() };
+        let options = Options { weights, ..Options::default() };
+        // The notes about a folder are printed at the start only.
         let opened = Access::default().open_with_report(options).map_err(anyhow::Error::from);
         match opened.and_then(|(checkpoint, _)| compile(name, &checkpoint, threads)) {
             Ok(model) => {

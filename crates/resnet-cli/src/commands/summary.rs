@@ -241,7 +241,7 @@ mod tests {
     use super::*;
 
     fn table(model: &str, depth: usize, only: Option<&str>) -> Table {
-        let (_, arch, side) = resolve(model, &crate::weights::Access::default()).unwrap();
+        let (_, arch, side) = resolve(model, &Access::default()).unwrap();
         let graph = arch.graph().unwrap();
         Table::new(&graph, &graph.costs(side, side).unwrap(), depth, only).unwrap()
     }
@@ -251,7 +251,7 @@ mod tests {
         for model in
             ["resnet50", "resnet50_clip", "inception_resnet_v2", "vgg11", "resnetv2_50x1_bit", "senet154"]
         {
-            let (_, arch, side) = resolve(model, &crate::weights::Access::default()).unwrap();
+            let (_, arch, side) = resolve(model, &Access::default()).unwrap();
             let graph = arch.graph().unwrap();
             for depth in 1..5 {
                 let table = table(model, depth, None);
