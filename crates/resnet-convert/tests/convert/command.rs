@@ -39,7 +39,7 @@ fn a_checkpoint_is_converted_in_its_folder_and_reported() {
 
     let again = run(&["net.pth"], &at);
     assert_eq!((again.status.code(), text(&again.stdout)), (Some(1), ""));
-    assert_eq!(text(&again.stderr), "error: `net.safetensors` exists already\nhint: --force overwrites it\n");
+    assert_eq!(text(&again.stderr), "error: `net.safetensors` already exists\nhint: --force overwrites it\n");
     assert_eq!(run(&["--force", "net.pth"], &at).status.code(), Some(0));
 }
 
@@ -154,7 +154,7 @@ fn conflicting_flags_are_errors() {
             1,
             "error: --labels: 2 labels for a network with 3 classes\n",
         ),
-        (&["net.pth", "-o", "no/x.onnx"], 1, "error: `no/x.onnx`: there is no folder `no`\n"),
+        (&["net.pth", "-o", "no/x.onnx"], 1, "error: `no/x.onnx`: no such directory: `no`\n"),
     ] {
         let out = run(args, &at);
         assert_eq!((out.status.code(), text(&out.stderr)), (Some(code), expected));

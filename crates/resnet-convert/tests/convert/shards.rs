@@ -74,7 +74,7 @@ fn f13_an_index_names_only_files_in_its_folder() {
     assert!(failure(&at.path).contains("`gone`: No such file"));
     std::fs::create_dir(at.dir().join("folder")).unwrap();
     std::fs::write(&at.path, index(&[("w", "folder")])).unwrap();
-    assert!(failure(&at.path).contains("folder, not a file"));
+    assert!(failure(&at.path).contains("is a directory, not a file"));
 }
 
 #[cfg(unix)]
