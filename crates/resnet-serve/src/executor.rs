@@ -174,7 +174,7 @@ impl Shared {
                     None
                 }
             };
-            // Under one lock, so that a lone image is seen as alone. Nobody needs to be woken: this thread continues.
+            // Under one lock, so that a lone image is seen as alone. No other thread is woken: this one continues.
             let mut queue = self.lock();
             queue.running -= 1;
             queue.prepared.extend(prepared);

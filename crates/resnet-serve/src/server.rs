@@ -202,7 +202,7 @@ pub async fn serve(
         tracing::warn!("connections were cut: the grace period is over");
     }
     let close = tokio::task::spawn_blocking(move || app.executor.close());
-    // The workers finish the image they are computing; nobody waits for queued ones any more.
+    // The workers finish the image that they are computing; queued ones have no receiver any more.
     let _ = tokio::time::timeout(Duration::from_secs(5), close).await;
     Ok(())
 }

@@ -68,7 +68,9 @@ impl Engine {
         let one = self.phases([1, dims[1], dims[2], dims[3]], nodes).batched;
         let request = Request { threads: 1, ..one };
         let mut whole: Vec<Output> = Vec::new();
-        for x in x.chunks(image) {
+        // An invalid image size is an error of the plan.
+        self.memory_plan(&request)?;
+        for x in x.chunks(image.max(1)) {
             let session = self.session(&request)?;
             let outputs = self.run_batched(x, &request, session, &self.single_thread, &mut |_, _| {})?;
             match whole.as_mut_slice() {
@@ -82,7 +84,7 @@ impl Engine {
     /// Returns the number of elements of one image of `x`, whose shape is `dims`.
     fn image_len(&self, x: &[f32], dims: [usize; 4]) -> Result<usize> {
         let elements = dims.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
-        if dims.contains(&0) || dims[1] != self.graph().in_channels() || elements != Some(x.len()) {
+        if dims[0] == 0 || dims[1] != self.graph().in_channels() || elements != Some(x.len()) {
             return Err(self.input_error(&dims));
         }
         Ok(x.len() / dims[0])

@@ -152,8 +152,11 @@ fn invalid_inputs_are_errors_with_both_shapes() {
     let check = |dims: [usize; 4], expected: &str| {
         let elements =
             dims.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).filter(|&n| n < 1 << 20).unwrap_or(0);
-        let error = engine.run(&vec![0.0; elements], dims, &["logits"]).unwrap_err().to_string();
-        assert!(error.contains(expected), "{dims:?}: {error}");
+        let x = vec![0.0; elements];
+        for result in [engine.run(&x, dims, &["logits"]), engine.run_single_threaded(&x, dims, &["logits"])] {
+            let error = result.unwrap_err().to_string();
+            assert!(error.contains(expected), "{dims:?}: {error}");
+        }
     };
     check([1, 1, 64, 64], "input has shape [1, 1, 64, 64], expected [N, 3, H, W]");
     check([0, 3, 64, 64], "expected [N, 3, H, W]");

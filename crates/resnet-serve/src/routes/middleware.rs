@@ -1,4 +1,4 @@
-//! What happens around every request: API keys, request ids, access log, metrics.
+//! Layers around every request: API keys, request ids, access log, metrics.
 
 use std::time::Instant;
 

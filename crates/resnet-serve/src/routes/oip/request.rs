@@ -25,7 +25,7 @@ pub(super) struct InferRequest {
     pub timeout: Option<Duration>,
 }
 
-/// Which outputs are returned as binary data.
+/// Choice of outputs that are returned as binary data.
 pub(super) struct IsBinary {
     /// For outputs that the request does not name.
     pub default: bool,
