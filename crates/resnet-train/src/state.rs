@@ -222,7 +222,7 @@ mod tests {
         for (damage, message) in [
             ([&whole[..whole.len() - 1], &[0xff]].concat(), "checksum mismatch: found"),
             (whole[..whole.len() - 2].to_vec(), "safetensors"),
-            (Vec::new(), "too few"),
+            (Vec::new(), "too short"),
         ] {
             std::fs::write(&paths[2], damage).unwrap();
             let (progress, _, skipped) = folder.load().unwrap();
