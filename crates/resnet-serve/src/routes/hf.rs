@@ -1,5 +1,7 @@
 //! Classification in the shapes of Hugging Face, SageMaker, TorchServe and Vertex AI.
 
+use std::collections::BTreeMap;
+
 use axum::extract::{Path, Query, State};
 use axum::http::HeaderMap;
 use axum::routing::{get, post};
@@ -35,7 +37,7 @@ pub(super) struct Class {
 /// Classes of one image, or the error of that image.
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
-enum Row {
+pub(super) enum Row {
     Classes(Vec<Class>),
     Error { error: String, error_type: &'static str },
 }
@@ -59,7 +61,7 @@ pub(super) async fn classify_default(
     Query(query): Query<Params>,
     headers: HeaderMap,
     Body(body): Body,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json<Reply>, ApiError> {
     let images = Images::parse(&headers, body).await?;
     respond(&app, None, images, &query).await
 }
@@ -75,9 +77,17 @@ pub(super) async fn classify(
     Query(query): Query<Params>,
     headers: HeaderMap,
     Body(body): Body,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json<Reply>, ApiError> {
     let images = Images::parse(&headers, body).await?;
     respond(&app, Some(&name), images, &query).await
+}
+
+/// Classes of one image, or a row for each image of a list.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+pub(super) enum Reply {
+    One(Vec<Class>),
+    List(Vec<Row>),
 }
 
 /// One image: its classes, or an error status. A list of images: a list of classes or errors.
@@ -86,17 +96,14 @@ async fn respond(
     name: Option<&str>,
     images: Images,
     query: &Params,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json<Reply>, ApiError> {
     let is_list = images.is_list;
     let mut rows = rows(app, name, images, query).await?;
-    let value = match (is_list, rows.pop()) {
-        (false, Some(row)) => serde_json::to_value(row?),
-        (_, last) => {
-            let rows: Vec<Row> = rows.into_iter().chain(last).map(row_or_error).collect();
-            serde_json::to_value(rows)
-        }
-    };
-    value.map(Json).map_err(|e| ApiError::Internal(e.to_string()))
+    if is_list {
+        return Ok(Json(Reply::List(rows.into_iter().map(row_or_error).collect())));
+    }
+    let row = rows.pop().unwrap_or(Err(ApiError::ShuttingDown))?;
+    Ok(Json(Reply::One(row)))
 }
 
 fn row_or_error(row: Result<Vec<Class>, ApiError>) -> Row {
@@ -150,7 +157,7 @@ pub(super) async fn invocations(
     query: Query<Params>,
     headers: HeaderMap,
     body: Body,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json<Reply>, ApiError> {
     classify_default(state, query, headers, body).await
 }
 
@@ -171,12 +178,11 @@ pub(super) async fn torchserve(
     Query(query): Query<Params>,
     headers: HeaderMap,
     Body(body): Body,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json<BTreeMap<String, f32>>, ApiError> {
     let images = Images::parse(&headers, body).await?;
     let mut rows = rows(&app, Some(&name), images, &query).await?;
     let classes = rows.pop().unwrap_or(Err(ApiError::ShuttingDown))?;
-    let scores = classes.into_iter().map(|class| (class.label, json!(class.score)));
-    Ok(Json(Value::Object(scores.collect())))
+    Ok(Json(classes.into_iter().map(|class| (class.label, class.score)).collect()))
 }
 
 /// Vertex AI's readiness of one model: `GET /v1/models/NAME`.
@@ -190,6 +196,11 @@ struct VertexBody {
     instances: Vec<VertexInstance>,
     #[serde(default)]
     parameters: Parameters,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct VertexReply {
+    predictions: Vec<Row>,
 }
 
 /// An image as a base64 string, `{"b64": …}` or `{"image_bytes": {"b64": …}}`.
@@ -218,7 +229,7 @@ pub(super) async fn vertex(
     State(app): State<App>,
     Path(name): Path<String>,
     Body(body): Body,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json<VertexReply>, ApiError> {
     let name = name.strip_suffix(":predict").ok_or_else(|| {
         ApiError::Invalid("unsupported method; expected POST /v1/models/NAME:predict".into())
     })?;
@@ -228,8 +239,8 @@ pub(super) async fn vertex(
     let images = parsed.instances.iter().map(|one| decode_base64(one.text())).collect::<Result<_, _>>()?;
     let images = Images { images, parameters: parsed.parameters, is_list: true };
     let rows = rows(&app, Some(name), images, &Params::default()).await?;
-    let rows: Vec<Row> = rows.into_iter().map(row_or_error).collect();
-    Ok(Json(json!({ "predictions": rows })))
+    let predictions = rows.into_iter().map(row_or_error).collect();
+    Ok(Json(VertexReply { predictions }))
 }
 
 impl From<ScoreFunction> for resnet_model::classifier::Score {

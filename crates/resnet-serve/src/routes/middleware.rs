@@ -50,7 +50,7 @@ pub(super) async fn observe(State(app): State<App>, request: Request, next: Next
     let elapsed = start.elapsed();
     app.metrics.request(method.as_str(), &route, status, elapsed);
     let id_text = id.to_str().unwrap_or("?");
-    tracing::info!(%method, route, status, ms = elapsed.as_secs_f64() * 1e3, id = id_text, "request");
+    tracing::info!(%method, route, status, us = elapsed.as_micros() as u64, id = id_text, "request");
     response.headers_mut().insert(REQUEST_ID, id);
     response
 }

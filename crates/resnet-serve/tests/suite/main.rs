@@ -1,4 +1,5 @@
 //! The server as clients see it, with the bundled digits model. No Python, and no network but loopback.
+#![cfg(test)]
 
 mod connections;
 mod faults;
