@@ -181,8 +181,9 @@ fn damaged(format: ImageFormat, reason: impl ToString) -> Error {
     Error::Damaged { format, reason: escape(&reason.to_string()) }
 }
 
-/// Text from a file, safe to print: control and direction characters are escaped, long texts cut.
-pub(crate) fn escape(text: &str) -> String {
+/// Makes text from a file safe to print: escapes control and direction characters and truncates long texts.
+#[doc(hidden)]
+pub fn escape(text: &str) -> String {
     const MAX: usize = 120;
     let mut out = String::new();
     for c in text.chars() {

@@ -1,20 +1,7 @@
 //! Formatting of names and numbers in messages.
 
-/// Makes a name from a file safe to print: escapes control and direction characters and truncates long names.
-pub fn escape(name: &str) -> String {
-    const MAX: usize = 120;
-    let mut out = String::new();
-    for c in name.chars() {
-        if out.len() > MAX {
-            out.push('…');
-            break;
-        }
-        let hidden = c.is_control()
-            || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}');
-        if hidden { out.extend(c.escape_unicode()) } else { out.push(c) }
-    }
-    out
-}
+// Names from files are printed by both crates; this one builds on the other.
+pub use resnet_image::decode::escape;
 
 /// Returns a count with its noun in singular or plural.
 pub fn plural(n: usize, noun: &str) -> String {
